@@ -1,0 +1,181 @@
+"""Settings of every stage: frozen, validated, each value described once, on its field.
+
+The command line builds its options from these models (cli/options.py), and manifests store them
+verbatim. A setting that a model does not know is an error, and all faults are reported together.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sda_features.errors import SettingsError
+
+SettingsT = TypeVar("SettingsT", bound="Settings")
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @classmethod
+    def parse(cls, **values: Any) -> Self:
+        """Build the settings, turning every validation fault into one `SettingsError`."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            faults = [
+                f"{'.'.join(str(part) for part in fault['loc']) or cls.__name__}: "
+                f"{fault['msg']} (got {fault['input']!r})"
+                for fault in error.errors()
+            ]
+            raise SettingsError("\n".join(["These settings are not usable:", *faults])) from None
+
+
+class CatalogSettings(Settings):
+    """Where items come from and which of their columns are read."""
+
+    path: Path = Field(description="Catalogue: a parquet, JSONL or CSV file, or a folder of parquet files.")
+    id_column: str = Field("item_id", description="Column with the item id.")
+    text_columns: tuple[str, ...] = Field((), description="Text columns in prompt order; none: every other column.")
+    image_column: str | None = Field(
+        None, description="Column with image bytes, a path or a URL; none: 'image' if present."
+    )
+    image_root: Path | None = Field(None, description="Folder that image paths are relative to and may not leave.")
+    image_hosts: tuple[str, ...] = Field((), description="Hosts that image URLs may name, e.g. img.shop.example.")
+    max_image_bytes: int = Field(20_000_000, gt=0, description="Largest encoded image, in bytes.")
+    max_image_pixels: int = Field(50_000_000, gt=0, description="Largest image as stored, in pixels.")
+    max_bad_rows: float = Field(0.1, ge=0, le=1, description="Share of bad rows above which the run stops.")
+
+
+class PromptSettings(Settings):
+    """The two prompts of an item (paper, section 2.1). Stored in the checkpoint."""
+
+    text_instruction: str = Field(
+        "Represent this product for recommendation.", description="First line of the text prompt."
+    )
+    image_instruction: str = Field(
+        "Represent the product in this picture for recommendation.", description="Line that follows the picture."
+    )
+    max_field_chars: int = Field(100, gt=0, description="Length at which each field value is cut, in characters.")
+    max_image_side: int = Field(256, ge=28, description="Longest side of an image after scaling down, in pixels.")
+
+
+class BackboneSettings(Settings):
+    """The vision-language model and how its weights are held in memory."""
+
+    model: str = Field(description="Checkpoint folder or hub name of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model.")
+    quantization: Literal["nf4", "int8", "none"] = Field("nf4", description="How base weights are stored.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Dtype of activations; auto: bfloat16 on a GPU that has it, else float32."
+    )
+    device: str = Field("auto", description="Torch device; auto: cuda when there is one, else cpu.")
+    trust_remote_code: bool = Field(False, description="Run Python code that ships with the checkpoint.")
+
+
+class AdapterSettings(Settings):
+    """MoDA (paper, Eq. 4-7), plain LoRA, or nothing."""
+
+    kind: Literal["moda", "lora", "none"] = Field("moda", description="Which adapter is trained.")
+    rank: int = Field(8, gt=0, description="Total rank r, shared by all experts.")
+    experts: int = Field(4, gt=0, description="Number of experts N_e; divides the rank (MoDA).")
+    alpha: float = Field(32.0, gt=0, description="LoRA alpha; updates are scaled by alpha / rank.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout on the adapter's input.")
+    gate_dim: int = Field(64, gt=0, description="Width of the modality embedding that feeds a gate (MoDA).")
+    target_modules: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        description="Names of the language-model linears that are adapted.",
+    )
+
+    @model_validator(mode="after")
+    def _rank_splits(self) -> Self:
+        if self.kind == "moda" and self.rank % self.experts:
+            raise ValueError(f"rank {self.rank} does not split over {self.experts} experts")
+        return self
+
+
+class ProjectionSettings(Settings):
+    """From the pooled hidden state to the d_m-dimensional item vector."""
+
+    kind: Literal["pooled", "linear", "none"] = Field(
+        "none", description="pooled: mean of equal blocks, no parameters; linear: trained; none: the hidden state."
+    )
+    dim: int = Field(768, gt=0, description="Vector dimension d_m (pooled, linear).")
+
+
+class LossSettings(Settings):
+    """CMSA (paper, Eq. 1-3) and its ablations."""
+
+    kind: Literal["cmsa", "infonce"] = Field("cmsa", description="Training loss.")
+    normalize: bool = Field(True, description="L2-normalise vectors before similarities.")
+    temperature: float = Field(0.07, gt=0, description="Temperature tau of Eq. 1.")
+    learn_temperature: bool = Field(False, description="Train tau, starting at the value given.")
+    teacher_temperature: float | None = Field(
+        0.07, gt=0, description="Divides the teacher's logits; none: multiply by tau, as Eq. 2 is written."
+    )
+    detach_teacher: bool = Field(True, description="Send no gradient through the teacher.")
+    second_direction: Literal["proper", "literal"] = Field(
+        "proper", description="Image-to-text target: rows of T (proper) or its columns, as Eq. 3 is written."
+    )
+
+
+class TrainSettings(Settings):
+    """The optimisation of `adapt`."""
+
+    steps: int = Field(4000, gt=0, description="Optimiser steps.")
+    batch_size: int = Field(32, gt=1, description="Items in a step; each is contrasted with all others.")
+    micro_batch_size: int | None = Field(
+        None, gt=0, description="Items encoded at a time; smaller than the batch bounds memory, same gradients."
+    )
+    learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate of AdamW.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
+    warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up before the cosine decay.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradient norm at which gradients are clipped.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+    seed: int = Field(0, ge=0, description="Seed of initialisation, order and dropout.")
+
+
+class AdaptSettings(Settings):
+    """Everything `sda-features adapt` needs; stored in the checkpoint."""
+
+    catalog: CatalogSettings
+    backbone: BackboneSettings
+    prompts: PromptSettings = PromptSettings()
+    adapter: AdapterSettings = AdapterSettings()
+    projection: ProjectionSettings = ProjectionSettings()
+    loss: LossSettings = LossSettings()
+    train: TrainSettings = TrainSettings()
+
+
+class RecommenderSettings(Settings):
+    """Architecture and optimisation of a recommender. Defaults: SASRec on sparse data."""
+
+    hidden_dim: int = Field(50, gt=0, description="Width of item and hidden states.")
+    blocks: int = Field(2, gt=0, description="Transformer blocks.")
+    heads: int = Field(1, gt=0, description="Attention heads.")
+    max_length: int = Field(50, gt=1, description="Most recent interactions that are read.")
+    dropout: float = Field(0.5, ge=0, lt=1, description="Dropout rate.")
+    learning_rate: float = Field(1e-3, gt=0, description="Learning rate of Adam.")
+    batch_size: int = Field(128, gt=0, description="User sequences in a step.")
+    epochs: int = Field(200, gt=0, description="Most passes over the training sequences.")
+    patience: int = Field(10, gt=0, description="Validations without a better NDCG@10 before training stops.")
+    validate_every: int = Field(5, gt=0, description="Epochs between validations.")
+    loss: Literal["bce", "ce"] = Field(
+        "bce", description="bce: one uniform negative a position; ce: softmax over the catalogue."
+    )
+    fusion: Literal["replace", "join"] = Field("join", description="Item vectors replace or join the id embedding.")
+    seed: int = Field(0, ge=0, description="Seed of initialisation, order, dropout and negatives.")
+    device: str = Field("auto", description="Torch device; auto: cuda when there is one, else cpu.")
+    threads: int | None = Field(None, gt=0, description="CPU threads; none: all.")
+
+
+class EvaluationSettings(Settings):
+    """The protocol of an evaluation; part of each metric's meaning."""
+
+    cutoff: int = Field(10, gt=0, description="k of Hit@k and NDCG@k.")
+    negatives: int = Field(100, gt=0, description="Sampled negatives a user (protocol sampled-N).")
+    tail_below: int = Field(4, gt=0, description="A tail item has fewer training interactions than this.")
+    seed: int = Field(0, ge=0, description="Seed of the sampled negatives; independent of the model's.")

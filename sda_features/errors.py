@@ -1,0 +1,45 @@
+"""Every error a user can cause. A message says what was expected, what came, and what to do.
+
+Each class derives from `SDAError`, which the command line prints without a traceback, and from the
+builtin that code without knowledge of this package would catch.
+"""
+
+
+class SDAError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+
+class SettingsError(SDAError, ValueError):
+    """A setting, or a combination of settings, is not usable."""
+
+
+class CatalogError(SDAError, ValueError):
+    """The item catalogue cannot be read, or too many of its rows are bad."""
+
+
+class InteractionsError(SDAError, ValueError):
+    """The interaction log cannot be read or split."""
+
+
+class CheckpointError(SDAError, ValueError):
+    """A checkpoint folder is missing, damaged, or belongs to another base model."""
+
+
+class BackboneError(SDAError, ValueError):
+    """A vision-language model cannot be loaded or adapted."""
+
+
+class FeatureStoreError(SDAError, RuntimeError):
+    """A Feast repository, its definitions or its offline store is not usable."""
+
+
+class OnlineStoreError(SDAError, ConnectionError):
+    """The online store cannot be reached or holds something else than expected."""
+
+
+class FeatureMismatchError(SDAError, ValueError):
+    """Stored vectors do not have the dimension, dtype or version that the reader asked for."""
+
+
+class RankingError(SDAError, ValueError):
+    """Scores cannot be ranked (NaN, wrong shape, empty)."""
