@@ -1,0 +1,67 @@
+"""The entry point: a lazy group of verbs and one place where errors become messages.
+
+`sda-features --help` must answer in under half a second, so a verb's module is imported only when
+that verb runs, and each verb imports torch or feast only inside its function.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from sda_features import __version__
+from sda_features.errors import SDAError
+
+VERBS = {
+    "demo": "Walk the whole product on generated data, offline, in minutes.",
+    "adapt": "Train MoDA adapters on a catalogue (paper, sections 2.1 and 2.2).",
+    "init": "Add the item-vector definitions to a Feast repo.",
+    "materialize": "Encode a catalogue and write its vectors to Feast, offline and online.",
+    "lookup": "Read item vectors from the online store.",
+    "train": "Train a recommender on vectors from Feast and measure Hit@10 and NDCG@10.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands live in modules of the same name, imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Verbs in the order in which a user meets them."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the verb's module and return its `command`."""
+        if cmd_name not in VERBS:
+            return None
+        module = importlib.import_module(f"sda_features.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the verbs from `VERBS`, so that help imports none of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="sda-features")
+def cli() -> None:
+    """Item vectors for recommenders: adapt a vision-language model, store its vectors in Feast, serve them."""
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one message and exit status 1, never a traceback."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except SDAError as error:
+        click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+        click.echo(str(error), err=True)
+        sys.exit(1)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)

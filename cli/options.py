@@ -1,0 +1,97 @@
+"""Click options made from settings models, so that every setting is described once, on its field."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import click
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from sda_features.config import Settings
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+def settings_options(model: type[Settings], *, prefix: str = "", skip: tuple[str, ...] = ()) -> Callable[
+    [Decorated], Decorated
+]:
+    """Decorate a command with one option for each field of `model`.
+
+    Args:
+        model: settings whose fields become options; a field `max_length` becomes `--max-length`.
+        prefix: put before each option, e.g. "loss" makes `--loss-temperature`. The field `kind`
+            then takes the prefix alone: `--loss`.
+        skip: names of fields that get no option.
+
+    The command receives the values under the option's name; `collect` takes them back out.
+    """
+
+    def decorate(function: Decorated) -> Decorated:
+        for name, field in reversed(model.model_fields.items()):
+            if name not in skip:
+                function = click.option(*_declaration(prefix, name, field), **_attributes(field))(function)
+        return function
+
+    return decorate
+
+
+def collect(model: type[Settings], values: dict[str, Any], *, prefix: str = "") -> dict[str, Any]:
+    """The part of `values` that belongs to `model`, as keyword arguments for `model.parse`."""
+    names = {name: _parameter(prefix, name) for name in model.model_fields}
+    return {name: values[parameter] for name, parameter in names.items() if parameter in values}
+
+
+def _parameter(prefix: str, name: str) -> str:
+    if not prefix:
+        return name
+    return prefix if name == "kind" else f"{prefix}_{name}"
+
+
+def _declaration(prefix: str, name: str, field: FieldInfo) -> list[str]:
+    parameter = _parameter(prefix, name)
+    option = "--" + parameter.replace("_", "-")
+    if field.annotation is bool:
+        option += "/--no-" + parameter.replace("_", "-")
+    return [option, parameter]
+
+
+def _attributes(field: FieldInfo) -> dict[str, Any]:
+    required = field.default is PydanticUndefined
+    attributes: dict[str, Any] = {
+        "help": field.description,
+        "required": required,
+        "default": None if required else field.default,
+        "show_default": not required and field.default not in (None, ()),
+    }
+    annotation, optional = _unwrap_optional(field.annotation)
+    if optional and field.default is not None:
+        attributes["callback"] = _none_by_name
+    if get_origin(annotation) is Literal:
+        attributes["type"] = click.Choice([str(choice) for choice in get_args(annotation)])
+    elif get_origin(annotation) is tuple:
+        attributes.update(multiple=False, callback=_comma_separated, metavar="A,B,...")
+        attributes["default"] = ",".join(field.default) if not required else None
+        attributes["show_default"] = bool(attributes["default"])
+    elif annotation is not bool:
+        kinds: dict[Any, Any] = {Path: click.Path(path_type=Path), str: str, int: int, float: float}
+        attributes["type"] = str if "callback" in attributes else kinds[annotation]
+    return attributes
+
+
+def _unwrap_optional(annotation: Any) -> tuple[Any, bool]:
+    if get_origin(annotation) in (Union, types.UnionType):
+        options = [option for option in get_args(annotation) if option is not type(None)]
+        return options[0], True
+    return annotation, False
+
+
+def _comma_separated(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in (value or "").split(",") if part.strip())
+
+
+def _none_by_name(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    return None if isinstance(value, str) and value.lower() == "none" else value
