@@ -45,10 +45,12 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(VERBS.items()))
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="sda-features")
 def cli() -> None:
-    """Item vectors for recommenders: adapt a vision-language model, store its vectors in Feast, serve them."""
+    """Item vectors for recommenders: adapt a vision-language model, store vectors in Feast, serve them."""
 
 
 def main() -> None:

@@ -16,9 +16,9 @@ from sda_features.config import Settings
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
-def settings_options(model: type[Settings], *, prefix: str = "", skip: tuple[str, ...] = ()) -> Callable[
-    [Decorated], Decorated
-]:
+def settings_options(
+    model: type[Settings], *, prefix: str = "", skip: tuple[str, ...] = ()
+) -> Callable[[Decorated], Decorated]:
     """Decorate a command with one option for each field of `model`.
 
     Args:

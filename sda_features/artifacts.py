@@ -50,9 +50,9 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield temporary
-        for path in temporary.rglob("*"):
+        for path in [temporary, *temporary.rglob("*")]:
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
             _flush(path)
-        temporary.chmod(0o777 & ~_umask())
         if target.exists():
             # rename(2) cannot replace a folder that is not empty: step aside, then delete.
             aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))

@@ -40,12 +40,18 @@ class CatalogSettings(Settings):
 
     path: Path = Field(description="Catalogue: a parquet, JSONL or CSV file, or a folder of parquet files.")
     id_column: str = Field("item_id", description="Column with the item id.")
-    text_columns: tuple[str, ...] = Field((), description="Text columns in prompt order; none: every other column.")
+    text_columns: tuple[str, ...] = Field(
+        (), description="Text columns in prompt order; none: every other column."
+    )
     image_column: str | None = Field(
         None, description="Column with image bytes, a path or a URL; none: 'image' if present."
     )
-    image_root: Path | None = Field(None, description="Folder that image paths are relative to and may not leave.")
-    image_hosts: tuple[str, ...] = Field((), description="Hosts that image URLs may name, e.g. img.shop.example.")
+    image_root: Path | None = Field(
+        None, description="Folder that image paths are relative to and may not leave."
+    )
+    image_hosts: tuple[str, ...] = Field(
+        (), description="Hosts that image URLs may name, e.g. img.shop.example."
+    )
     max_image_bytes: int = Field(20_000_000, gt=0, description="Largest encoded image, in bytes.")
     max_image_pixels: int = Field(50_000_000, gt=0, description="Largest image as stored, in pixels.")
     max_bad_rows: float = Field(0.1, ge=0, le=1, description="Share of bad rows above which the run stops.")
@@ -55,19 +61,26 @@ class PromptSettings(Settings):
     """The two prompts of an item (paper, section 2.1). Stored in the checkpoint."""
 
     text_instruction: str = Field(
-        "Represent this product for recommendation.", description="First line of the text prompt."
+        "Summarize the following item.", description="First line of the text prompt."
     )
     image_instruction: str = Field(
-        "Represent the product in this picture for recommendation.", description="Line that follows the picture."
+        "Summarize the item in the picture.",
+        description="Line that follows the picture.",
     )
-    max_field_chars: int = Field(100, gt=0, description="Length at which each field value is cut, in characters.")
-    max_image_side: int = Field(256, ge=28, description="Longest side of an image after scaling down, in pixels.")
+    max_field_chars: int = Field(
+        100, gt=0, description="Length at which each field value is cut, in characters."
+    )
+    max_image_side: int = Field(
+        256, ge=28, description="Longest side of an image after scaling down, in pixels."
+    )
 
 
 class BackboneSettings(Settings):
     """The vision-language model and how its weights are held in memory."""
 
-    model: str = Field(description="Checkpoint folder or hub name of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model.")
+    model: str = Field(
+        description="Checkpoint folder or hub name of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model."
+    )
     quantization: Literal["nf4", "int8", "none"] = Field("nf4", description="How base weights are stored.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Dtype of activations; auto: bfloat16 on a GPU that has it, else float32."
@@ -101,7 +114,8 @@ class ProjectionSettings(Settings):
     """From the pooled hidden state to the d_m-dimensional item vector."""
 
     kind: Literal["pooled", "linear", "none"] = Field(
-        "none", description="pooled: mean of equal blocks, no parameters; linear: trained; none: the hidden state."
+        "none",
+        description="pooled: mean of equal blocks, no parameters; linear: trained; none: the hidden state.",
     )
     dim: int = Field(768, gt=0, description="Vector dimension d_m (pooled, linear).")
 
@@ -128,7 +142,9 @@ class TrainSettings(Settings):
     steps: int = Field(4000, gt=0, description="Optimiser steps.")
     batch_size: int = Field(32, gt=1, description="Items in a step; each is contrasted with all others.")
     micro_batch_size: int | None = Field(
-        None, gt=0, description="Items encoded at a time; smaller than the batch bounds memory, same gradients."
+        None,
+        gt=0,
+        description="Items encoded at a time; smaller than the batch bounds memory, same gradients.",
     )
     learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate of AdamW.")
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
@@ -166,7 +182,9 @@ class RecommenderSettings(Settings):
     loss: Literal["bce", "ce"] = Field(
         "bce", description="bce: one uniform negative a position; ce: softmax over the catalogue."
     )
-    fusion: Literal["replace", "join"] = Field("join", description="Item vectors replace or join the id embedding.")
+    fusion: Literal["replace", "join"] = Field(
+        "join", description="Item vectors replace or join the id embedding."
+    )
     seed: int = Field(0, ge=0, description="Seed of initialisation, order, dropout and negatives.")
     device: str = Field("auto", description="Torch device; auto: cuda when there is one, else cpu.")
     threads: int | None = Field(None, gt=0, description="CPU threads; none: all.")

@@ -1,1 +1,1 @@
-"""TODO"""
+"""The vision-language model: loading, MoDA adapters, the CMSA loss, training, checkpoints, encoding."""

@@ -1,0 +1,76 @@
+"""`sda-features adapt`: train an adapter on a catalogue."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sda_features.config import (
+    AdapterSettings,
+    AdaptSettings,
+    BackboneSettings,
+    CatalogSettings,
+    LossSettings,
+    ProjectionSettings,
+    PromptSettings,
+    TrainSettings,
+)
+
+from .options import collect, settings_options
+
+
+@click.command()
+@click.argument("catalog", type=click.Path(path_type=Path))
+@click.option("--output", "-o", type=click.Path(path_type=Path), required=True, help="Run folder to write.")
+@settings_options(BackboneSettings)
+@settings_options(AdapterSettings, prefix="adapter")
+@settings_options(LossSettings, prefix="loss")
+@settings_options(ProjectionSettings, prefix="projection")
+@settings_options(TrainSettings)
+@settings_options(CatalogSettings, skip=("path",))
+@settings_options(PromptSettings)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+def command(catalog: Path, output: Path, as_json: bool, **values: Any) -> None:
+    """Train MoDA adapters on the items of CATALOG and write OUTPUT/checkpoint.
+
+    CATALOG is a parquet, JSONL or CSV file with an id column, text columns and an image column.
+    Items that lack a text or a picture stay out of training and are listed in
+    OUTPUT/catalog_report.jsonl.
+
+    \b
+    Example:
+      sda-features adapt items.parquet --model Qwen/Qwen2.5-VL-7B-Instruct -o runs/sda
+    """
+    settings = AdaptSettings.parse(
+        catalog=CatalogSettings.parse(path=catalog, **collect(CatalogSettings, values)),
+        backbone=BackboneSettings.parse(**collect(BackboneSettings, values)),
+        adapter=AdapterSettings.parse(**collect(AdapterSettings, values, prefix="adapter")),
+        loss=LossSettings.parse(**collect(LossSettings, values, prefix="loss")),
+        projection=ProjectionSettings.parse(**collect(ProjectionSettings, values, prefix="projection")),
+        train=TrainSettings.parse(**collect(TrainSettings, values)),
+        prompts=PromptSettings.parse(**collect(PromptSettings, values)),
+    )
+    from sda_features.lvlm.finetune import finetune
+
+    result = finetune(settings, output, progress=not as_json)
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "checkpoint": str(result.checkpoint),
+                    "pairs": result.pairs,
+                    "trainable_parameters": result.trainable_parameters,
+                    "loss": result.loss,
+                    "items_per_second": result.items_per_second,
+                    "bad_rows": result.report.bad_rows,
+                }
+            )
+        )
+        return
+    click.echo(f"catalogue   {result.report}")
+    click.echo(f"trained     {result.trainable_parameters:,} parameters on {result.pairs:,} items")
+    click.echo(f"loss        {result.loss:.4f} at the end, {result.items_per_second:.0f} items/s")
+    click.echo(f"checkpoint  {result.checkpoint}")

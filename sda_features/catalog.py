@@ -1,0 +1,266 @@
+"""The item catalogue as a stream of rows, and the report of those that are bad.
+
+A catalogue is read twice, never held: a first pass over the id column counts rows and finds
+duplicate ids (8 bytes a row), a second one yields items. Ten million rows fit in 80 MB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.dataset as pa_dataset
+from PIL.Image import Image
+
+from sda_features.artifacts import atomic_file
+from sda_features.config import CatalogSettings
+from sda_features.errors import CatalogError
+from sda_features.images import ImageProblem, decode_image, read_image_bytes
+
+BATCH_ROWS = 512
+DECODE_AHEAD = 128  # pictures held decoded
+DECODERS = 4  # threads; Pillow releases the GIL while it decodes
+FORMAT_OF_SUFFIX = {".parquet": "parquet", ".jsonl": "json", ".ndjson": "json", ".csv": "csv"}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One catalogue row whose id is usable.
+
+    Attributes:
+        row: 1-based position in the catalogue.
+        item_id: the id, as text.
+        fields: text column -> value, in prompt order, blanks left out; empty when there is no text.
+        image: RGB picture, or None when missing or not usable.
+        content_hash: 128 bits (hex) over fields and picture bytes; changes when the item does.
+    """
+
+    row: int
+    item_id: str
+    fields: dict[str, str]
+    image: Image | None
+    content_hash: str
+
+
+@dataclass
+class CatalogReport:
+    """The rows that are not fully usable, each with the reason.
+
+    A row is counted once however many problems it has; its other modality is still used.
+    """
+
+    rows: int
+    problems: list[dict[str, Any]] = field(default_factory=list)
+    _bad: set[int] = field(default_factory=set)
+
+    def add(self, row: int, item_id: str | None, reason: str, detail: str) -> None:
+        """Quarantine one row, or one modality of it."""
+        self.problems.append({"row": row, "item_id": item_id, "reason": reason, "detail": detail})
+        self._bad.add(row)
+
+    @property
+    def bad_rows(self) -> int:
+        """Number of distinct rows with at least one problem."""
+        return len(self._bad)
+
+    def reasons(self) -> dict[str, int]:
+        """Reason -> count, most frequent first."""
+        return dict(Counter(problem["reason"] for problem in self.problems).most_common())
+
+    def write(self, path: Path) -> None:
+        """Write the problems as JSON lines."""
+        with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(problem, ensure_ascii=False) + "\n" for problem in self.problems)
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.reasons().items())
+        return f"{self.bad_rows} of {self.rows} rows have problems" + (f": {reasons}" if reasons else "")
+
+
+class Catalog:
+    """An opened catalogue: its columns are checked, its rows are counted.
+
+    Args:
+        settings: where it is and which columns are read.
+
+    Raises:
+        CatalogError: missing file, unknown format, unknown column, or no rows.
+    """
+
+    def __init__(self, settings: CatalogSettings):
+        self.settings = settings
+        self._dataset = _open(settings.path)
+        columns = self._dataset.schema.names
+        self.image_column = settings.image_column or ("image" if "image" in columns else None)
+        given = settings.text_columns
+        self.text_columns = given or tuple(
+            name for name in columns if name not in (settings.id_column, self.image_column)
+        )
+        required = [settings.id_column, *given, *([settings.image_column] if settings.image_column else [])]
+        if missing := [name for name in required if name not in columns]:
+            raise CatalogError(
+                f"{settings.path} has no column {', '.join(map(repr, missing))}. Its columns are "
+                f"{', '.join(columns)}. Name the right ones (--id-column, --text-columns, --image-column)."
+            )
+        self.rows, self._repeated = self._scan_ids()
+        if self.rows == 0:
+            raise CatalogError(f"{settings.path} has no rows; expected at least one item.")
+        self.report = CatalogReport(self.rows)
+
+    def items(self) -> Iterator[Item]:
+        """Yield usable items in file order, pictures decoded ahead in threads; fills `self.report`.
+
+        Raises:
+            CatalogError: as soon as the share of bad rows is sure to exceed `max_bad_rows`.
+        """
+        self.report = CatalogReport(self.rows)
+        ahead: deque[tuple[_Row, Future[_Picture]]] = deque()
+        with ThreadPoolExecutor(DECODERS) as decoders:
+            try:
+                for row in self._unique_rows():
+                    ahead.append((row, decoders.submit(_picture, row.image, self.settings)))
+                    if len(ahead) > DECODE_AHEAD:
+                        yield self._item(*ahead.popleft())
+                while ahead:
+                    yield self._item(*ahead.popleft())
+            finally:
+                decoders.shutdown(wait=False, cancel_futures=True)
+        self._check_share()
+
+    def _item(self, row: _Row, decoded: Future[_Picture]) -> Item:
+        picture = decoded.result()
+        digest = hashlib.blake2b(json.dumps(row.fields).encode(), digest_size=16)
+        if self.text_columns and not row.fields:
+            self.report.add(row.number, row.item_id, "missing_text", "every text column is empty")
+        if self.image_column is not None:
+            digest.update(picture.encoded or b"")
+            if picture.problem is not None:
+                self.report.add(row.number, row.item_id, picture.problem.reason, picture.problem.detail)
+        self._check_share()
+        return Item(row.number, row.item_id, row.fields, picture.image, digest.hexdigest())
+
+    def _unique_rows(self) -> Iterator[_Row]:
+        """Rows whose id is present and was not seen before."""
+        first_row: dict[str, int] = {}  # of ids that occur more than once
+        id_column = self.settings.id_column
+        image_columns = [self.image_column] if self.image_column else []
+        columns = list(dict.fromkeys([id_column, *self.text_columns, *image_columns]))
+        cells = chain.from_iterable(batch.to_pylist() for batch in self._batches(columns))
+        for number, values in enumerate(cells, start=1):
+            item_id = _as_text(values[id_column])
+            if not item_id:
+                self.report.add(number, None, "missing_id", f"column {id_column} is empty")
+            elif item_id in first_row:
+                self.report.add(
+                    number, item_id, "duplicate_id", f"row {first_row[item_id]} has this id and is kept"
+                )
+            else:
+                if _id_hash(item_id) in self._repeated:
+                    first_row[item_id] = number
+                texts = {name: _as_text(values[name]) for name in self.text_columns}
+                fields = {name: text for name, text in texts.items() if text}
+                yield _Row(number, item_id, fields, values.get(self.image_column))
+
+    def _scan_ids(self) -> tuple[int, set[int]]:
+        blocks = [
+            np.fromiter(
+                (_id_hash(_as_text(value)) for value in batch.column(0).to_pylist()),
+                np.uint64,
+                batch.num_rows,
+            )
+            for batch in self._batches([self.settings.id_column])
+        ]
+        hashes = np.sort(np.concatenate([np.empty(0, np.uint64), *blocks]))
+        return len(hashes), set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+
+    def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        try:
+            yield from self._dataset.to_batches(
+                columns=columns, batch_size=BATCH_ROWS, batch_readahead=2, fragment_readahead=1
+            )
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
+            raise CatalogError(f"{self.settings.path} cannot be read to its end: {error}") from None
+
+    def _check_share(self) -> None:
+        report = self.report
+        if report.bad_rows > self.settings.max_bad_rows * self.rows:
+            examples = "\n".join(
+                f"  row {problem['row']} ({problem['item_id']}): {problem['reason']}: {problem['detail']}"
+                for problem in report.problems[:5]
+            )
+            raise CatalogError(
+                f"{self.settings.path}: {report}. That is above --max-bad-rows "
+                f"{self.settings.max_bad_rows:g}; repair rows or raise the limit. The first ones:\n{examples}"
+            )
+
+
+@dataclass(frozen=True)
+class _Row:
+    number: int
+    item_id: str
+    fields: dict[str, str]
+    image: Any
+
+
+@dataclass(frozen=True)
+class _Picture:
+    image: Image | None = None
+    encoded: bytes | None = None
+    problem: ImageProblem | None = None
+
+
+def _picture(value: bytes | str | None, settings: CatalogSettings) -> _Picture:
+    encoded = None
+    try:
+        encoded = read_image_bytes(value, settings)
+        return _Picture(decode_image(encoded, settings), encoded)
+    except ImageProblem as problem:
+        return _Picture(None, encoded, problem)
+
+
+def _open(path: Path) -> pa_dataset.Dataset:
+    if not path.exists():
+        raise CatalogError(f"Catalogue {path} does not exist; expected a parquet, JSONL or CSV file.")
+    kind = "parquet" if path.is_dir() else FORMAT_OF_SUFFIX.get(path.suffix.lower())
+    if kind is None:
+        raise CatalogError(
+            f"Catalogue {path} ends in {path.suffix!r}; expected {', '.join(FORMAT_OF_SUFFIX)}."
+        )
+    if not path.is_dir() and path.stat().st_size == 0:
+        raise CatalogError(f"{path} has no rows; expected at least one item.")
+    try:
+        if kind != "csv":
+            return pa_dataset.dataset(path, format=kind)
+        # Every CSV column is text: a guessed type would turn the id 007 into 7.
+        parse = pa_csv.ParseOptions(newlines_in_values=True)
+        with pa_csv.open_csv(path, parse_options=parse) as head:
+            names = head.schema.names
+        convert = pa_csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
+        )
+        return pa_dataset.dataset(path, format=pa_dataset.CsvFileFormat(parse, convert_options=convert))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise CatalogError(f"{path} is not a readable {kind} file: {error}") from None
+
+
+def _as_text(value: Any) -> str:
+    """A cell as one line of text: lists are joined by commas, white space is collapsed, null is empty."""
+    if isinstance(value, list):
+        return ", ".join(filter(None, map(_as_text, value)))
+    if value is None or isinstance(value, (bytes, dict)):
+        return ""
+    return " ".join(str(value).split())
+
+
+def _id_hash(item_id: str) -> int:
+    return int.from_bytes(hashlib.blake2b(item_id.encode(), digest_size=8).digest(), "little")

@@ -1,0 +1,316 @@
+"""Who took what, in which order: read a log, index it, split it leave-one-out.
+
+Item code 0 is padding everywhere in this package; code i > 0 is `item_ids[i - 1]`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.json as pa_json
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from sda_features.errors import InteractionsError
+
+TIME_COLUMNS = ("timestamp", "position")
+FORMATS = (".parquet", ".csv", ".jsonl", ".ndjson")
+
+
+@dataclass(frozen=True, eq=False)
+class Interactions:
+    """A log as compressed sparse rows, each user's items in time order.
+
+    Attributes:
+        user_ids: Arrow strings [U], sorted by their UTF-8 bytes.
+        item_ids: Arrow strings [I]; sorted likewise, or in the order of the catalogue that was given.
+        offsets: int64 [U + 1]; user u has `items[offsets[u]:offsets[u + 1]]`.
+        items: int32 [n], codes 1..I.
+    """
+
+    user_ids: Any
+    item_ids: Any
+    offsets: NDArray[np.int64]
+    items: NDArray[np.int32]
+
+    @property
+    def user_count(self) -> int:
+        """U."""
+        return len(self.offsets) - 1
+
+    @property
+    def item_count(self) -> int:
+        """I, padding not counted."""
+        return len(self.item_ids)
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Interactions of each user, int64 [U]."""
+        return np.diff(self.offsets)
+
+    @cached_property
+    def users(self) -> NDArray[np.int64]:
+        """User index of each interaction, int64 [n]."""
+        return np.repeat(np.arange(self.user_count), self.lengths)
+
+    @cached_property
+    def item_counts(self) -> NDArray[np.int64]:
+        """Interactions of each item code, int64 [I + 1]; entry 0 is 0."""
+        return np.bincount(self.items, minlength=self.item_count + 1)
+
+    @cached_property
+    def data_hash(self) -> str:
+        """SHA-256 (hex) over ids, order and vocabularies; the same log in another file format agrees."""
+        digest = hashlib.sha256()
+        for ids in (self.user_ids, self.item_ids):
+            encoded = [text.encode() for text in ids.to_pylist()]
+            digest.update(np.array([len(encoded), *map(len, encoded)], dtype="<i8").tobytes())
+            digest.update(b"".join(encoded))
+        digest.update(self.offsets.astype("<i8").tobytes())
+        digest.update(self.items.astype("<i4").tobytes())
+        return digest.hexdigest()
+
+    def recent(self, users: NDArray[np.integer], length: int) -> NDArray[np.int32]:
+        """The last `length` items of each user, left-padded with 0.
+
+        Args:
+            users: [B] user indices.
+            length: most items a row holds.
+
+        Returns:
+            int32 [B, L], L = the longest row, at least 1 and at most `length`; the latest item stands last.
+        """
+        starts, ends = self.offsets[users], self.offsets[users + 1]
+        width = int(np.clip((ends - starts).max(initial=1), 1, length))
+        positions = ends[:, None] + np.arange(-width, 0)
+        known = positions >= starts[:, None]
+        return np.where(known, self.items[np.where(known, positions, 0)], 0).astype(np.int32, copy=False)
+
+    def without_last(self, dropped: NDArray[np.integer]) -> Interactions:
+        """The log without the last `dropped[u]` interactions of each user u; same ids and codes."""
+        lengths = self.lengths - dropped
+        offsets = np.concatenate(([0], np.cumsum(lengths)))
+        place = np.arange(len(self.items)) - np.repeat(self.offsets[:-1], self.lengths)
+        kept = place < np.repeat(lengths, self.lengths)
+        return Interactions(self.user_ids, self.item_ids, offsets, self.items[kept])
+
+
+@dataclass(frozen=True, eq=False)
+class Holdout:
+    """One item to predict for each evaluated user.
+
+    Attributes:
+        name: "validation" or "test".
+        history: what is known when the prediction is made.
+        users: int64 [T] user indices.
+        targets: int32 [T] item codes.
+    """
+
+    name: str
+    history: Interactions
+    users: NDArray[np.int64]
+    targets: NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Leave-one-out: each user's last item is the test, the one before it the validation.
+
+    Attributes:
+        interactions: everything.
+        train: what a recommender may learn from.
+        validation: history = `train`.
+        test: history = `train` and the validation item.
+        short_users: users with fewer than 3 interactions; all of theirs are in `train`.
+    """
+
+    interactions: Interactions
+    train: Interactions
+    validation: Holdout
+    test: Holdout
+    short_users: int
+
+
+def leave_one_out(interactions: Interactions) -> Split:
+    """Split each user's sequence; raises `InteractionsError` when nobody has 3 interactions."""
+    evaluated = interactions.lengths >= 3
+    users = np.flatnonzero(evaluated)
+    if not len(users):
+        raise InteractionsError(
+            "Leave-one-out needs users with at least 3 interactions (train, validation, test); "
+            f"the longest of {interactions.user_count} users has {interactions.lengths.max(initial=0)}. "
+            "Give a longer log."
+        )
+    train = interactions.without_last(2 * evaluated)
+    before_test = interactions.without_last(1 * evaluated)
+    last = interactions.offsets[users + 1] - 1
+    return Split(
+        interactions=interactions,
+        train=train,
+        validation=Holdout("validation", train, users, interactions.items[last - 1]),
+        test=Holdout("test", before_test, users, interactions.items[last]),
+        short_users=int((~evaluated).sum()),
+    )
+
+
+def index_interactions(users: Any, items: Any, order: Any = None, *, catalogue: Any = None) -> Interactions:
+    """Index three parallel columns.
+
+    Args:
+        users: user ids, strings or integers (Arrow array or sequence) [n].
+        items: item ids, likewise [n].
+        order: numbers or timestamps [n] that sort a user's interactions, ties in the order given;
+            none: the order given.
+        catalogue: item ids that make the vocabulary, in this order, so that items without
+            interactions take part in rankings; none: the items that occur.
+
+    Raises:
+        InteractionsError: no rows, null or empty ids, ids that are not text or integers, duplicate
+            catalogue ids, or an item that the catalogue does not know.
+    """
+    user_column, item_column = _as_ids(users, "user"), _as_ids(items, "item")
+    if not len(user_column):
+        raise InteractionsError("The log holds no interactions. Expected one row for each interaction.")
+    user_ids = _sorted_unique(user_column)
+    item_ids = _sorted_unique(item_column) if catalogue is None else _as_ids(catalogue, "catalogue")
+    if catalogue is not None:
+        _check_catalogue(item_ids, item_column)
+    user_codes = pc.index_in(user_column, user_ids).to_numpy(zero_copy_only=False)
+    item_codes = pc.index_in(item_column, item_ids).to_numpy(zero_copy_only=False) + 1
+    keys = (user_codes,) if order is None else (_as_order(order), user_codes)
+    by_user = np.lexsort(keys)  # stable
+    lengths = np.bincount(user_codes, minlength=len(user_ids))
+    return Interactions(
+        user_ids, item_ids, np.concatenate(([0], np.cumsum(lengths))), item_codes[by_user].astype(np.int32)
+    )
+
+
+def read_interactions(
+    path: Path,
+    *,
+    user_column: str = "user_id",
+    item_column: str = "item_id",
+    time_column: str | None = None,
+    catalogue: Any = None,
+) -> Interactions:
+    """Read a parquet, CSV or JSONL log; further columns are ignored.
+
+    Args:
+        path: the file; its suffix names the format.
+        user_column: column with the user id.
+        item_column: column with the item id.
+        time_column: column that orders a user's interactions; none: `timestamp` or `position`,
+            whichever the file has.
+        catalogue: see `index_interactions`.
+
+    Raises:
+        InteractionsError: missing or unreadable file, missing column, or see `index_interactions`.
+    """
+    path = Path(path)
+    table = _read_table(path, (user_column, item_column))
+    if time_column is None:
+        present = [name for name in TIME_COLUMNS if name in table.column_names]
+        if len(present) != 1:
+            raise InteractionsError(
+                f"{path}: expected one column that orders interactions, named timestamp or position; "
+                f"found {' and '.join(present) or 'neither'} among {', '.join(table.column_names)}. "
+                "Name the column to use."
+            )
+        time_column = present[0]
+    for name in (user_column, item_column, time_column):
+        if name not in table.column_names:
+            raise InteractionsError(
+                f"{path}: no column {name!r}; the file has {', '.join(table.column_names)}. "
+                "Name the right columns or rename them."
+            )
+    try:
+        return index_interactions(
+            table[user_column], table[item_column], table[time_column], catalogue=catalogue
+        )
+    except InteractionsError as error:
+        raise InteractionsError(f"{path}: {error}") from None
+
+
+def _read_table(path: Path, id_columns: tuple[str, ...]) -> Any:
+    if path.suffix not in FORMATS:
+        raise InteractionsError(f"{path}: expected a file that ends in {', '.join(FORMATS)}.")
+    if not path.is_file():
+        raise InteractionsError(f"{path}: no such file. Expected an interaction log.")
+    try:
+        if path.suffix == ".parquet":
+            return pq.read_table(path)
+        if path.suffix == ".csv":
+            # Inference would turn the id 007 into 7.
+            types = dict.fromkeys(id_columns, pa.string())
+            return pa_csv.read_csv(path, convert_options=pa_csv.ConvertOptions(column_types=types))
+        return pa_json.read_json(path)
+    except (pa.ArrowException, OSError) as error:
+        raise InteractionsError(f"{path}: not a readable {path.suffix[1:]} file: {error}") from error
+
+
+def _as_ids(column: Any, what: str) -> Any:
+    """One Arrow string array; integers are written in decimal."""
+    try:
+        array = column if isinstance(column, pa.Array | pa.ChunkedArray) else pa.array(column)
+    except pa.ArrowException as error:
+        raise InteractionsError(f"The {what} ids mix types: {error}. Give text or integers.") from error
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
+        if not pa.types.is_integer(array.type) and len(array):
+            raise InteractionsError(f"Expected {what} ids as text or integers, got {array.type}.")
+        array = array.cast(pa.string())
+    array = array.cast(pa.string())
+    bad = pc.or_kleene(pc.is_null(array), pc.equal(array, ""))
+    if pc.any(bad).as_py():
+        rows = pc.indices_nonzero(bad)
+        raise InteractionsError(
+            f"{len(rows)} of {len(array)} {what} ids are null or empty, the first in row "
+            f"{rows[0].as_py() + 1}. Remove these rows or fill in their ids."
+        )
+    return array
+
+
+def _as_order(column: Any) -> NDArray[Any]:
+    array = column if isinstance(column, pa.Array | pa.ChunkedArray) else pa.array(column)
+    if pa.types.is_date(array.type):
+        array = array.cast(pa.timestamp("s"))
+    if pa.types.is_timestamp(array.type):
+        array = array.cast(pa.int64())
+    if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
+        raise InteractionsError(f"Expected numbers or timestamps as the order, got {array.type}.")
+    if array.null_count or pc.any(pc.is_nan(array)).as_py():
+        raise InteractionsError("The column that orders interactions has nulls. Fill them in or remove the rows.")
+    values: NDArray[Any] = array.to_numpy()
+    return values
+
+
+def _sorted_unique(array: Any) -> Any:
+    unique = pc.unique(array)
+    return unique.take(pc.sort_indices(unique))
+
+
+def _check_catalogue(catalogue: Any, items: Any) -> None:
+    if len(pc.unique(catalogue)) != len(catalogue):
+        counts = pc.value_counts(catalogue)
+        twice = [entry["values"] for entry in counts.to_pylist() if entry["counts"] > 1]
+        raise InteractionsError(
+            f"{len(twice)} catalogue ids occur more than once, e.g. {', '.join(twice[:3])}. Give each item once."
+        )
+    unknown = pc.unique(items.filter(pc.invert(pc.is_in(items, catalogue))))
+    if len(unknown):
+        raise InteractionsError(
+            f"{len(unknown)} items of the log are not in the catalogue, e.g. "
+            f"{', '.join(unknown[:3].to_pylist())}. Add them to the catalogue or remove their interactions; "
+            "if the ids look alike, compare how both files write them."
+        )

@@ -1,0 +1,269 @@
+"""Load a Qwen-VL-class model and turn prompts and pictures into its inputs.
+
+Qwen2-VL, Qwen2.5-VL and Qwen3-VL differ only by configuration here: transformers' AutoModel gives
+the model without its language-model head, AutoTokenizer the chat template, AutoImageProcessor the
+patches. The combined Processor classes are not used: they need torchvision even for still images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import ImageOps
+from PIL.Image import Image
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import cached_file
+from transformers.utils.logging import disable_progress_bar
+
+from sda_features.artifacts import sha256_files
+from sda_features.config import BackboneSettings, PromptSettings
+from sda_features.errors import BackboneError
+from sda_features.images import fit_within
+
+MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+VISION_TOWER = "visual"  # stays in full precision: it is small, and pictures suffer from 4-bit weights
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One tokenised sequence of one modality.
+
+    Attributes:
+        token_ids: the chat-formatted prompt; a picture occupies one token for each merged patch.
+        patches: [P, C * patch volume] float32 picture patches, or None for a text prompt.
+        grid: [3] int64 patches in time, height and width, or None.
+    """
+
+    token_ids: list[int]
+    patches: Tensor | None = None
+    grid: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Right-padded prompts of one modality.
+
+    Attributes:
+        modality: "text" or "image".
+        input_ids: [B, T] int64.
+        lengths: [B] int64 number of tokens that are not padding.
+        patches: [sum P, C * patch volume] float32, or None.
+        grids: [B, 3] int64, or None.
+    """
+
+    modality: str
+    input_ids: Tensor
+    lengths: Tensor
+    patches: Tensor | None
+    grids: Tensor | None
+
+    def to(self, device: torch.device) -> PromptBatch:
+        """The same batch on `device`."""
+        moved = (
+            None if tensor is None else tensor.to(device)
+            for tensor in (self.input_ids, self.lengths, self.patches, self.grids)
+        )
+        return PromptBatch(self.modality, *moved)  # type: ignore[arg-type]
+
+
+class Backbone:
+    """A frozen base model with its tokenizer and image processor.
+
+    Args:
+        settings: which checkpoint, quantisation, dtype and device.
+
+    Raises:
+        BackboneError: no such checkpoint, another architecture, or weights that cannot be loaded.
+    """
+
+    def __init__(self, settings: BackboneSettings):
+        config = _load_config(settings)
+        self.settings = settings
+        self.device = torch.device(pick_device(settings.device))
+        self.dtype = pick_dtype(settings.dtype, self.device)
+        self.model = _load_model(settings, config, self.device, self.dtype)
+        self.tokenizer = AutoTokenizer.from_pretrained(
+            settings.model, trust_remote_code=settings.trust_remote_code
+        )
+        self.image_processor = AutoImageProcessor.from_pretrained(
+            settings.model, trust_remote_code=settings.trust_remote_code, backend="pil"
+        )
+        self.hidden_size: int = config.get_text_config().hidden_size
+        self.image_token_id: int = config.image_token_id
+        self.pad_token_id: int = self.tokenizer.pad_token_id or 0
+
+    def text_tokens(self, prompt: str) -> Prompt:
+        """Chat-format and tokenise a text prompt, generation prompt included."""
+        return Prompt(self._tokenize([{"type": "text", "text": prompt}]))
+
+    def image_tokens(self, picture: Image, prompts: PromptSettings) -> Prompt:
+        """Chat-format a picture and the image instruction; patches as the image processor makes them."""
+        picture = fit_within(picture, prompts.max_image_side)
+        made = self.image_processor(images=[_limit_aspect(picture)], return_tensors="pt")
+        grid: Tensor = made["image_grid_thw"][0]
+        count = int(grid.prod()) // self.image_processor.merge_size**2
+        template = self._image_template(prompts.image_instruction)
+        at = template.index(self.image_token_id)
+        token_ids = template[:at] + [self.image_token_id] * count + template[at + 1 :]
+        return Prompt(token_ids, made["pixel_values"], grid)
+
+    def collate(self, prompts: list[Prompt], modality: str) -> PromptBatch:
+        """Pad prompts on the right into one batch."""
+        lengths = torch.tensor([len(prompt.token_ids) for prompt in prompts])
+        input_ids = torch.full((len(prompts), int(lengths.max())), self.pad_token_id)
+        for row, prompt in enumerate(prompts):
+            input_ids[row, : len(prompt.token_ids)] = torch.tensor(prompt.token_ids)
+        patches = [prompt.patches for prompt in prompts if prompt.patches is not None]
+        grids = [prompt.grid for prompt in prompts if prompt.grid is not None]
+        return PromptBatch(
+            modality,
+            input_ids,
+            lengths,
+            torch.cat(patches) if patches else None,
+            torch.stack(grids) if grids else None,
+        )
+
+    def hidden_states(self, batch: PromptBatch) -> Tensor:
+        """Last hidden states [B, T, hidden] in the model's dtype; positions past a row's length are noise.
+
+        Padding is on the right and attention is causal, so no real token sees padding and no mask
+        is passed: attention may then take its fastest kernel.
+        """
+        vision: dict[str, Any] = {}
+        if batch.patches is not None:
+            vision = {
+                "pixel_values": batch.patches.to(self.dtype),
+                "image_grid_thw": batch.grids,
+                "mm_token_type_ids": (batch.input_ids == self.image_token_id).int(),
+            }
+        output = self.model(input_ids=batch.input_ids, use_cache=False, **vision)
+        states: Tensor = output.last_hidden_state
+        return states
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the checkpoint's configuration and weights; quantisation does not count."""
+        folder = _checkpoint_folder(self.settings)
+        return sha256_files([folder / "config.json", *sorted(folder.glob("*.safetensors"))])
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What decides a prompt's tokens and patches, as JSON: stored in checkpoints, compared on load."""
+        vocabulary = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        return {
+            "chat_template": self.tokenizer.chat_template,
+            "vocabulary_sha256": hashlib.sha256(vocabulary.encode()).hexdigest(),
+            "image_processor": json.loads(self.image_processor.to_json_string()),
+        }
+
+    def _image_template(self, instruction: str) -> list[int]:
+        token_ids = self._tokenize([{"type": "image"}, {"type": "text", "text": instruction}])
+        if token_ids.count(self.image_token_id) != 1:
+            raise BackboneError(
+                f"The chat template of {self.settings.model} gives {token_ids.count(self.image_token_id)} "
+                f"image tokens (id {self.image_token_id}) for one picture; expected exactly 1."
+            )
+        return token_ids
+
+    def _tokenize(self, content: list[dict[str, str]]) -> list[int]:
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        token_ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return token_ids
+
+
+def mean_pool(states: Tensor, lengths: Tensor) -> Tensor:
+    """Mean over each row's real positions (paper, section 2.1), in float32.
+
+    Args:
+        states: [B, T, hidden].
+        lengths: [B] int64.
+
+    Returns:
+        [B, hidden] float32.
+    """
+    real = torch.arange(states.shape[1], device=states.device) < lengths[:, None]  # [B, T]
+    weights = real.to(torch.float32) / lengths[:, None]
+    return torch.einsum("bt,bth->bh", weights, states.float())
+
+
+def pick_device(name: str) -> str:
+    """`auto` is cuda when there is one, else cpu."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU that has it, else float32."""
+    if name == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _load_config(settings: BackboneSettings) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(settings.model, trust_remote_code=settings.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise BackboneError(
+            f"No model at {settings.model!r}: expected a folder with config.json or the name of a model in "
+            f"the local hub cache. transformers said: {str(error).splitlines()[0]}"
+        ) from None
+    if config.model_type not in MODEL_TYPES:
+        raise BackboneError(
+            f"{settings.model} is a {config.model_type!r} model; expected one of {', '.join(MODEL_TYPES)}."
+        )
+    return config
+
+
+def _load_model(
+    settings: BackboneSettings, config: Any, device: torch.device, dtype: torch.dtype
+) -> nn.Module:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports every int8 cast
+    disable_progress_bar()
+    quantization = {
+        "nf4": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=[VISION_TOWER],
+        ),
+        "int8": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=[VISION_TOWER]),
+        "none": None,
+    }[settings.quantization]
+    try:
+        model: nn.Module = AutoModel.from_pretrained(
+            settings.model,
+            config=config,
+            dtype=dtype,
+            device_map={"": str(device)},
+            quantization_config=quantization,
+            use_safetensors=True,
+            trust_remote_code=settings.trust_remote_code,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BackboneError(f"The weights of {settings.model} cannot be loaded: {error}") from error
+    return model.eval()
+
+
+def _checkpoint_folder(settings: BackboneSettings) -> Path:
+    config_file = cached_file(settings.model, "config.json")
+    if config_file is None:
+        raise BackboneError(f"{settings.model} has no config.json.")
+    return Path(config_file).parent
+
+
+def _limit_aspect(picture: Image, most: int = 50) -> Image:
+    """Pad a very long, thin picture with white: image processors refuse aspect ratios of 200 and more."""
+    width, height = picture.size
+    if max(width, height) <= most * min(width, height):
+        return picture
+    size = (max(width, -(-height // most)), max(height, -(-width // most)))
+    return ImageOps.pad(picture, size, color="white")

@@ -1,0 +1,77 @@
+"""The trainable item encoder: backbone, adapter, mean pooling and projection in one module."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sda_features.config import AdapterSettings, ProjectionSettings
+from sda_features.errors import SettingsError
+from sda_features.lvlm.backbone import Backbone, PromptBatch, mean_pool
+from sda_features.lvlm.moda import adapted_layers, attach_adapter
+
+
+class ItemEncoder(nn.Module):
+    """Prompts of one modality in, item vectors out (paper, section 2.1).
+
+    Args:
+        backbone: a loaded base model; its linears are wrapped in place.
+        adapter: MoDA, LoRA or none.
+        projection: how the pooled state becomes the d_m-dimensional vector.
+    """
+
+    def __init__(self, backbone: Backbone, adapter: AdapterSettings, projection: ProjectionSettings):
+        super().__init__()
+        if projection.kind == "pooled" and projection.dim > backbone.hidden_size:
+            raise SettingsError(
+                f"--projection-dim {projection.dim} is larger than the model's hidden size "
+                f"{backbone.hidden_size}; a pooled projection can only make vectors smaller."
+            )
+        self.backbone = backbone
+        self.gates = attach_adapter(backbone.model, adapter)
+        self.model = backbone.model
+        self.projection = projection
+        self.linear = (
+            nn.Linear(backbone.hidden_size, projection.dim, bias=False, device=backbone.device)
+            if projection.kind == "linear"
+            else None
+        )
+        self.dim = backbone.hidden_size if projection.kind == "none" else projection.dim
+
+    def forward(self, batch: PromptBatch) -> Tensor:
+        """Item vectors [B, d_m] in float32, not normalised."""
+        batch = batch.to(self.backbone.device)
+        gates = self.gates.select(batch.modality) if self.gates is not None else contextlib.nullcontext()
+        with gates:
+            pooled = mean_pool(self.backbone.hidden_states(batch), batch.lengths)  # [B, hidden]
+        return project(pooled, self.projection, self.linear)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter of everything that trains: factors A and B, gates, projection.
+
+        The names are a checkpoint's keys; they do not depend on quantisation.
+        """
+        named: dict[str, nn.Parameter] = {}
+        for name, layer in adapted_layers(self.model).items():
+            named[f"{name}.A"] = next(layer.lora_A.parameters())
+            named[f"{name}.B"] = next(layer.lora_B.parameters())
+        for prefix, module in (("gates", self.gates), ("projection", self.linear)):
+            if module is not None:
+                named.update({f"{prefix}.{name}": value for name, value in module.named_parameters()})
+        return named
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute layers in the backward pass, under the gates their forward pass used."""
+        options: dict[str, object] = {"use_reentrant": False}
+        if self.gates is not None:
+            options["context_fn"] = self.gates.checkpoint_contexts
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)  # type: ignore[operator]
+
+
+def project(pooled: Tensor, projection: ProjectionSettings, linear: nn.Linear | None) -> Tensor:
+    """[B, hidden] -> [B, d_m]: means of equal blocks, a trained linear map, or unchanged."""
+    if projection.kind == "pooled":
+        return F.adaptive_avg_pool1d(pooled, projection.dim)
+    return pooled if linear is None else linear(pooled)
