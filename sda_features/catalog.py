@@ -78,9 +78,10 @@ class CatalogReport:
         return dict(Counter(problem["reason"] for problem in self.problems).most_common())
 
     def write(self, path: Path) -> None:
-        """Write the problems as JSON lines."""
+        """Write the problems as JSON lines, in row order."""
         with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(problem, ensure_ascii=False) + "\n" for problem in self.problems)
+            for problem in sorted(self.problems, key=lambda problem: problem["row"]):
+                stream.write(json.dumps(problem, ensure_ascii=False) + "\n")
 
     def __str__(self) -> str:
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.reasons().items())

@@ -290,7 +290,9 @@ def _as_order(column: Any) -> NDArray[Any]:
     if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
         raise InteractionsError(f"Expected numbers or timestamps as the order, got {array.type}.")
     if array.null_count or pc.any(pc.is_nan(array)).as_py():
-        raise InteractionsError("The column that orders interactions has nulls. Fill them in or remove the rows.")
+        raise InteractionsError(
+            "The column that orders interactions has nulls. Fill them in or remove the rows."
+        )
     values: NDArray[Any] = array.to_numpy()
     return values
 

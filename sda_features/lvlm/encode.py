@@ -3,96 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from sda_features.catalog import Item
 from sda_features.lvlm.backbone import Prompt
 from sda_features.lvlm.checkpoint import LoadedEncoder
 from sda_features.prompts import text_prompt
 
-VECTOR_SCHEMA = pa.schema(
-    [
-        ("item_id", pa.string()),
-        ("text_embedding", pa.list_(pa.float32())),
-        ("image_embedding", pa.list_(pa.float32())),
-        ("content_hash", pa.string()),
-    ]
-)
+
+@dataclass(frozen=True, eq=False)
+class EncodedItems:
+    """Vectors of n items in catalogue order.
+
+    Attributes:
+        item_ids: n ids.
+        content_hashes: n hashes of the catalogue rows.
+        text: float32 [n, d]; zero where `text_found` [n] is False.
+        image: float32 [n, d]; zero where `image_found` [n] is False.
+    """
+
+    item_ids: list[str]
+    content_hashes: list[str]
+    text: NDArray[np.float32]
+    text_found: NDArray[np.bool_]
+    image: NDArray[np.float32]
+    image_found: NDArray[np.bool_]
 
 
 def encode_items(
     loaded: LoadedEncoder, items: Iterable[Item], batch_size: int = 32, shard_rows: int = 1024
-) -> Iterator[pa.Table]:
-    """Yield one table of vectors for every `shard_rows` items, in order.
+) -> Iterator[EncodedItems]:
+    """Yield the vectors of every `shard_rows` items, in order.
 
     Args:
         loaded: encoder with its prompts and normalisation.
-        items: usable catalogue rows.
+        items: usable catalogue rows; those without text and picture are left out, because the
+            catalogue's report already lists them.
         batch_size: sequences encoded together.
         shard_rows: items held in memory at a time.
-
-    Returns:
-        tables of `VECTOR_SCHEMA`; a vector is null where the item lacks the modality. Items
-        without either are left out: the catalogue report lists them.
     """
-    iterator = iter(items)
     backbone, prompts = loaded.encoder.backbone, loaded.prompts
-    while shard := list(islice(iterator, shard_rows)):
-        texts = [text_prompt(item.fields, prompts) for item in shard]
-        columns = {
-            "text": _encode_column(loaded, texts, backbone.text_tokens, "text", batch_size),
-            "image": _encode_column(
-                loaded,
-                [item.image for item in shard],
-                lambda image: backbone.image_tokens(image, prompts),
-                "image",
-                batch_size,
-            ),
-        }
-        table = pa.table(
-            [
-                pa.array([item.item_id for item in shard]),
-                columns["text"],
-                columns["image"],
-                pa.array([item.content_hash for item in shard]),
-            ],
-            schema=VECTOR_SCHEMA,
+    pairs = ((item, text_prompt(item.fields, prompts)) for item in items)
+    usable = ((item, text) for item, text in pairs if text is not None or item.image is not None)
+    while shard := list(islice(usable, shard_rows)):
+        text, text_found = _encode(
+            loaded, "text", [text for _, text in shard], backbone.text_tokens, batch_size
         )
-        usable = [text is not None or item.image is not None for text, item in zip(texts, shard, strict=True)]
-        yield table.filter(pa.array(usable))
+        image, image_found = _encode(
+            loaded,
+            "image",
+            [item.image for item, _ in shard],
+            lambda picture: backbone.image_tokens(picture, prompts),
+            batch_size,
+        )
+        yield EncodedItems(
+            [item.item_id for item, _ in shard],
+            [item.content_hash for item, _ in shard],
+            text,
+            text_found,
+            image,
+            image_found,
+        )
 
 
-def _encode_column(
+def _encode(
     loaded: LoadedEncoder,
+    modality: str,
     sources: Sequence[Any],
     tokenize: Callable[[Any], Prompt],
-    modality: str,
     batch_size: int,
-) -> pa.ListArray:
-    """Vectors of one modality in the order of `sources`; null where the source is None."""
-    present = [index for index, source in enumerate(sources) if source is not None]
-    prompts = {index: tokenize(sources[index]) for index in present}
-    present.sort(key=lambda index: len(prompts[index].token_ids), reverse=True)
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Vectors [n, d] of `sources` in their order, and which of them are not None [n]."""
+    prompts = {row: tokenize(source) for row, source in enumerate(sources) if source is not None}
+    by_length = sorted(prompts, key=lambda row: len(prompts[row].token_ids), reverse=True)
     matrix = np.zeros((len(sources), loaded.encoder.dim), np.float32)
+    found = np.zeros(len(sources), np.bool_)
+    found[by_length] = True
     with torch.inference_mode():
-        for start in range(0, len(present), batch_size):
-            rows = present[start : start + batch_size]
+        for start in range(0, len(by_length), batch_size):
+            rows = by_length[start : start + batch_size]
             batch = loaded.encoder.backbone.collate([prompts[row] for row in rows], modality)
             vectors = loaded.encoder(batch)
             matrix[rows] = (F.normalize(vectors, dim=1) if loaded.normalize else vectors).cpu().numpy()
-    found = np.zeros(len(sources), bool)
-    found[present] = True
-    return list_array(matrix, found)
-
-
-def list_array(matrix: np.ndarray, found: np.ndarray) -> pa.ListArray:
-    """[n, d] float32 rows as a list column, null where `found` is False."""
-    lengths = np.where(found, matrix.shape[1], 0)
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
-    return pa.ListArray.from_arrays(offsets, pa.array(matrix[found].ravel()), mask=pa.array(~found))
+    return matrix, found

@@ -67,7 +67,7 @@ class ItemEncoder(nn.Module):
         options: dict[str, object] = {"use_reentrant": False}
         if self.gates is not None:
             options["context_fn"] = self.gates.checkpoint_contexts
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)  # type: ignore[operator]
+        self.model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)  # type: ignore[operator]
 
 
 def project(pooled: Tensor, projection: ProjectionSettings, linear: nn.Linear | None) -> Tensor:

@@ -121,7 +121,7 @@ def finetune(settings: AdaptSettings, output: Path, progress: bool = True) -> Ad
                 "teacher_entropy": result.teacher_entropy,
                 "spread": result.spread,
                 "grad_norm": norm,
-                "learning_rate": schedule.get_last_lr()[0],
+                "learning_rate": float(schedule.get_last_lr()[0]),
                 "items_per_second": rate,
             }
             log.write(json.dumps({name: _json_number(value) for name, value in record.items()}) + "\n")

@@ -1,0 +1,34 @@
+# Two commands on a fresh machine with Python 3.11 and make: `make demo` and `make test`.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test check bench docs clean
+
+demo: $(VENV)/.installed ## walk the whole product on generated data
+	$(BIN)/sda-features demo
+
+test: $(VENV)/.installed ## all tests
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/.installed ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed ## every benchmark, quick sizes
+	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script --quick || exit 1; done
+
+docs: $(VENV)/.installed ## write docs/cli.md from the commands' own help
+	$(BIN)/python docs/make_cli.py
+
+# torch comes first and alone: its constraint selects a build without CUDA packages where one is offered.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info sda_features.egg-info .pytest_cache .mypy_cache .ruff_cache demo-output

@@ -1,0 +1,87 @@
+"""`sda-features init`: add the item-vector definitions to a Feast repo."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command(name="init")
+@click.argument("repo", type=click.Path(path_type=Path, file_okay=False), default=".")
+@click.option(
+    "--feature-sets",
+    default="sda,vanilla",
+    show_default=True,
+    metavar="A,B,...",
+    help="Feature sets to define.",
+)
+@click.option("--entity", help="The repo's item entity: its name, its variable, or module:variable.")
+@click.option("--join-key", default="item_id", show_default=True, help="Join key of the item entity.")
+@click.option(
+    "--source-folder",
+    default="data/item_embeddings",
+    show_default=True,
+    help="Folder of the offline parts, relative to the repo.",
+)
+@click.option("--force", is_flag=True, help="Replace the file even if it was edited.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(
+    repo: Path,
+    feature_sets: str,
+    entity: str | None,
+    join_key: str,
+    source_folder: str,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Add the item-vector feature views to the Feast repo in REPO, as one file.
+
+    An entity of items that the repo already has is used. No other file is touched, and a file
+    that you edited is not replaced.
+
+    \b
+    Example:
+      feast init shop && cd shop/feature_repo
+      sda-features init
+      feast apply
+    """
+    from sda_features.feature_store.init import init_repo
+
+    result = init_repo(
+        repo,
+        feature_sets=[name.strip() for name in feature_sets.split(",") if name.strip()],
+        entity=entity,
+        join_key=join_key,
+        source_folder=source_folder,
+        force=force,
+    )
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "path": str(result.path),
+                    "action": result.action,
+                    "entity": str(result.entity) if result.entity else None,
+                    "views": result.views,
+                    "online_store": result.online_store,
+                }
+            )
+        )
+        return
+    click.echo(f"{result.action} {result.path}")
+    click.echo(f"  views   {', '.join(result.views)}")
+    click.echo(f"  entity  {f'yours, {result.entity}' if result.entity else f'new, join key {join_key}'}")
+    if result.entity and (result.entity.join_key, result.entity.value_type) != ("item_id", "STRING"):
+        click.echo(
+            f"  readers of the online store need: --join-key {result.entity.join_key or 'KEY'} "
+            f"--id-type {(result.entity.value_type or 'STRING').lower()}"
+        )
+    if result.online_store != "redis":
+        click.echo(
+            f"The online store of this repo is {result.online_store}; item vectors are served from Redis. "
+            "In feature_store.yaml:\n"
+            "  online_store:\n    type: redis\n    connection_string: localhost:6379"
+        )
+    click.echo(f"Next: cd {repo} && feast apply")

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from sda_features.config import BackboneSettings
+from sda_features.errors import BackboneError
+from sda_features.lvlm.backbone import Backbone, mean_pool
+from sda_features.lvlm.encoder import ItemEncoder
+from tests.lvlm.conftest import ARCHITECTURES, PROMPTS, image_batch, picture, text_batch
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("make_batch", [text_batch, image_batch])
+def test_padding_does_not_change_a_vector(
+    make_encoder: Callable[..., ItemEncoder], architecture: str, make_batch: Callable[..., object]
+) -> None:
+    encoder = make_encoder(architecture, kind="none").eval()
+    batch = make_batch(encoder.backbone)
+    assert len(set(batch.lengths.tolist())) > 1, "vacuous: no row is padded"  # type: ignore[attr-defined]
+    with torch.no_grad():
+        together = encoder(batch)
+        for row in range(len(together)):
+            length = int(batch.lengths[row])  # type: ignore[attr-defined]
+            patches = None
+            grids = None
+            if batch.grids is not None:  # type: ignore[attr-defined]
+                counts = batch.grids.prod(dim=1).tolist()  # type: ignore[attr-defined]
+                patches = batch.patches.split(counts)[row]  # type: ignore[attr-defined]
+                grids = batch.grids[row : row + 1]  # type: ignore[attr-defined]
+            alone = type(
+                batch
+            )(  # type: ignore[call-arg]
+                batch.modality,  # type: ignore[attr-defined]
+                batch.input_ids[row : row + 1, :length],  # type: ignore[attr-defined]
+                batch.lengths[row : row + 1],  # type: ignore[attr-defined]
+                patches,
+                grids,
+            )
+            torch.testing.assert_close(encoder(alone)[0], together[row], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_picture_changes_the_vector(make_encoder: Callable[..., ItemEncoder], architecture: str) -> None:
+    encoder = make_encoder(architecture, kind="none").eval()
+    prompts = [encoder.backbone.image_tokens(picture(seed), PROMPTS) for seed in (1, 2)]
+    with torch.no_grad():
+        first, second = encoder(encoder.backbone.collate(prompts, "image"))
+    assert (first - second).abs().max() > 1e-4
+
+
+def test_mean_pool_ignores_what_lies_past_the_length() -> None:
+    states = torch.arange(12.0).reshape(2, 3, 2)
+    states[0, 2] = torch.inf
+    pooled = mean_pool(states[:1, :2], torch.tensor([2]))
+    assert pooled.tolist() == [[1.0, 2.0]]
+    states[0, 2] = 1e30
+    torch.testing.assert_close(mean_pool(states, torch.tensor([2, 3]))[0], torch.tensor([1.0, 2.0]))
+
+
+def test_the_vision_tower_stays_unquantised(make_backbone: Callable[..., Backbone]) -> None:
+    kinds = {
+        name.split(".")[0]: type(module).__name__
+        for name, module in make_backbone(quantization="nf4").model.named_modules()
+        if "Linear" in type(module).__name__
+    }
+    assert kinds == {"visual": "Linear", "language_model": "Linear4bit"}
+
+
+def test_fingerprint_follows_the_weights_not_the_quantisation(make_backbone: Callable[..., Backbone]) -> None:
+    assert make_backbone().fingerprint() == make_backbone(quantization="nf4").fingerprint()
+    assert make_backbone().fingerprint() != make_backbone("qwen2_vl").fingerprint()
+
+
+def test_a_very_thin_picture_is_padded_not_refused(make_backbone: Callable[..., Backbone]) -> None:
+    assert make_backbone().image_tokens(Image.new("RGB", (900, 2)), PROMPTS).grid is not None
+
+
+def test_missing_model_is_one_clear_error() -> None:
+    with pytest.raises(BackboneError, match="No model at '/nowhere'.*folder with config.json"):
+        Backbone(BackboneSettings.parse(model="/nowhere"))
+
+
+def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(BackboneError, match="'bert' model; expected one of qwen2_vl, qwen2_5_vl, qwen3_vl"):
+        Backbone(BackboneSettings.parse(model=str(tmp_path)))

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from sda_features.config import LossSettings
+from sda_features.lvlm.cmsa import alignment_loss
+from sda_features.lvlm.encoder import ItemEncoder
+from sda_features.lvlm.gradient_cache import accumulate_gradients
+from tests.lvlm.conftest import PROMPTS, TEXTS, picture
+from tests.lvlm.test_moda import randomise
+
+ITEMS = 7
+
+
+def batches(encoder: ItemEncoder, micro: int) -> list:  # type: ignore[type-arg]
+    backbone = encoder.backbone
+    text = [backbone.text_tokens(TEXTS[i % 3] + f" number {i}") for i in range(ITEMS)]
+    image = [backbone.image_tokens(picture(i), PROMPTS) for i in range(ITEMS)]
+    return [
+        backbone.collate(prompts[start : start + micro], modality)
+        for modality, prompts in (("text", text), ("image", image))
+        for start in range(0, ITEMS, micro)
+    ]
+
+
+def gradients(encoder: ItemEncoder, micro: int) -> tuple[float, dict[str, torch.Tensor]]:
+    encoder.zero_grad()
+    log_temperature = torch.zeros((), requires_grad=True)
+    result = accumulate_gradients(
+        encoder,
+        batches(encoder, micro),
+        lambda text, image: alignment_loss(text, image, LossSettings(), log_temperature.exp() * 0.07),
+    )
+    assert log_temperature.grad is not None
+    found = {"temperature": log_temperature.grad}
+    for name, parameter in encoder.trainable().items():
+        assert parameter.grad is not None
+        found[name] = parameter.grad.clone()
+    return result.loss.item(), found
+
+
+@pytest.mark.parametrize("micro", [1, 2, 3, 6])
+def test_cached_gradients_equal_those_of_one_step(
+    make_encoder: Callable[..., ItemEncoder], micro: int
+) -> None:
+    encoder = make_encoder(dropout=0.0)
+    randomise(encoder)
+    encoder.train()
+    plain_loss, plain = gradients(encoder, ITEMS)
+    cached_loss, cached = gradients(encoder, micro)
+    assert cached_loss == pytest.approx(plain_loss, rel=1e-5)
+    for name, expected in plain.items():
+        assert expected.abs().max() > 0, f"vacuous: {name} has no gradient"
+        error = (cached[name] - expected).norm() / expected.norm()
+        assert error < 1e-4, f"{name}: relative error {error:.1e}"
+
+
+def test_dropout_is_replayed(make_encoder: Callable[..., ItemEncoder]) -> None:
+    """With dropout the two encodings of a micro batch must agree, or the gradient belongs to no loss."""
+    encoder = make_encoder(dropout=0.5)
+    randomise(encoder)
+    encoder.train()
+    seen: list[torch.Tensor] = []
+
+    def recording(batch):  # type: ignore[no-untyped-def]
+        vectors = encoder(batch)
+        seen.append(vectors.detach().clone())
+        return vectors
+
+    micro_batches = batches(encoder, 2)
+    count = len(micro_batches)
+    accumulate_gradients(
+        recording, micro_batches, lambda text, image: alignment_loss(text, image, LossSettings(), 0.07)
+    )
+    assert len(seen) == 2 * count
+    assert not torch.equal(encoder(micro_batches[0]), seen[0]), "vacuous: dropout is not active"
+    for first, second in zip(seen[:count], seen[count:], strict=True):
+        torch.testing.assert_close(first, second)
+    assert not torch.equal(torch.rand(3), torch.rand(3))
+
+
+def test_random_state_moves_on_after_a_replay(make_encoder: Callable[..., ItemEncoder]) -> None:
+    encoder = make_encoder(dropout=0.5)
+    encoder.train()
+    torch.manual_seed(0)
+    states = []
+    for _ in range(2):
+        gradients(encoder, 2)
+        states.append(torch.get_rng_state())
+    assert not torch.equal(states[0], states[1])

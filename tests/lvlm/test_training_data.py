@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sda_features.lvlm.finetune import warmup_cosine
+from sda_features.lvlm.training_data import step_indices
+
+
+@given(items=st.integers(2, 60), batch=st.integers(2, 70), seed=st.integers(0, 99), epoch=st.integers(0, 3))
+def test_an_epoch_shows_each_item_at_most_once_and_leaves_out_less_than_a_batch(
+    items: int, batch: int, seed: int, epoch: int
+) -> None:
+    steps = items // min(batch, items)
+    shown = np.concatenate([step_indices(items, batch, seed, epoch * steps + step) for step in range(steps)])
+    assert len(np.unique(shown)) == len(shown)
+    assert items - len(shown) < min(batch, items)
+    assert set(shown) <= set(range(items))
+
+
+def test_epochs_and_seeds_differ_and_repeat_exactly() -> None:
+    def epoch(seed: int, number: int) -> list[int]:
+        return step_indices(50, 50, seed, number).tolist()
+
+    assert epoch(0, 0) == epoch(0, 0)
+    assert epoch(0, 0) != epoch(0, 1)
+    assert epoch(0, 0) != epoch(1, 0)
+
+
+def test_learning_rate_warms_up_then_falls_to_zero() -> None:
+    factors = [warmup_cosine(step, 10, 100) for step in range(101)]
+    assert factors[0] == pytest.approx(1 / 11)
+    assert factors[10] == 1
+    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert factors[100] == pytest.approx(0)

@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import http.server
+import io
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from sda_features.catalog import Catalog, Item
+from sda_features.config import CatalogSettings
+from sda_features.errors import CatalogError
+from sda_features.images import ImageProblem, decode_image, fit_within, read_image_bytes
+
+
+def png(colour: str = "red", size: tuple[int, int] = (8, 6), mode: str = "RGB") -> bytes:
+    stream = io.BytesIO()
+    Image.new(mode, size, colour).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def read(path: Path, **settings: Any) -> tuple[list[Item], Catalog]:
+    catalog = Catalog(CatalogSettings.parse(path=path, **settings))
+    return list(catalog.items()), catalog
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    return [{"item_id": f"i{n}", "title": f"title {n}", "image": png()} for n in range(count)]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv"])
+def test_formats_give_the_same_items(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "a.png").write_bytes(png("blue"))
+    content = [
+        {"item_id": "007", "title": 'a "quoted", long\nname', "brand": None, "image": "a.png"},
+        {"item_id": "ü", "title": "b", "brand": "Oak", "image": "a.png"},
+    ]
+    path = tmp_path / f"items.{suffix}"
+    if suffix == "parquet":
+        write(path, content)
+    elif suffix == "jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in content))
+    else:
+        path.write_text('item_id,title,brand,image\n007,"a ""quoted"", long\nname",,a.png\nü,b,Oak,a.png\n')
+    items, catalog = read(path)
+    assert [item.item_id for item in items] == ["007", "ü"]
+    assert items[0].fields == {"title": 'a "quoted", long name'}
+    assert items[1].fields == {"title": "b", "brand": "Oak"}
+    assert [item.image.getpixel((0, 0)) for item in items if item.image] == [(0, 0, 255)] * 2
+    assert catalog.report.problems == []
+    assert [item.row for item in items] == [1, 2]
+
+
+def test_lists_and_numbers_become_text_and_named_columns_keep_their_order(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "items.parquet", [{"item_id": 7, "genres": ["a", "b"], "year": 1995, "z": "last"}]
+    )
+    items, _ = read(path, text_columns=("z", "genres", "year"))
+    assert items[0].item_id == "7"
+    assert list(items[0].fields.items()) == [("z", "last"), ("genres", "a, b"), ("year", "1995")]
+    assert items[0].image is None
+
+
+def test_bad_rows_are_reported_with_reason_and_row_and_keep_their_other_modality(tmp_path: Path) -> None:
+    content = rows(8)
+    content[1]["image"] = b"not an image"
+    content[2]["image"] = None
+    content[3]["title"] = "  "
+    content[4]["item_id"] = "i0"
+    content[5]["item_id"] = None
+    content[6]["image"] = png()[:40]
+    content[7]["image"] = png(size=(400, 300))
+    items, catalog = read(
+        write(tmp_path / "items.parquet", content),
+        max_bad_rows=1,
+        max_image_pixels=10_000,
+        text_columns=("title",),
+    )
+    report = catalog.report
+    assert {(problem["row"], problem["reason"]) for problem in report.problems} == {
+        (2, "broken_image"),
+        (3, "missing_image"),
+        (4, "missing_text"),
+        (5, "duplicate_id"),
+        (6, "missing_id"),
+        (7, "broken_image"),
+        (8, "oversized_image"),
+    }
+    assert [item.item_id for item in items] == ["i0", "i1", "i2", "i3", "i6", "i7"]
+    by_id = {item.item_id: item for item in items}
+    assert by_id["i1"].image is None
+    assert by_id["i1"].fields == {"title": "title 1"}
+    assert by_id["i3"].image is not None
+    assert by_id["i3"].fields == {}
+    assert report.bad_rows == 7
+
+    target = tmp_path / "report.jsonl"
+    report.write(target)
+    written = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [problem["row"] for problem in written] == [2, 3, 4, 5, 6, 7, 8]
+    assert sorted(map(str, written)) == sorted(map(str, report.problems))
+
+
+def test_five_broken_images_among_a_hundred_pass_or_stop_by_the_limit(tmp_path: Path) -> None:
+    content = rows(100)
+    for row in range(0, 50, 10):
+        content[row]["image"] = b"\xff\xd8broken"
+    path = write(tmp_path / "items.parquet", content)
+    items, catalog = read(path, max_bad_rows=0.05)
+    assert len(items) == 100
+    assert str(catalog.report) == "5 of 100 rows have problems: 5 broken_image"
+    with pytest.raises(CatalogError, match=r"above --max-bad-rows 0.04; repair rows or raise the limit"):
+        read(path, max_bad_rows=0.04)
+
+
+def test_duplicates_far_apart_are_found_and_the_first_is_kept(tmp_path: Path) -> None:
+    content = [{"item_id": f"i{n % 1500}", "title": f"t{n}"} for n in range(1600)]
+    items, catalog = read(write(tmp_path / "items.parquet", content), max_bad_rows=1)
+    assert len(items) == 1500
+    assert items[99].fields == {"title": "t99"}
+    assert catalog.report.reasons() == {"duplicate_id": 100}
+    assert catalog.report.problems[0]["detail"] == "row 1 has this id and is kept"
+
+
+def test_content_hash_follows_text_and_picture(tmp_path: Path) -> None:
+    def hashes(**change: Any) -> list[str]:
+        content = rows(2)
+        content[0].update(change)
+        return [item.content_hash for item in read(write(tmp_path / "items.parquet", content))[0]]
+
+    base = hashes()
+    assert hashes() == base
+    assert hashes(title="other")[0] != base[0]
+    assert hashes(image=png("green"))[0] != base[0]
+    assert hashes(title="other")[1] == base[1]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "none.parquet", "does not exist; expected a parquet, JSONL or CSV file"),
+        (
+            lambda folder: write(folder / "items.parquet", rows(1)).rename(folder / "items.xls"),
+            "ends in '.xls'",
+        ),
+        (lambda folder: _empty(folder), "has no rows; expected at least one item"),
+        (lambda folder: _text(folder / "a.csv", ""), "has no rows"),
+        (lambda folder: _text(folder / "a.parquet", "PAR?"), "is not a readable parquet file"),
+        (lambda folder: _text(folder / "a.csv", "item_id,title\n1,a\n2,b,c\n"), "Expected 2 columns, got 3"),
+    ],
+)
+def test_an_unusable_catalogue_is_one_clear_error(tmp_path: Path, make: Any, message: str) -> None:
+    with pytest.raises(CatalogError, match=message):
+        read(make(tmp_path))
+
+
+def test_an_unknown_column_lists_the_known_ones(tmp_path: Path) -> None:
+    path = write(tmp_path / "items.parquet", rows(1))
+    with pytest.raises(
+        CatalogError, match=r"no column 'name', 'photo'. Its columns are item_id, title, image"
+    ):
+        read(path, text_columns=("name",), image_column="photo")
+
+
+def test_a_path_may_not_leave_the_image_root(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (tmp_path / "secret.png").write_bytes(png())
+    (root / "link.png").symlink_to(tmp_path / "secret.png")
+    settings = CatalogSettings.parse(path=tmp_path / "items.parquet", image_root=root)
+    for value in ("../secret.png", str(tmp_path / "secret.png"), "link.png"):
+        with pytest.raises(ImageProblem) as problem:
+            read_image_bytes(value, settings)
+        assert problem.value.reason == "path_outside_root"
+    with pytest.raises(ImageProblem) as problem:
+        read_image_bytes("absent.png", settings)
+    assert problem.value.reason == "image_not_found"
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        if self.path == "/moved":
+            self.send_response(302)
+            self.send_header("Location", "/ok")
+            self.end_headers()
+            return
+        body = png() if self.path == "/ok" else b"x" * 5000
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{httpd.server_address[1]}"
+        httpd.shutdown()
+        thread.join()
+
+
+def test_urls_are_fetched_from_allowed_hosts_only_without_redirects_and_within_limits(server: str) -> None:
+    allowed = CatalogSettings.parse(path="items.csv", image_hosts=("127.0.0.1",), max_image_bytes=1000)
+    assert read_image_bytes(f"{server}/ok", allowed) == png()
+    refused = CatalogSettings.parse(path="items.csv")
+    for url, settings, reason in [
+        (f"{server}/ok", refused, "host_not_allowed"),
+        (f"{server}/moved", allowed, "download_failed"),
+        (f"{server}/large", allowed, "oversized_image"),
+        ("http://127.0.0.1:1/ok", allowed, "download_failed"),
+        (f"http://127.0.0.1@{server[7:]}/ok", refused, "host_not_allowed"),
+    ]:
+        with pytest.raises(ImageProblem) as problem:
+            read_image_bytes(url, settings)
+        assert problem.value.reason == reason, url
+
+
+def test_transparency_becomes_white_and_orientation_is_applied() -> None:
+    settings = CatalogSettings.parse(path="items.csv")
+    clear = io.BytesIO()
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(clear, "PNG")
+    assert decode_image(clear.getvalue(), settings).getpixel((0, 0)) == (255, 255, 255)
+
+    turned = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 4)).save(turned, "JPEG", exif=exif)
+    assert decode_image(turned.getvalue(), settings).size == (4, 8)
+
+
+def test_fit_within_keeps_the_aspect_and_never_enlarges() -> None:
+    assert fit_within(Image.new("RGB", (512, 256)), 256).size == (256, 128)
+    assert fit_within(Image.new("RGB", (5000, 2)), 256).size == (256, 1)
+    assert fit_within(Image.new("RGB", (20, 10)), 256).size == (20, 10)
+
+
+def _empty(folder: Path) -> Path:
+    path = folder / "empty.parquet"
+    pq.write_table(pa.Table.from_pylist(rows(1)).slice(0, 0), path)
+    return path
+
+
+def _text(path: Path, content: str) -> Path:
+    path.write_text(content)
+    return path

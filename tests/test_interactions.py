@@ -1,0 +1,179 @@
+import json
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sda_features.errors import InteractionsError
+from sda_features.interactions import index_interactions, leave_one_out, read_interactions
+
+ROWS = [
+    ("bo", "x", 3),
+    ("al", "y", 1),
+    ("bo", "z", 1),
+    ("al", "x", 2),
+    ("bo", "y", 2),
+    ("al", "w", 2),
+    ("cy", "x", 1),
+]
+SEQUENCES = {"al": ["y", "x", "w"], "bo": ["z", "y", "x"], "cy": ["x"]}
+
+
+def table(rows=ROWS, time="position"):
+    users, items, order = zip(*rows, strict=True)
+    return pa.table({"user_id": users, "item_id": items, time: order})
+
+
+def sequences(log):
+    names = ["PADDING", *log.item_ids.to_pylist()]
+    return {
+        user: [names[code] for code in log.items[log.offsets[u] : log.offsets[u + 1]]]
+        for u, user in enumerate(log.user_ids.to_pylist())
+    }
+
+
+def write(path, content):
+    if path.suffix == ".parquet":
+        pq.write_table(content, path)
+    elif path.suffix == ".csv":
+        pa_csv.write_csv(content, path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in content.to_pylist()))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl", ".ndjson"])
+def test_reads_every_format_alike(tmp_path, suffix):
+    log = read_interactions(write(tmp_path / f"log{suffix}", table()))
+    assert sequences(log) == SEQUENCES
+    assert log.item_ids.to_pylist() == ["w", "x", "y", "z"]
+    assert (log.offsets.dtype, log.items.dtype) == (np.int64, np.int32)
+    assert log.items.min() == 1
+    assert log.data_hash == read_interactions(write(tmp_path / "same.parquet", table())).data_hash
+
+
+def test_integer_ids_become_text_and_csv_keeps_leading_zeros(tmp_path):
+    (tmp_path / "log.csv").write_text("user_id,item_id,position\n007,010,1\n")
+    log = read_interactions(tmp_path / "log.csv")
+    assert (log.user_ids.to_pylist(), log.item_ids.to_pylist()) == (["007"], ["010"])
+    assert index_interactions([7], np.array([10])).item_ids.to_pylist() == ["10"]
+    encoded = pa.array(["b", "a", "b"]).dictionary_encode()
+    assert sequences(index_interactions(encoded, pa.chunked_array([["x"], ["y", "z"]]))) == {
+        "a": ["y"],
+        "b": ["x", "z"],
+    }
+
+
+def test_timestamps_order_the_log(tmp_path):
+    start = datetime(2024, 1, 1, tzinfo=UTC)
+    rows = [(user, item, start + timedelta(days=order)) for user, item, order in ROWS]
+    log = read_interactions(write(tmp_path / "log.parquet", table(rows, "timestamp")))
+    assert sequences(log) == SEQUENCES
+    dates = [(user, item, when.date()) for user, item, when in rows]
+    log = read_interactions(write(tmp_path / "log.parquet", table(dates, "day")), time_column="day")
+    assert sequences(log) == SEQUENCES
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9), st.integers(0, 3)), min_size=1, max_size=60))
+def test_index_matches_a_stable_sort_of_each_user(rows):
+    users, items, order = (list(column) for column in zip(*rows, strict=True))
+    expected = {}
+    for user, item, _ in sorted(rows, key=lambda row: (str(row[0]), row[2])):
+        expected.setdefault(str(user), []).append(str(item))
+    log = index_interactions(users, items, order)
+    assert sequences(log) == expected
+    assert log.item_counts.sum() == len(rows)
+    assert log.item_counts[0] == 0
+    for width in (1, 3, 100):
+        recent = log.recent(np.arange(log.user_count), width)
+        for row, wanted in zip(recent, sequences(log).values(), strict=True):
+            names = [log.item_ids[int(code) - 1].as_py() for code in row if code]
+            assert names == wanted[-width:]
+            assert (np.diff((row > 0).astype(int)) >= 0).all()  # padding is on the left
+
+
+def test_catalogue_keeps_its_order_and_unseen_items():
+    log = index_interactions(["a", "a"], ["x", "z"], catalogue=["z", "unseen", "x"])
+    assert log.item_ids.to_pylist() == ["z", "unseen", "x"]
+    assert log.items.tolist() == [3, 1]
+    assert log.item_counts.tolist() == [0, 1, 0, 1]
+
+
+def test_hash_depends_on_order_ids_and_catalogue():
+    logs = [
+        index_interactions(["a", "a"], ["x", "y"]),
+        index_interactions(["a", "a"], ["y", "x"]),
+        index_interactions(["b", "b"], ["x", "y"]),
+        index_interactions(["a", "a"], ["x", "y"], catalogue=["x", "y", "z"]),
+        index_interactions(["a", "a"], ["xy", "z"]),
+        index_interactions(["a", "a"], ["x", "yz"]),
+    ]
+    assert len({log.data_hash for log in logs}) == len(logs)
+
+
+def test_leave_one_out_keeps_short_users_in_training():
+    split = leave_one_out(index_interactions(*zip(*ROWS, strict=True)))
+    assert sequences(split.train) == {"al": ["y"], "bo": ["z"], "cy": ["x"]}
+    assert sequences(split.test.history) == {"al": ["y", "x"], "bo": ["z", "y"], "cy": ["x"]}
+    assert split.validation.history is split.train
+    assert split.short_users == 1
+    ids = split.interactions.item_ids
+    for holdout, wanted in ((split.validation, ["x", "y"]), (split.test, ["w", "x"])):
+        assert holdout.users.tolist() == [0, 1]
+        assert ids.take(holdout.targets - 1).to_pylist() == wanted
+
+
+def test_leave_one_out_needs_somebody_with_three():
+    with pytest.raises(InteractionsError, match=r"at least 3 interactions.*longest of 2 users has 2"):
+        leave_one_out(index_interactions(["a", "a", "b"], ["x", "y", "x"]))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (([], []), "holds no interactions"),
+        ((["a", None], ["x", "y"]), "1 of 2 user ids are null or empty, the first in row 2"),
+        ((["a", "b"], ["", "y"]), "1 of 2 item ids are null or empty, the first in row 1"),
+        ((["a"], [1.5]), "item ids as text or integers, got double"),
+        ((["a", 1], ["x", "y"]), "user ids mix types"),
+        ((["a"], ["x"], ["today"]), "numbers or timestamps as the order, got string"),
+        ((["a"], ["x"], [None]), "order, got null"),
+        ((["a", "a"], ["x", "y"], [1, None]), "orders interactions has nulls"),
+        ((["a", "a"], ["x", "y"], [1.0, float("nan")]), "orders interactions has nulls"),
+    ],
+)
+def test_bad_columns_are_named(columns, message):
+    with pytest.raises(InteractionsError, match=message):
+        index_interactions(*columns)
+
+
+def test_bad_catalogues_are_named():
+    with pytest.raises(InteractionsError, match=r"2 items of the log are not in the catalogue, e.g. y, z"):
+        index_interactions(["a"] * 3, ["x", "y", "z"], catalogue=["x"])
+    with pytest.raises(InteractionsError, match=r"1 catalogue ids occur more than once, e.g. x"):
+        index_interactions(["a"], ["x"], catalogue=["x", "x"])
+
+
+def test_bad_files_are_named(tmp_path):
+    with pytest.raises(InteractionsError, match="no such file"):
+        read_interactions(tmp_path / "none.parquet")
+    with pytest.raises(InteractionsError, match=r"ends in .parquet, .csv"):
+        read_interactions(tmp_path / "log.xlsx")
+    (tmp_path / "log.parquet").write_bytes(b"not parquet")
+    with pytest.raises(InteractionsError, match="not a readable parquet file"):
+        read_interactions(tmp_path / "log.parquet")
+    path = write(tmp_path / "log.csv", table())
+    with pytest.raises(InteractionsError, match="no column 'who'; the file has user_id, item_id, position"):
+        read_interactions(path, user_column="who", time_column="position")
+    with pytest.raises(InteractionsError, match="found neither among user_id, item_id, day"):
+        read_interactions(write(tmp_path / "log.csv", table(time="day")))
+    both = table().append_column("timestamp", pa.array(range(len(ROWS))))
+    with pytest.raises(InteractionsError, match="found timestamp and position"):
+        read_interactions(write(tmp_path / "log.csv", both))
+    with pytest.raises(InteractionsError, match=r"log.csv: .*not in the catalogue"):
+        read_interactions(write(tmp_path / "log.csv", table()), catalogue=["x"])

@@ -1,0 +1,14 @@
+from sda_features.config import PromptSettings
+from sda_features.prompts import text_prompt
+
+
+def test_fields_become_pairs_cut_at_the_limit_in_order() -> None:
+    settings = PromptSettings.parse(text_instruction="Say it.", max_field_chars=5)
+    assert text_prompt({"main_title": "abcdefgh", "brand": "Oak"}, settings) == (
+        "Say it.\nmain title is abcde; brand is Oak"
+    )
+
+
+def test_no_value_no_prompt() -> None:
+    assert text_prompt({}, PromptSettings()) is None
+    assert text_prompt({"title": ""}, PromptSettings()) is None
