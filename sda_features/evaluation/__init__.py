@@ -1,1 +1,1 @@
-"""TODO"""
+"""Ranking metrics and the protocols they are measured under; numpy only."""

@@ -30,7 +30,7 @@ from sda_features.config import (
 )
 from sda_features.errors import CheckpointError
 from sda_features.lvlm.backbone import Backbone
-from sda_features.lvlm.encoder import ItemEncoder
+from sda_features.lvlm.encoder import PromptEncoder
 
 FORMAT = 1
 ADAPTER_FILE, SETTINGS_FILE = "adapter.safetensors", "settings.json"
@@ -48,14 +48,14 @@ class LoadedEncoder:
         version: 12 hex digits over adapter, base model, quantisation and preprocessing.
     """
 
-    encoder: ItemEncoder
+    encoder: PromptEncoder
     prompts: PromptSettings
     normalize: bool
     version: str
 
 
 def save_checkpoint(
-    folder: Path, encoder: ItemEncoder, settings: AdaptSettings, manifest: dict[str, Any]
+    folder: Path, encoder: PromptEncoder, settings: AdaptSettings, manifest: dict[str, Any]
 ) -> None:
     """Write a complete checkpoint to `folder`, atomically; an older one there is replaced.
 
@@ -117,7 +117,7 @@ def load_checkpoint(folder: Path, **overrides: Any) -> LoadedEncoder:
             f"The tokenizer, chat template or image processor of {backbone.settings.model} is not the one that "
             f"{folder} was trained with ({PREPROCESSING_FILE}); restore it, or adapt again."
         )
-    encoder = ItemEncoder(backbone, settings.adapter, settings.projection)
+    encoder = PromptEncoder(backbone, settings.adapter, settings.projection)
     _load_weights(encoder, folder)
     return LoadedEncoder(
         encoder.eval(),
@@ -129,7 +129,7 @@ def load_checkpoint(folder: Path, **overrides: Any) -> LoadedEncoder:
 
 def unadapted(settings: BackboneSettings, prompts: PromptSettings) -> LoadedEncoder:
     """The base model itself as an encoder: the "vanilla" vectors that the paper calls QwenVL."""
-    encoder = ItemEncoder(Backbone(settings), AdapterSettings(kind="none"), ProjectionSettings(kind="none"))
+    encoder = PromptEncoder(Backbone(settings), AdapterSettings(kind="none"), ProjectionSettings(kind="none"))
     return LoadedEncoder(encoder.eval(), prompts, True, _version(encoder.backbone, prompts, True, None))
 
 
@@ -145,7 +145,7 @@ def _version(backbone: Backbone, prompts: PromptSettings, normalize: bool, adapt
     return sha256_json(parts)[:12]
 
 
-def _load_weights(encoder: ItemEncoder, folder: Path) -> None:
+def _load_weights(encoder: PromptEncoder, folder: Path) -> None:
     tensors, parameters = load_file(folder / ADAPTER_FILE), encoder.trainable()
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     expected = {name: tuple(value.shape) for name, value in parameters.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +37,11 @@ class EncodedItems:
 
 
 def encode_items(
-    loaded: LoadedEncoder, items: Iterable[Item], batch_size: int = 32, shard_rows: int = 1024
+    loaded: LoadedEncoder,
+    items: Iterable[Item],
+    batch_size: int = 32,
+    shard_rows: int = 1024,
+    advance: Callable[[int], object] = lambda vectors: None,
 ) -> Iterator[EncodedItems]:
     """Yield the vectors of every `shard_rows` items, in order.
 
@@ -48,21 +51,18 @@ def encode_items(
             catalogue's report already lists them.
         batch_size: sequences encoded together.
         shard_rows: items held in memory at a time.
+        advance: told after each batch how many vectors it made, for progress bars.
     """
     backbone, prompts = loaded.encoder.backbone, loaded.prompts
     pairs = ((item, text_prompt(item.fields, prompts)) for item in items)
     usable = ((item, text) for item, text in pairs if text is not None or item.image is not None)
     while shard := list(islice(usable, shard_rows)):
-        text, text_found = _encode(
-            loaded, "text", [text for _, text in shard], backbone.text_tokens, batch_size
-        )
-        image, image_found = _encode(
-            loaded,
-            "image",
-            [item.image for item, _ in shard],
-            lambda picture: backbone.image_tokens(picture, prompts),
-            batch_size,
-        )
+        texts = [None if text is None else backbone.text_tokens(text) for _, text in shard]
+        images = [
+            None if item.image is None else backbone.image_tokens(item.image, prompts) for item, _ in shard
+        ]
+        text, text_found = _encode(loaded, "text", texts, batch_size, advance)
+        image, image_found = _encode(loaded, "image", images, batch_size, advance)
         yield EncodedItems(
             [item.item_id for item, _ in shard],
             [item.content_hash for item, _ in shard],
@@ -76,20 +76,21 @@ def encode_items(
 def _encode(
     loaded: LoadedEncoder,
     modality: str,
-    sources: Sequence[Any],
-    tokenize: Callable[[Any], Prompt],
+    prompts: Sequence[Prompt | None],
     batch_size: int,
+    advance: Callable[[int], object],
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Vectors [n, d] of `sources` in their order, and which of them are not None [n]."""
-    prompts = {row: tokenize(source) for row, source in enumerate(sources) if source is not None}
-    by_length = sorted(prompts, key=lambda row: len(prompts[row].token_ids), reverse=True)
-    matrix = np.zeros((len(sources), loaded.encoder.dim), np.float32)
-    found = np.zeros(len(sources), np.bool_)
+    """Vectors [n, d] of `prompts` in their order, and which of them are not None [n]."""
+    present = {row: prompt for row, prompt in enumerate(prompts) if prompt is not None}
+    by_length = sorted(present, key=lambda row: len(present[row].token_ids), reverse=True)
+    matrix = np.zeros((len(prompts), loaded.encoder.dim), np.float32)
+    found = np.zeros(len(prompts), np.bool_)
     found[by_length] = True
     with torch.inference_mode():
         for start in range(0, len(by_length), batch_size):
             rows = by_length[start : start + batch_size]
-            batch = loaded.encoder.backbone.collate([prompts[row] for row in rows], modality)
+            batch = loaded.encoder.backbone.collate([present[row] for row in rows], modality)
             vectors = loaded.encoder(batch)
             matrix[rows] = (F.normalize(vectors, dim=1) if loaded.normalize else vectors).cpu().numpy()
+            advance(len(rows))
     return matrix, found

@@ -13,7 +13,7 @@ from sda_features.lvlm.backbone import Backbone, PromptBatch, mean_pool
 from sda_features.lvlm.moda import adapted_layers, attach_adapter
 
 
-class ItemEncoder(nn.Module):
+class PromptEncoder(nn.Module):
     """Prompts of one modality in, item vectors out (paper, section 2.1).
 
     Args:

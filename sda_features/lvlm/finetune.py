@@ -19,7 +19,7 @@ from sda_features.errors import SettingsError
 from sda_features.lvlm.backbone import Backbone
 from sda_features.lvlm.checkpoint import save_checkpoint
 from sda_features.lvlm.cmsa import LossOutput, alignment_loss
-from sda_features.lvlm.encoder import ItemEncoder
+from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.gradient_cache import accumulate_gradients
 from sda_features.lvlm.training_data import TrainingPairs, prefetch_batches
 
@@ -70,7 +70,7 @@ def finetune(settings: AdaptSettings, output: Path, progress: bool = True) -> Ad
     catalog = Catalog(settings.catalog)  # a wrong column should not cost a model load
     torch.manual_seed(train.seed)
     backbone = Backbone(settings.backbone)
-    encoder = ItemEncoder(backbone, settings.adapter, settings.projection)
+    encoder = PromptEncoder(backbone, settings.adapter, settings.projection)
     if train.gradient_checkpointing:
         encoder.enable_gradient_checkpointing()
     output.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Recommenders that read frozen item vectors, and the loop that trains them."""

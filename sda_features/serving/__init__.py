@@ -1,1 +1,5 @@
-"""TODO"""
+"""Item vectors for a ranking service: `EmbeddingClient`. Needs numpy and redis; no torch, no Feast."""
+
+from sda_features.serving.client import EmbeddingClient, Embeddings
+
+__all__ = ["EmbeddingClient", "Embeddings"]

@@ -12,7 +12,7 @@ from PIL import Image
 from sda_features.config import AdapterSettings, BackboneSettings, ProjectionSettings, PromptSettings
 from sda_features.demo.model import build_tiny_model
 from sda_features.lvlm.backbone import Backbone, PromptBatch
-from sda_features.lvlm.encoder import ItemEncoder
+from sda_features.lvlm.encoder import PromptEncoder
 
 TEXTS = [
     "title is red cotton shirt; brand is Oak",
@@ -44,9 +44,9 @@ def make_backbone(tiny_models: dict[str, Path]) -> Callable[..., Backbone]:
 
 
 @pytest.fixture
-def make_encoder(make_backbone: Callable[..., Backbone]) -> Callable[..., ItemEncoder]:
-    def make(architecture: str = "qwen2_5_vl", quantization: str = "none", **adapter: object) -> ItemEncoder:
-        return ItemEncoder(
+def make_encoder(make_backbone: Callable[..., Backbone]) -> Callable[..., PromptEncoder]:
+    def make(architecture: str = "qwen2_5_vl", quantization: str = "none", **adapter: object) -> PromptEncoder:
+        return PromptEncoder(
             make_backbone(architecture, quantization), AdapterSettings.parse(**adapter), ProjectionSettings()
         )
 

@@ -11,14 +11,14 @@ from PIL import Image
 from sda_features.config import BackboneSettings
 from sda_features.errors import BackboneError
 from sda_features.lvlm.backbone import Backbone, mean_pool
-from sda_features.lvlm.encoder import ItemEncoder
+from sda_features.lvlm.encoder import PromptEncoder
 from tests.lvlm.conftest import ARCHITECTURES, PROMPTS, image_batch, picture, text_batch
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("make_batch", [text_batch, image_batch])
 def test_padding_does_not_change_a_vector(
-    make_encoder: Callable[..., ItemEncoder], architecture: str, make_batch: Callable[..., object]
+    make_encoder: Callable[..., PromptEncoder], architecture: str, make_batch: Callable[..., object]
 ) -> None:
     encoder = make_encoder(architecture, kind="none").eval()
     batch = make_batch(encoder.backbone)
@@ -46,7 +46,7 @@ def test_padding_does_not_change_a_vector(
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_picture_changes_the_vector(make_encoder: Callable[..., ItemEncoder], architecture: str) -> None:
+def test_a_picture_changes_the_vector(make_encoder: Callable[..., PromptEncoder], architecture: str) -> None:
     encoder = make_encoder(architecture, kind="none").eval()
     prompts = [encoder.backbone.image_tokens(picture(seed), PROMPTS) for seed in (1, 2)]
     with torch.no_grad():

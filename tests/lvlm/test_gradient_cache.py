@@ -7,7 +7,7 @@ import torch
 
 from sda_features.config import LossSettings
 from sda_features.lvlm.cmsa import alignment_loss
-from sda_features.lvlm.encoder import ItemEncoder
+from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.gradient_cache import accumulate_gradients
 from tests.lvlm.conftest import PROMPTS, TEXTS, picture
 from tests.lvlm.test_moda import randomise
@@ -15,7 +15,7 @@ from tests.lvlm.test_moda import randomise
 ITEMS = 7
 
 
-def batches(encoder: ItemEncoder, micro: int) -> list:  # type: ignore[type-arg]
+def batches(encoder: PromptEncoder, micro: int) -> list:  # type: ignore[type-arg]
     backbone = encoder.backbone
     text = [backbone.text_tokens(TEXTS[i % 3] + f" number {i}") for i in range(ITEMS)]
     image = [backbone.image_tokens(picture(i), PROMPTS) for i in range(ITEMS)]
@@ -26,7 +26,7 @@ def batches(encoder: ItemEncoder, micro: int) -> list:  # type: ignore[type-arg]
     ]
 
 
-def gradients(encoder: ItemEncoder, micro: int) -> tuple[float, dict[str, torch.Tensor]]:
+def gradients(encoder: PromptEncoder, micro: int) -> tuple[float, dict[str, torch.Tensor]]:
     encoder.zero_grad()
     log_temperature = torch.zeros((), requires_grad=True)
     result = accumulate_gradients(
@@ -44,7 +44,7 @@ def gradients(encoder: ItemEncoder, micro: int) -> tuple[float, dict[str, torch.
 
 @pytest.mark.parametrize("micro", [1, 2, 3, 6])
 def test_cached_gradients_equal_those_of_one_step(
-    make_encoder: Callable[..., ItemEncoder], micro: int
+    make_encoder: Callable[..., PromptEncoder], micro: int
 ) -> None:
     encoder = make_encoder(dropout=0.0)
     randomise(encoder)
@@ -58,7 +58,7 @@ def test_cached_gradients_equal_those_of_one_step(
         assert error < 1e-4, f"{name}: relative error {error:.1e}"
 
 
-def test_dropout_is_replayed(make_encoder: Callable[..., ItemEncoder]) -> None:
+def test_dropout_is_replayed(make_encoder: Callable[..., PromptEncoder]) -> None:
     """With dropout the two encodings of a micro batch must agree, or the gradient belongs to no loss."""
     encoder = make_encoder(dropout=0.5)
     randomise(encoder)
@@ -82,7 +82,7 @@ def test_dropout_is_replayed(make_encoder: Callable[..., ItemEncoder]) -> None:
     assert not torch.equal(torch.rand(3), torch.rand(3))
 
 
-def test_random_state_moves_on_after_a_replay(make_encoder: Callable[..., ItemEncoder]) -> None:
+def test_random_state_moves_on_after_a_replay(make_encoder: Callable[..., PromptEncoder]) -> None:
     encoder = make_encoder(dropout=0.5)
     encoder.train()
     torch.manual_seed(0)

@@ -7,15 +7,15 @@ import torch
 
 from sda_features.config import AdapterSettings
 from sda_features.errors import BackboneError, SettingsError
-from sda_features.lvlm.encoder import ItemEncoder
+from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.moda import MODALITIES, ModalityGates, adapted_layers, attach_adapter
 from tests.lvlm.conftest import ARCHITECTURES, image_batch, text_batch
 from tests.reference.moda import expert_loop
 
-Make = Callable[..., ItemEncoder]
+Make = Callable[..., PromptEncoder]
 
 
-def randomise(encoder: ItemEncoder, scale: float = 0.3) -> None:
+def randomise(encoder: PromptEncoder, scale: float = 0.3) -> None:
     """Give B values, as training would: at B = 0 most properties hold vacuously."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -1,0 +1,102 @@
+"""`sda-features materialize`: catalogue to vectors to Feast."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sda_features.config import BackboneSettings, CatalogSettings, PromptSettings
+from sda_features.errors import SettingsError
+
+from .options import collect, settings_options
+
+if TYPE_CHECKING:
+    from sda_features.lvlm.checkpoint import LoadedEncoder
+
+
+@click.command()
+@click.argument("catalog", type=click.Path(path_type=Path))
+@click.option("--repo", type=click.Path(path_type=Path), default=".", show_default=True, help="Feast repo.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Checkpoint that `adapt` wrote.")
+@click.option("--model", help="Base model; with --checkpoint only if it moved, alone for vanilla vectors.")
+@click.option(
+    "--quantization", type=click.Choice(["nf4", "int8", "none"]), help="Default: as in training, or nf4."
+)
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help="Activations.")
+@click.option("--device", help="Torch device.")
+@click.option("--feature-set", help="Feature set to write.  [default: sda, or vanilla without --checkpoint]")
+@click.option("--batch-size", default=32, show_default=True, help="Sequences encoded together.")
+@click.option("--shard-rows", default=1024, show_default=True, help="Items of one offline part.")
+@settings_options(CatalogSettings, skip=("path",))
+@click.option("--report", type=click.Path(path_type=Path), help="Write bad catalogue rows here (JSONL).")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+def command(
+    catalog: Path,
+    repo: Path,
+    checkpoint: Path | None,
+    model: str | None,
+    quantization: str | None,
+    dtype: str | None,
+    device: str | None,
+    feature_set: str | None,
+    batch_size: int,
+    shard_rows: int,
+    report: Path | None,
+    as_json: bool,
+    **values: Any,
+) -> None:
+    """Encode the items of CATALOG and write their vectors to Feast, offline and online.
+
+    Items whose content and version are stored already are skipped, so an interrupted run goes on
+    where it stopped.
+
+    \b
+    Example:
+      sda-features materialize items.parquet --checkpoint runs/sda/checkpoint --repo shop/feature_repo
+      sda-features materialize items.parquet --model Qwen/Qwen2.5-VL-7B-Instruct --repo shop/feature_repo
+    """
+    if checkpoint is None and model is None:
+        raise SettingsError("Give --checkpoint (adapted vectors) or --model (vanilla vectors).")
+    given = {"model": model, "quantization": quantization, "dtype": dtype, "device": device}
+    overrides = {name: value for name, value in given.items() if value is not None}
+
+    def load() -> LoadedEncoder:
+        from sda_features.lvlm.checkpoint import load_checkpoint, unadapted
+
+        if checkpoint is not None:
+            return load_checkpoint(checkpoint, **overrides)
+        return unadapted(BackboneSettings.parse(**overrides), PromptSettings())
+
+    from sda_features.workflows import materialize
+
+    result = materialize(
+        repo,
+        feature_set or ("vanilla" if checkpoint is None else "sda"),
+        CatalogSettings.parse(path=catalog, **collect(CatalogSettings, values)),
+        load,
+        batch_size=batch_size,
+        shard_rows=shard_rows,
+        progress=not as_json,
+    )
+    if report is not None:
+        result.report.write(report)
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "view": result.view,
+                    "version": result.version,
+                    "encoded": result.encoded,
+                    "unchanged": result.unchanged,
+                    "online_rows": result.online_rows,
+                    "bad_rows": result.report.bad_rows,
+                }
+            )
+        )
+        return
+    click.echo(f"catalogue  {result.report}")
+    click.echo(f"encoded    {result.encoded:,} items, {result.unchanged:,} unchanged")
+    click.echo(f"online     {result.online_rows:,} items in {result.view}, version {result.version}")

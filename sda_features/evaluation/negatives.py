@@ -1,0 +1,75 @@
+"""Uniform draws from the items that a user has not seen: exact, vectorised, without rejection.
+
+The unseen items of a user, in code order, are numbered 0..A-1. A draw is a draw of such numbers,
+and one binary search turns a number into the item.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sda_features.errors import RankingError
+from sda_features.interactions import Interactions
+
+Integers = NDArray[np.integer[Any]]
+
+
+class UnseenItems:
+    """The items 1..I of each user that do not occur in the user's row of a log.
+
+    Attributes:
+        counts: int64 [U], unseen items A_u of each user.
+    """
+
+    def __init__(self, seen: Interactions) -> None:
+        self._stride = seen.item_count + 1
+        pairs = np.unique(seen.users * self._stride + seen.items)
+        users, items = np.divmod(pairs, self._stride)
+        distinct = np.bincount(users, minlength=seen.user_count)
+        self._starts = np.cumsum(distinct) - distinct
+        # The j-th seen item s_j of a user (j from 0) has s_j - 1 - j unseen items before it.
+        place = np.arange(len(pairs)) - self._starts[users]
+        self._unseen_before = users * self._stride + items - 1 - place
+        self.counts = seen.item_count - distinct
+
+    def numbered(self, users: Integers, numbers: Integers) -> NDArray[np.int32]:
+        """Unseen item number `numbers` of `users`, both [n] or broadcastable; numbers in 0..A_u - 1.
+
+        The item with number m has code m + 1 + |{j : s_j - 1 - j <= m}|.
+        """
+        found = np.searchsorted(self._unseen_before, users * self._stride + numbers, side="right")
+        return (numbers + 1 + found - self._starts[users]).astype(np.int32)
+
+    def draw(self, users: Integers, random: np.random.Generator) -> NDArray[np.int32]:
+        """One uniform unseen item for each entry of `users` [n]."""
+        self._require(users, 1)
+        return self.numbered(users, random.integers(0, self.counts[users]))
+
+    def draw_distinct(self, users: Integers, size: int, random: np.random.Generator) -> NDArray[np.int32]:
+        """A uniform set of `size` unseen items for each user, int32 [n, size].
+
+        Floyd's algorithm (Bentley and Floyd 1987), one step for all users at a time: for
+        j = A - size .. A - 1 draw t from 0..j and take t, or j when t is taken already.
+
+        Raises:
+            RankingError: a user has fewer than `size` unseen items.
+        """
+        self._require(users, size)
+        numbers = np.empty((len(users), size), dtype=np.int64)
+        for step in range(size):
+            newest = self.counts[users] - size + step
+            drawn = random.integers(0, newest + 1)
+            taken = (numbers[:, :step] == drawn[:, None]).any(axis=1)
+            numbers[:, step] = np.where(taken, newest, drawn)
+        return self.numbered(users[:, None], numbers)
+
+    def _require(self, users: Integers, size: int) -> None:
+        least = int(self.counts[users].min(initial=size))
+        if least < size:
+            raise RankingError(
+                f"Expected at least {size} unseen items for each user, but one user has {least} left. "
+                f"Draw at most {least} negatives, or add catalogue items without interactions."
+            )

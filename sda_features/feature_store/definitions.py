@@ -1,0 +1,93 @@
+"""What a repo's definition file imports: the item entity, the parquet source and the feature view.
+
+    item = item_entity()
+    sda_item_embeddings = embedding_view("sda", embedding_source("sda", "data/item_embeddings/sda", item), item)
+
+Feast registers an object only if it is a module-level name of some file of the repo: not inside a
+list, and an entity of another file only if it is imported by name.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from feast import Entity, FeatureView, Field, FileSource
+from feast.data_source import DataSource
+from feast.types import Array, Float32, Int32, Int64, String
+from feast.value_type import ValueType
+
+from sda_features.errors import FeatureStoreError
+from sda_features.feature_store.schema import EVENT_TIMESTAMP, ITEM_ID
+from sda_features.serving.layout import IMAGE, TEXT, VERSION, IdType, view_name
+
+_VALUE_TYPES = {"string": ValueType.STRING, "int32": ValueType.INT32, "int64": ValueType.INT64}
+_FIELD_TYPES = {
+    ValueType.STRING: String,
+    ValueType.INT32: Int32,
+    ValueType.INT64: Int64,
+    ValueType.UNKNOWN: String,  # an entity without a value type
+}
+
+
+def item_entity(join_key: str = ITEM_ID, *, name: str = "item", id_type: IdType = "string") -> Entity:
+    """The entity of items, for a repo that has none.
+
+    Args:
+        join_key: name under which a request gives the id.
+        name: name of the entity.
+        id_type: type of the ids in Feast.
+    """
+    return Entity(name=name, join_keys=[join_key], value_type=_VALUE_TYPES[id_type], description="An item.")
+
+
+def embedding_source(feature_set: str, path: str, entity: Entity) -> FileSource:
+    """The folder of parquet parts that holds a feature set.
+
+    Args:
+        feature_set: name of the feature set.
+        path: folder, relative to the repo or absolute.
+        entity: entity of items; its join key names the id column, which the parts call `item_id`.
+    """
+    mapping = {} if entity.join_key == ITEM_ID else {ITEM_ID: entity.join_key}
+    return FileSource(
+        name=f"{view_name(feature_set)}_source",
+        path=path,
+        timestamp_field=EVENT_TIMESTAMP,
+        field_mapping=mapping,
+        description=f"Item vectors of the feature set {feature_set}.",
+    )
+
+
+def embedding_view(feature_set: str, source: DataSource, entity: Entity) -> FeatureView:
+    """The feature view `{feature_set}_item_embeddings`: text and image vector and adapter version.
+
+    Vectors do not expire: an old vector beats none.
+
+    Args:
+        feature_set: name of the feature set.
+        source: where its rows are, see `embedding_source`.
+        entity: entity of items, with ids of type STRING, INT32, INT64, or of no declared type
+            (taken as STRING).
+
+    Raises:
+        FeatureStoreError: the entity's ids have another type.
+    """
+    if entity.value_type not in _FIELD_TYPES:
+        raise FeatureStoreError(
+            f"Expected the entity {entity.name!r} to have value_type STRING, INT32 or INT64, "
+            f"got {entity.value_type.name}. Define an item entity of one of these types."
+        )
+    return FeatureView(
+        name=view_name(feature_set),
+        entities=[entity],
+        source=source,
+        ttl=timedelta(0),
+        schema=[
+            Field(name=entity.join_key, dtype=_FIELD_TYPES[entity.value_type]),
+            Field(name=TEXT, dtype=Array(Float32), description="Vector of the item's text."),
+            Field(name=IMAGE, dtype=Array(Float32), description="Vector of the item's picture."),
+            Field(name=VERSION, dtype=String, description="Version of the checkpoint that made the vectors."),
+        ],
+        description=f"Item vectors of the feature set {feature_set}.",
+        tags={"feature_set": feature_set},
+    )

@@ -1,0 +1,231 @@
+"""Adding item vectors to a Feast repo that a team already has: one file, nothing else.
+
+The team's files are read as source and never run, so this needs no import of Feast. An entity for
+items that the repo defines is imported by name: Feast registers an entity only where it finds it
+as a module-level name, and without it `feast apply` succeeds while `materialize` fails.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sda_features.artifacts import atomic_file
+from sda_features.errors import FeatureStoreError
+from sda_features.serving.connection import read_repo_config
+from sda_features.serving.layout import view_name
+
+FILE_NAME = "sda_item_embeddings.py"
+SEAL = "# Written by `sda-features init`. sha256 of the lines below: "
+SKIPPED_FOLDERS = {"__pycache__", "node_modules", "site-packages", "venv"}
+SUPPORTED_VALUE_TYPES = ("STRING", "INT32", "INT64")
+
+
+@dataclass(frozen=True)
+class FoundEntity:
+    """A module-level `variable = Entity(...)` in a file of the repo.
+
+    Attributes:
+        module: dotted module name from the repo's root.
+        variable: name that the module gives it.
+        name: name of the entity; None if it is not written as a literal.
+        join_key: its join key; None if it is not written as a literal.
+        value_type: name of its value type; None if it declares none.
+    """
+
+    module: str
+    variable: str
+    name: str | None = None
+    join_key: str | None = None
+    value_type: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.variable}"
+
+
+@dataclass(frozen=True)
+class Initialized:
+    """What `init_repo` did.
+
+    Attributes:
+        path: the file.
+        action: whether it was created, updated, or already as it should be.
+        entity: where the item entity comes from; None: the file defines one.
+        views: names of the feature views.
+        online_store: type of the repo's online store; EmbeddingClient reads redis.
+    """
+
+    path: Path
+    action: Literal["created", "updated", "unchanged"]
+    entity: FoundEntity | None
+    views: tuple[str, ...]
+    online_store: str
+
+
+def init_repo(
+    repo_path: Path | str,
+    *,
+    feature_sets: Sequence[str] = ("sda", "vanilla"),
+    entity: str | None = None,
+    join_key: str = "item_id",
+    source_folder: str = "data/item_embeddings",
+    force: bool = False,
+) -> Initialized:
+    """Write the definitions of item-vector views into a Feast repo.
+
+    Args:
+        repo_path: folder with feature_store.yaml.
+        feature_sets: names of the feature sets; each becomes the view `{name}_item_embeddings`.
+        entity: the repo's entity of items, by its name in Feast, its variable, or `module:variable`;
+            None: the one with this join key, or a new one.
+        join_key: join key of the item entity.
+        source_folder: folder of parquet parts, one folder a feature set below it; relative to the repo.
+        force: replace a file that was edited, or that something else wrote.
+
+    Raises:
+        FeatureStoreError: the folder is no Feast repo, the entity is not there, not unique or of
+            another type, or the file exists and is not ours to replace.
+        SettingsError: a feature set has an unusable name.
+    """
+    config = read_repo_config(repo_path)
+    repo = Path(repo_path)
+    views = tuple(view_name(feature_set) for feature_set in dict.fromkeys(feature_sets))
+    if not views:
+        raise FeatureStoreError("Expected at least one feature set, got none.")
+    found = _choose_entity(list(_entities(repo)), entity, join_key)
+    content = _seal(_source(tuple(dict.fromkeys(feature_sets)), found, join_key, source_folder))
+    path = repo / FILE_NAME
+    action: Literal["created", "updated", "unchanged"] = "created"
+    if path.exists():
+        existing = path.read_text(encoding="utf-8")
+        action = "unchanged" if existing == content else "updated"
+        if action == "updated" and not force and not _is_sealed(existing):
+            raise FeatureStoreError(
+                f"{path} exists and was edited, or was not written by `sda-features init`. Move your changes to "
+                "another file of the repo, or replace it with --force."
+            )
+    if action != "unchanged":
+        with atomic_file(path) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    return Initialized(path, action, found, views, config.online_type)
+
+
+def _source(
+    feature_sets: tuple[str, ...], found: FoundEntity | None, join_key: str, source_folder: str
+) -> str:
+    """Text of the definition file, without its seal."""
+    names = ["embedding_source", "embedding_view", *([] if found else ["item_entity"])]
+    lines = [
+        '"""Item vectors as Feast feature views. Run `feast apply` to register them."""',
+        "",
+        f"from sda_features.feature_store.definitions import {', '.join(names)}",
+        "",
+    ]
+    if found:
+        lines.append(f"from {found.module} import {found.variable}  # by name: only so Feast registers it")
+        item = found.variable
+    else:
+        lines.append(f"item = item_entity({json.dumps(join_key)})")
+        item = "item"
+    for feature_set in feature_sets:
+        name, path = json.dumps(feature_set), json.dumps(f"{source_folder.rstrip('/')}/{feature_set}")
+        lines += [
+            "",
+            f"{feature_set}_source = embedding_source({name}, {path}, {item})",
+            f"{view_name(feature_set)} = embedding_view({name}, {feature_set}_source, {item})",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _seal(text: str) -> str:
+    return f"{SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+
+
+def _is_sealed(text: str) -> bool:
+    """Whether `_seal` wrote the text and nobody has edited it since."""
+    return text == _seal(text.partition("\n")[2])
+
+
+def _choose_entity(entities: list[FoundEntity], wanted: str | None, join_key: str) -> FoundEntity | None:
+    """The repo's item entity, or None if it has none."""
+    if wanted is None:
+        chosen = [entity for entity in entities if entity.join_key == join_key]
+        namesake = next((entity for entity in entities if entity.name == "item"), None)
+        if not chosen and namesake:
+            raise FeatureStoreError(
+                f"The repo has an entity `item` at {namesake} with the join key {namesake.join_key!r}, expected "
+                f"{join_key!r}. Use it with --entity item, or name its key with --join-key."
+            )
+    else:
+        chosen = [entity for entity in entities if wanted in (entity.name, entity.variable, str(entity))]
+        if not chosen:
+            module, _, variable = wanted.partition(":")
+            if not all(part.isidentifier() for part in [*module.split("."), variable]):
+                listed = ", ".join(f"{entity.name} ({entity})" for entity in entities) or "none"
+                raise FeatureStoreError(
+                    f"Expected an entity {wanted!r} in the repo, found: {listed}. "
+                    "If it is made by a function, give its place as --entity module:variable."
+                )
+            chosen = [FoundEntity(module, variable)]
+    if len(chosen) > 1:
+        raise FeatureStoreError(
+            f"Several entities of the repo fit: {', '.join(map(str, chosen))}. "
+            "Choose one with --entity module:variable."
+        )
+    if not chosen:
+        return None
+    (entity,) = chosen
+    if entity.value_type is not None and entity.value_type not in SUPPORTED_VALUE_TYPES:
+        raise FeatureStoreError(
+            f"Expected the entity at {entity} to have value_type {', '.join(SUPPORTED_VALUE_TYPES)}, got "
+            f"{entity.value_type}. Choose another with --entity, or a new join key with --join-key."
+        )
+    return entity
+
+
+def _entities(repo: Path) -> Iterator[FoundEntity]:
+    """Entities that the repo's files define at module level, in the order of the files."""
+    for path in sorted(repo.rglob("*.py")):
+        parts = path.relative_to(repo).with_suffix("").parts
+        hidden = any(part.startswith(".") or part in SKIPPED_FOLDERS for part in parts)
+        if hidden or path.name == FILE_NAME or not all(part.isidentifier() for part in parts):
+            continue
+        try:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        except (SyntaxError, UnicodeDecodeError, ValueError):
+            continue  # `feast apply` will say so
+        for statement in tree.body:
+            if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+                target = statement.targets[0].id
+            elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                target = statement.target.id
+            else:
+                continue
+            if isinstance(statement.value, ast.Call) and _last_name(statement.value.func) == "Entity":
+                yield _read_entity(".".join(parts), target, statement.value)
+
+
+def _read_entity(module: str, variable: str, call: ast.Call) -> FoundEntity:
+    arguments = {keyword.arg: keyword.value for keyword in call.keywords}
+    name = _literal(arguments.get("name"))
+    join_keys = arguments.get("join_keys")
+    join_key = name if join_keys is None else None  # Feast's default
+    if isinstance(join_keys, ast.List | ast.Tuple) and len(join_keys.elts) == 1:
+        join_key = _literal(join_keys.elts[0])
+    return FoundEntity(module, variable, name, join_key, _last_name(arguments.get("value_type")))
+
+
+def _literal(node: ast.expr | None) -> str | None:
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
+
+
+def _last_name(node: ast.expr | None) -> str | None:
+    """`STRING` of `ValueType.STRING` and of `STRING`."""
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    return node.id if isinstance(node, ast.Name) else None

@@ -1,0 +1,168 @@
+"""From the offline to the online store: stock Feast, with a look before and a check after."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import redis
+
+from sda_features.errors import FeatureStoreError, OnlineStoreError
+from sda_features.feature_store.offline import pull_latest
+from sda_features.feature_store.parts import stored_rows
+from sda_features.feature_store.repo import FeatureSet, open_feature_set, quiet_feast
+from sda_features.feature_store.schema import EVENT_TIMESTAMP, ITEM_ID
+from sda_features.serving import layout
+from sda_features.serving.connection import RedisAddress, redis_errors
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+BATCH_ROWS = 10_000
+SAMPLE = 100
+TIMEOUT = 10.0  # seconds; a busy server that loads a catalogue may take a while
+
+
+@dataclass(frozen=True)
+class Materialized:
+    """What `materialize_view` did.
+
+    Attributes:
+        view: name of the feature view.
+        rows: items of the view up to `end`.
+        checked: items whose row was looked up in the online store afterwards.
+        end: newest event timestamp that was considered.
+        seconds: wall time.
+    """
+
+    view: str
+    rows: int
+    checked: int
+    end: datetime
+    seconds: float
+
+
+def materialize_view(repo_path: Path | str, feature_set: str, end: datetime | None = None) -> Materialized:
+    """Copy the newest row of each item of a feature set into the online store, through stock Feast.
+
+    Registry and stores are those of the repo's feature_store.yaml. A Redis server is looked up
+    first, and afterwards each item's event timestamp is read back from it. With another online
+    store, or a Redis cluster, Feast reads back a sample of items instead.
+
+    Args:
+        repo_path: an applied Feast repo.
+        feature_set: name of the feature set.
+        end: rows after this instant are left out, with a time zone; None: now.
+
+    Raises:
+        FeatureStoreError: the repo is not applied, lacks the view, or there are no rows.
+        OnlineStoreError: the online store cannot be reached, or rows did not arrive.
+    """
+    started = time.monotonic()
+    end = end or datetime.now(UTC)
+    opened = open_feature_set(repo_path, feature_set)
+    address = check_online_store(opened)
+    rows = _newest_rows(opened, end)
+    if not len(rows):
+        raise FeatureStoreError(
+            f"There are no rows of {opened.view.name} up to {end.isoformat()}. "
+            "Write them with `sda-features materialize`."
+        )
+    # Without a batch size Feast writes the first Arrow chunk of a table and drops the others.
+    settings = opened.store.config.materialization_config
+    settings.online_write_batch_size = settings.online_write_batch_size or BATCH_ROWS
+    with redis_errors(address or opened.config.online_type), quiet_feast():
+        _materialize(opened, end)
+    checked = _check_redis(opened, address, rows) if address else _check_sample(opened, rows)
+    return Materialized(opened.view.name, len(rows), checked, end, time.monotonic() - started)
+
+
+def check_online_store(opened: FeatureSet) -> RedisAddress | None:
+    """Look whether the repo's Redis server answers; None for another kind of online store, unchecked.
+
+    Raises:
+        OnlineStoreError: it does not.
+    """
+    if not opened.config.has_plain_redis:
+        return None
+    address = opened.config.redis_address()
+    with redis_errors(address), address.connect(timeout=TIMEOUT) as server:
+        server.ping()
+    return address
+
+
+def _materialize(opened: FeatureSet, end: datetime) -> None:
+    from feast.errors import FeastError
+
+    try:
+        opened.store.materialize(EPOCH, end, feature_views=[opened.view.name])
+    except FeastError as error:
+        raise FeatureStoreError(
+            f"Feast could not materialize {opened.view.name}: {error}. If an entity is missing, import it by name in "
+            "the file that defines the view, as `sda-features init` does, and run `feast apply`."
+        ) from error
+
+
+def _newest_rows(opened: FeatureSet, end: datetime) -> pa.Table:
+    """Ids and event timestamps of the newest rows up to `end`."""
+    try:
+        folder = opened.folder
+    except FeatureStoreError:
+        return pull_latest(opened, end=end)
+    return stored_rows(folder, end=end)  # some hundred times faster than Feast: it reads no vectors
+
+
+def _check_redis(opened: FeatureSet, address: RedisAddress, rows: pa.Table) -> int:
+    """Every row must be in Redis, with its event timestamp or a later one."""
+    keys = layout.redis_keys(
+        rows[ITEM_ID].to_pylist(),
+        project=opened.config.project,
+        join_key=opened.join_key,
+        id_type=opened.id_type,
+    )
+    expected = pc.cast(rows[EVENT_TIMESTAMP], pa.int64()).to_pylist()  # microseconds
+    field = layout.timestamp_field(opened.view.name)
+    absent: list[int] = []
+    with redis_errors(address), address.connect(timeout=TIMEOUT) as server:
+        for start in range(0, len(keys), BATCH_ROWS):
+            stored = _read_field(server, keys[start : start + BATCH_ROWS], field)
+            for row, value in enumerate(stored, start):
+                nanoseconds = layout.decode_timestamp(value)
+                if nanoseconds is None or nanoseconds // 1000 < expected[row]:
+                    absent.append(row)
+    if absent:
+        raise OnlineStoreError(
+            f"Expected {len(keys)} items of {opened.view.name} in Redis at {address}, but {len(absent)} did not "
+            f"arrive, such as {rows[ITEM_ID][absent[0]].as_py()!r}. Does the server evict keys (maxmemory-policy), "
+            "or does key_ttl_seconds expire them? Correct that and materialize again."
+        )
+    return len(keys)
+
+
+def _read_field(server: redis.Redis, keys: list[bytes], field: bytes) -> list[bytes | None]:
+    with server.pipeline(transaction=False) as pipeline:
+        for key in keys:
+            pipeline.hget(key, field)  # type: ignore[arg-type]
+        values: list[bytes | None] = pipeline.execute()
+    return values
+
+
+def _check_sample(opened: FeatureSet, rows: pa.Table) -> int:
+    """A sample of rows must come back from Feast's own reader with a version."""
+    step = max(1, len(rows) // SAMPLE)
+    ids = rows[ITEM_ID].to_pylist()[::step]
+    with quiet_feast():
+        found = opened.store.get_online_features(
+            features=[f"{opened.view.name}:{layout.VERSION}"],
+            entity_rows=[{opened.join_key: item_id} for item_id in ids],
+        ).to_dict()[layout.VERSION]
+    absent = [item_id for item_id, version in zip(ids, found, strict=True) if version is None]
+    if absent:
+        raise OnlineStoreError(
+            f"Expected {len(ids)} sampled items of {opened.view.name} in the online store "
+            f"({opened.config.online_type}), but {len(absent)} did not arrive, such as {absent[0]!r}. "
+            "Materialize again with `feast materialize` to see Feast's own messages."
+        )
+    return len(ids)

@@ -1,0 +1,144 @@
+"""The offline rows of a feature set as a folder of parquet parts.
+
+A part is written once, whole or not at all, and never changed; a newer row of an item lies in a
+later part and wins by its event timestamp.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pa_dataset
+import pyarrow.parquet as pq
+
+from sda_features.artifacts import atomic_file
+from sda_features.errors import FeatureMismatchError, FeatureStoreError
+from sda_features.feature_store.schema import (
+    CONTENT_HASH,
+    EVENT_TIMESTAMP,
+    ID_TYPES,
+    ITEM_ID,
+    check_table,
+    column_dim,
+)
+from sda_features.serving.layout import IMAGE, TEXT, VERSION, IdType, parse_item_id
+
+DIM_KEY = b"sda_features.dim"  # in a part's schema metadata
+
+
+def write_part(folder: Path | str, table: pa.Table, *, id_type: IdType = "string") -> Path:
+    """Write the rows of `table` as one more part of a feature set, atomically.
+
+    Args:
+        folder: folder of the feature set; created when missing (`FeatureSet.folder` names it).
+        table: rows of `schema.SCHEMA`, one an item.
+        id_type: type of the ids in Feast (`FeatureSet.id_type`); the part stores them in it.
+
+    Returns:
+        Path of the part.
+
+    Raises:
+        FeatureStoreError: the table breaks the schema (see `check_table`), or an item has a row
+            that is not older: Feast would keep the stored vectors without a word.
+        FeatureMismatchError: vectors have another dimension than the parts in the folder, or an id
+            is not of `id_type`.
+    """
+    folder = Path(folder)
+    dim = check_table(table)
+    ids = pa.array(
+        [parse_item_id(item_id, id_type) for item_id in table[ITEM_ID].to_pylist()], ID_TYPES[id_type]
+    )
+    table = table.set_column(0, pa.field(ITEM_ID, ids.type, nullable=False), ids)
+    if not len(table):
+        raise FeatureStoreError("Expected rows to write, got an empty table.")
+    known = next((known for part in _parts(folder) if (known := _part_dim(part)) is not None), None)
+    if None not in (dim, known) and dim != known:
+        raise FeatureMismatchError(
+            f"The parts in {folder} have vectors of dimension {known}, got {dim}. "
+            "Write the vectors of another model to a feature set of their own."
+        )
+    _check_later(folder, table)
+    table = table.replace_schema_metadata({DIM_KEY: str(dim or "")})
+    target = folder / _part_name(table)
+    with atomic_file(target) as temporary:
+        pq.write_table(table, temporary, compression="zstd", use_dictionary=[VERSION])
+    return target
+
+
+def stored_rows(folder: Path | str, *, end: datetime | None = None) -> pa.Table:
+    """The newest row of each item in a folder of parts, without its vectors.
+
+    Args:
+        folder: folder of the feature set; it may be missing.
+        end: rows after this instant are left out, with a time zone; None: none are.
+
+    Returns:
+        Columns item_id, adapter_version, content_hash and event_timestamp, in no order.
+    """
+    columns = [ITEM_ID, VERSION, CONTENT_HASH, EVENT_TIMESTAMP]
+    paths = _parts(Path(folder))
+    if not paths:
+        schema = pa.schema([pa.field(name, pa.string()) for name in columns[:3]])
+        return schema.append(pa.field(EVENT_TIMESTAMP, pa.timestamp("us", tz="UTC"))).empty_table()
+    until = None if end is None else pc.field(EVENT_TIMESTAMP) <= pa.scalar(end, pa.timestamp("us", tz="UTC"))
+    rows = pa_dataset.dataset(paths).to_table(columns=columns, filter=until)
+    rows = rows.sort_by([(EVENT_TIMESTAMP, "descending")])
+    first = (
+        pa.table({ITEM_ID: rows[ITEM_ID], "row": np.arange(len(rows))})
+        .group_by(ITEM_ID)
+        .aggregate([("row", "min")])
+    )
+    return rows.take(first["row_min"])
+
+
+def _part_dim(path: str) -> int | None:
+    """Dimension of the vectors of a part; None if all are null."""
+    stored = (pq.read_schema(path).metadata or {}).get(DIM_KEY)
+    if stored is not None:
+        return int(stored) if stored else None
+    table = pq.read_table(path, columns=[TEXT, IMAGE])  # a part that was not written here
+    return column_dim(table, TEXT) or column_dim(table, IMAGE)
+
+
+def _part_name(table: pa.Table) -> str:
+    """`part-{time}-{hash of the ids}.parquet`: sorts by time, and a repeated run repeats the name."""
+    latest = pc.max(table[EVENT_TIMESTAMP]).as_py()
+    digest = hashlib.sha256(repr(table[ITEM_ID].to_pylist()).encode()).hexdigest()[:12]
+    return f"part-{latest:%Y%m%dT%H%M%S%f}-{digest}.parquet"
+
+
+def _check_later(folder: Path, table: pa.Table) -> None:
+    """Every item of `table` that has rows in `folder` must be newer than all of them."""
+    paths = _parts(folder)
+    if not paths:
+        return
+    stored = pa_dataset.dataset(paths)
+    stored_type = stored.schema.field(ITEM_ID).type
+    if stored_type != table[ITEM_ID].type:
+        raise FeatureStoreError(
+            f"The parts in {folder} have ids of type {stored_type}, got {table[ITEM_ID].type}. "
+            "Write to a new folder after the type of the item entity has changed."
+        )
+    # Statistics of the parts answer the filter, so parts of earlier runs are not read.
+    not_older = pc.field(EVENT_TIMESTAMP) >= pc.min(table[EVENT_TIMESTAMP])
+    rivals = stored.to_table(columns=[ITEM_ID, EVENT_TIMESTAMP], filter=not_older)
+    both = table.select([ITEM_ID, EVENT_TIMESTAMP]).join(
+        rivals, ITEM_ID, join_type="inner", right_suffix="_stored"
+    )
+    late = both.filter(pc.less_equal(both[EVENT_TIMESTAMP], both[f"{EVENT_TIMESTAMP}_stored"]))
+    if len(late):
+        row = late.slice(0, 1).to_pylist()[0]
+        raise FeatureStoreError(
+            f"{len(late)} items have a stored row that is as new, such as {row[ITEM_ID]!r}: stored "
+            f"{row[f'{EVENT_TIMESTAMP}_stored'].isoformat()}, new {row[EVENT_TIMESTAMP].isoformat()}. Feast keeps "
+            "the stored vectors on a tie. Stamp the new rows with a later event_timestamp."
+        )
+
+
+def _parts(folder: Path) -> list[str]:
+    return [str(path) for path in sorted(folder.glob("*.parquet"))]

@@ -1,0 +1,126 @@
+"""Opening a feature set of an applied Feast repo, and keeping Feast quiet."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sda_features.errors import FeatureStoreError, SDAError
+from sda_features.serving.connection import RepoConfig, read_repo_config
+from sda_features.serving.layout import IdType, view_name
+
+if TYPE_CHECKING:
+    from feast import FeatureStore, FeatureView
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """One feature set of a Feast repo, as its registry describes it.
+
+    Attributes:
+        name: name of the feature set.
+        config: the repo's feature_store.yaml.
+        store: Feast's store.
+        view: the feature view.
+        join_key: join key of its entity.
+        id_type: type of its ids.
+    """
+
+    name: str
+    config: RepoConfig
+    store: FeatureStore
+    view: FeatureView
+    join_key: str
+    id_type: IdType
+
+    @property
+    def folder(self) -> Path:
+        """Local folder with the parts of this feature set.
+
+        Raises:
+            FeatureStoreError: the view's source is not a local folder.
+        """
+        from feast import FileSource
+
+        source = self.view.batch_source
+        if not isinstance(source, FileSource) or "://" in source.path.removeprefix("file://"):
+            raise FeatureStoreError(
+                f"Expected {self.view.name} to read a local folder of parquet parts, got "
+                f"{type(source).__name__}. Write its rows with the tools of that source."
+            )
+        return Path(self.store.repo_path, source.path.removeprefix("file://"))
+
+
+def open_feature_set(repo_path: Path | str, feature_set: str) -> FeatureSet:
+    """Find a feature set in the registry of a Feast repo.
+
+    Raises:
+        FeatureStoreError: the folder is not a Feast repo, `feast apply` has not been run there, or
+            the registry has no such view.
+    """
+    name = view_name(feature_set)
+    config = read_repo_config(repo_path)
+    with quiet_feast():
+        from feast import FeatureStore
+        from feast.errors import FeastObjectNotFoundException
+
+        try:
+            store = FeatureStore(repo_path=str(repo_path))
+            view = store.get_feature_view(name)
+        except FeastObjectNotFoundException:
+            raise FeatureStoreError(_missing_view(store, repo_path, name)) from None
+        except SDAError:
+            raise
+        except Exception as error:
+            raise FeatureStoreError(
+                f"Feast cannot open the repo {repo_path} ({type(error).__name__}). Run `feast apply` there to see why."
+            ) from error
+    columns = {column.name: column.dtype.to_value_type().name for column in view.entity_columns}
+    id_types: dict[str, IdType] = {"STRING": "string", "INT32": "int32", "INT64": "int64"}
+    if len(columns) != 1 or not set(columns.values()) <= id_types.keys():
+        raise FeatureStoreError(
+            f"Expected {name} to have one entity with ids of type STRING, INT32 or INT64, got {columns}. "
+            "Define it with `embedding_view` of sda_features.feature_store.definitions."
+        )
+    ((join_key, value_type),) = columns.items()
+    return FeatureSet(feature_set, config, store, view, join_key, id_types[value_type])
+
+
+@contextlib.contextmanager
+def quiet_feast() -> Iterator[None]:
+    """Send what Feast prints in the block to this module's debug log, and drop its warnings.
+
+    Feast prints progress bars and dates; its dependencies announce their own deprecations. Both
+    concern Feast's authors, not a user of this package. Errors pass.
+    """
+    printed = io.StringIO()
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(printed),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if text := printed.getvalue().strip():
+            logger.debug("%s", text)
+
+
+def _missing_view(store: Any, repo_path: Path | str, name: str) -> str:
+    present = [view.name for view in store.list_feature_views()]
+    if not present:
+        return f"Nothing is registered in the Feast repo {repo_path}. Run `feast apply` there first."
+    ours = sorted(view for view in present if view.endswith(view_name("x")[1:]))
+    return (
+        f"The Feast repo {repo_path} has no feature view {name}; item vectors there: {', '.join(ours) or 'none'}. "
+        "Add it with `sda-features init --feature-sets ...` and `feast apply`."
+    )

@@ -1,0 +1,157 @@
+"""The shape of an offline row: one item of one feature set. The one place that knows it.
+
+| column | type | meaning |
+|---|---|---|
+| item_id | string | id of the item, never null |
+| text_embedding | list<float32>, nullable | vector of the text; null without usable text |
+| image_embedding | list<float32>, nullable | vector of the picture; null without a usable picture |
+| adapter_version | string | which checkpoint made the vectors |
+| content_hash | string | hash of the catalogue row, to skip what has not changed; stays offline |
+| event_timestamp | timestamp[us, UTC] | when the vectors were made; later than for any older row of the item |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sda_features.errors import FeatureMismatchError, FeatureStoreError
+from sda_features.serving.layout import IMAGE, TEXT, VERSION, Mask, Matrix
+
+ITEM_ID = "item_id"
+CONTENT_HASH = "content_hash"
+EVENT_TIMESTAMP = "event_timestamp"
+
+ID_TYPES = {"string": pa.string(), "int32": pa.int32(), "int64": pa.int64()}  # of a stored item_id
+SCHEMA = pa.schema(
+    [
+        pa.field(ITEM_ID, pa.string(), nullable=False),
+        pa.field(TEXT, pa.list_(pa.float32())),
+        pa.field(IMAGE, pa.list_(pa.float32())),
+        pa.field(VERSION, pa.string(), nullable=False),
+        pa.field(CONTENT_HASH, pa.string(), nullable=False),
+        pa.field(EVENT_TIMESTAMP, pa.timestamp("us", tz="UTC"), nullable=False),
+    ]
+)
+
+
+def vectors_table(
+    item_ids: Sequence[str],
+    *,
+    text: Matrix,
+    text_found: Mask,
+    image: Matrix,
+    image_found: Mask,
+    adapter_version: str,
+    content_hashes: Sequence[str],
+    event_timestamp: datetime,
+) -> pa.Table:
+    """Rows of n items that one checkpoint encoded in one run.
+
+    Args:
+        item_ids: n ids.
+        text: float32 [n, d].
+        text_found: bool [n]; False makes the vector null.
+        image: float32 [n, d].
+        image_found: bool [n].
+        adapter_version: version of the checkpoint.
+        content_hashes: n hashes of the catalogue rows.
+        event_timestamp: when the run started, with a time zone.
+
+    Returns:
+        A table of `SCHEMA`.
+    """
+    count = len(item_ids)
+    columns = [
+        pa.array(item_ids, pa.string()),
+        _vector_column(text, text_found),
+        _vector_column(image, image_found),
+        pa.repeat(adapter_version, count),
+        pa.array(content_hashes, pa.string()),
+        pa.repeat(pa.scalar(event_timestamp.astimezone(UTC), SCHEMA.field(EVENT_TIMESTAMP).type), count),
+    ]
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def check_table(table: pa.Table) -> int | None:
+    """Check every row of a table against `SCHEMA`.
+
+    Returns:
+        The dimension d that all vectors have; None if all are null.
+
+    Raises:
+        FeatureStoreError: columns differ, an id is missing, empty or repeated, a version, hash or
+            timestamp is missing, or a timestamp lies in the future.
+        FeatureMismatchError: vectors differ in dimension, or hold a null, a NaN or an infinity.
+    """
+    if not table.schema.equals(SCHEMA):
+        got = ", ".join(f"{field.name}: {field.type}" for field in table.schema)
+        want = ", ".join(f"{field.name}: {field.type}" for field in SCHEMA)
+        raise FeatureStoreError(f"Expected the columns {want} (see feature_store/schema.py); got {got}.")
+    for name in (ITEM_ID, VERSION, CONTENT_HASH, EVENT_TIMESTAMP):
+        if table[name].null_count:
+            raise FeatureStoreError(
+                f"Expected a value of {name} in every row; {table[name].null_count} are null."
+            )
+    ids = table[ITEM_ID]
+    if pc.any(pc.equal(ids, "")).as_py():
+        raise FeatureStoreError("Expected ids of items; one is the empty string.")
+    if pc.count_distinct(ids).as_py() != len(ids):
+        repeated = next(count["values"] for count in ids.value_counts().to_pylist() if count["counts"] > 1)
+        raise FeatureStoreError(
+            f"Expected one row an item; {repeated!r} has several. Deduplicate the catalogue."
+        )
+    _check_not_future(table)
+    dims = {name: column_dim(table, name) for name in (TEXT, IMAGE)}
+    known = {dim for dim in dims.values() if dim is not None}
+    if len(known) > 1:
+        raise FeatureMismatchError(f"Expected text and image vectors of one dimension, got {dims}.")
+    return known.pop() if known else None
+
+
+def column_dim(table: pa.Table, name: str) -> int | None:
+    """Dimension of the vectors in a column; None if all are null.
+
+    Raises:
+        FeatureMismatchError: vectors differ in dimension, or hold a null, a NaN or an infinity.
+    """
+    column = table[name]
+    lengths = pc.min_max(pc.list_value_length(column))
+    low, high = lengths["min"].as_py(), lengths["max"].as_py()
+    if low != high or low == 0:
+        raise FeatureMismatchError(
+            f"Expected vectors of one dimension in {name}, got lengths {low} to {high}."
+        )
+    for chunk in column.chunks:
+        values = chunk.flatten()
+        if values.null_count or not np.isfinite(values.to_numpy()).all():
+            raise FeatureMismatchError(
+                f"Expected finite numbers in {name}, got a null, a NaN or an infinity."
+            )
+    return None if low is None else int(low)
+
+
+def _check_not_future(table: pa.Table) -> None:
+    latest, now = pc.max(table[EVENT_TIMESTAMP]).as_py(), datetime.now(UTC)
+    if latest is not None and latest > now:
+        raise FeatureStoreError(
+            f"Expected event timestamps up to now ({now.isoformat()}), got {latest.isoformat()}: "
+            "Feast leaves rows of the future out. Stamp a run with the time at which it starts."
+        )
+
+
+def _vector_column(matrix: Matrix, found: Mask) -> pa.Array:
+    """The rows of `matrix` as list<float32>, null where not found."""
+    rows = np.ascontiguousarray(matrix[found], np.float32)
+    ends = np.cumsum(found, dtype=np.int64) * matrix.shape[1]
+    if len(ends) and ends[-1] > np.iinfo(np.int32).max:
+        raise FeatureStoreError(
+            f"A table of {len(found)} vectors of {matrix.shape[1]} numbers passes 2**31 numbers. "
+            "Write the run in several parts."
+        )
+    offsets = pa.array(np.concatenate([[0], ends]).astype(np.int32))
+    return pa.ListArray.from_arrays(offsets, pa.array(rows.reshape(-1)), mask=pa.array(~found))

@@ -1,0 +1,94 @@
+"""What every recommender offers, so that one training loop and one evaluation serve all of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sda_features.config import RecommenderSettings
+from sda_features.evaluation.protocols import Scorer
+from sda_features.interactions import Interactions
+from sda_features.recommenders.features import ItemVectors
+
+Batch = dict[str, Tensor]
+
+
+class Recommender(nn.Module, ABC):
+    """A model whose score is a dot product: score[u, i] = user_state(u) . item_table[i].
+
+    That one form holds for self-attention (state of the last position), factorisation (a bias is
+    one more column) and graph models alike, makes scoring one matrix product, and lets a vector
+    index serve the model.
+
+    Subclasses are final, make all their parameters in `__init__` and implement the abstract methods;
+    tests/contracts/recommender.py holds what they promise. Item code 0 is padding: its row of the
+    table is ignored by every reader. A random choice made in Python draws from the generator that
+    is handed in, one made by torch from torch's global generator; the training loop seeds both.
+    """
+
+    def __init__(self, settings: RecommenderSettings) -> None:
+        super().__init__()
+        self.settings = settings
+
+    @classmethod
+    @abstractmethod
+    def build(
+        cls, train: Interactions, settings: RecommenderSettings, vectors: ItemVectors | None
+    ) -> Recommender:
+        """A fresh model; `train` gives the counts of users and items, and a graph to those that need one."""
+
+    @abstractmethod
+    def batches(self, train: Interactions, random: np.random.Generator) -> Iterator[Batch]:
+        """One shuffled pass over the training data, as CPU tensors that `loss` understands."""
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean training loss of a batch, a differentiable scalar."""
+
+    @abstractmethod
+    def user_states(self, users: Tensor, histories: Tensor) -> Tensor:
+        """Left factor of the score.
+
+        Args:
+            users: int64 [B] user indices.
+            histories: int64 [B, L] item codes in time order, left-padded with 0.
+
+        Returns:
+            float32 [B, K].
+        """
+
+    @abstractmethod
+    def item_table(self) -> Tensor:
+        """Right factor of the score, float32 [I + 1, K]."""
+
+    def score(self, users: Tensor, histories: Tensor) -> Tensor:
+        """Scores of the whole catalogue, float32 [B, I + 1]; arguments as for `user_states`."""
+        return self.user_states(users, histories) @ self.item_table().T
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie."""
+        return next(self.parameters()).device
+
+    def scorer(self, history: Interactions) -> Scorer:
+        """A function for `evaluate`: the model as it is now, without dropout, given `history`.
+
+        The item table is computed once, so the scorer must not outlive the next training step.
+        """
+        self.eval()
+        with torch.inference_mode():
+            table = self.item_table().T
+
+        def score(users: NDArray[np.int64]) -> NDArray[np.float32]:
+            histories = torch.from_numpy(history.recent(users, self.settings.max_length)).long()
+            with torch.inference_mode():
+                states = self.user_states(torch.from_numpy(users).to(self.device), histories.to(self.device))
+                scores: NDArray[np.float32] = (states @ table).float().cpu().numpy()
+            return scores
+
+        return score

@@ -1,0 +1,233 @@
+"""One loop that trains any recommender, keeps its best weights and measures them once on the test.
+
+Model selection looks at the validation's `ndcg@k/full/all` only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from sda_features import __version__
+from sda_features.artifacts import atomic_folder, write_json
+from sda_features.config import EvaluationSettings, RecommenderSettings
+from sda_features.errors import SettingsError
+from sda_features.evaluation.protocols import Evaluation, evaluate
+from sda_features.interactions import Interactions, Split, leave_one_out
+from sda_features.recommenders.base import Recommender
+from sda_features.recommenders.features import prepare_vectors
+from sda_features.recommenders.sasrec import SASRec
+
+MANIFEST, RANKS, WEIGHTS = "manifest.json", "ranks.npz", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the training data.
+
+    Attributes:
+        number: from 1.
+        loss: mean over steps.
+        seconds: training alone, without validation.
+        validation_ndcg: `ndcg@k/full/all`, or None when this epoch was not validated.
+    """
+
+    number: int
+    loss: float
+    seconds: float
+    validation_ndcg: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class TrainResult:
+    """A trained recommender and everything that its numbers depend on.
+
+    Attributes:
+        model: with the weights of `best_epoch`, in evaluation mode.
+        settings: of the recommender.
+        evaluation: settings of the protocol.
+        split: the data, split.
+        vectors: modality -> dimension and items with a vector; empty when ids alone were used.
+        epochs: in order.
+        best_epoch: number of the epoch whose weights were kept.
+        test: ranks of the test items under both protocols.
+    """
+
+    model: Recommender
+    settings: RecommenderSettings
+    evaluation: EvaluationSettings
+    split: Split
+    vectors: dict[str, dict[str, int]]
+    epochs: list[Epoch]
+    best_epoch: int
+    test: Evaluation
+
+    def manifest(self) -> dict[str, Any]:
+        """What a reader needs to judge or repeat the run, ready for JSON."""
+        data = self.split.interactions
+        return {
+            "sda_features": __version__,
+            "torch": torch.__version__,
+            "recommender": type(self.model).__name__,
+            "settings": self.settings.model_dump(mode="json"),
+            "evaluation": self.evaluation.model_dump(mode="json"),
+            "data": {
+                "sha256": data.data_hash,
+                "users": data.user_count,
+                "items": data.item_count,
+                "interactions": len(data.items),
+                "users_not_evaluated": self.split.short_users,
+            },
+            "vectors": self.vectors,
+            "best_epoch": self.best_epoch,
+            "epochs": [asdict(epoch) for epoch in self.epochs],
+            "metrics": self.test.metrics(),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write a run folder: manifest.json, ranks.npz (no pickle) and model.safetensors.
+
+        ranks.npz holds `user_ids`, `item_ids` (the targets), one bool array `group/NAME` a group and
+        one float64 array `rank/PROTOCOL` a protocol, all [T], so that two runs compare user by user.
+        """
+        data = self.split.interactions
+        arrays: dict[str, NDArray[Any]] = {
+            "user_ids": np.array(data.user_ids.take(self.test.users).to_pylist(), dtype=np.str_),
+            "item_ids": np.array(data.item_ids.take(self.test.targets - 1).to_pylist(), dtype=np.str_),
+        }
+        arrays |= {f"rank/{name}": ranks for name, ranks in self.test.ranks.items()}
+        arrays |= {f"group/{name}": members for name, members in self.test.groups.items()}
+        with atomic_folder(folder) as temporary:
+            write_json(temporary / MANIFEST, self.manifest())
+            np.savez_compressed(temporary / RANKS, allow_pickle=False, **arrays)
+            save_file(_weights(self.model), temporary / WEIGHTS)
+
+
+def train(
+    interactions: Interactions,
+    settings: RecommenderSettings,
+    evaluation: EvaluationSettings,
+    vectors: NDArray[Any] | Mapping[str, NDArray[Any]] | None = None,
+    *,
+    recommender: type[Recommender] = SASRec,
+    progress: bool = True,
+) -> TrainResult:
+    """Train with early stopping, then evaluate the best weights on the test items.
+
+    Args:
+        interactions: the log; it is split leave-one-out.
+        settings: architecture, optimisation and seed.
+        evaluation: the protocol.
+        vectors: frozen item vectors float [I + 1, D] (see `features.align_vectors`), or several by
+            modality name, e.g. {"text": ..., "image": ...}; none: ids alone.
+        recommender: which model.
+        progress: show a bar on standard error.
+
+    Raises:
+        InteractionsError: nobody has 3 interactions.
+        FeatureMismatchError: the vectors do not fit the items.
+        SettingsError: settings that do not fit each other, or a loss that is no longer finite.
+    """
+    split = leave_one_out(interactions)
+    if isinstance(vectors, np.ndarray):
+        vectors = {"vectors": vectors}
+    prepared = prepare_vectors(vectors, interactions.item_count) if vectors is not None else None
+    with _torch_state(settings) as device:
+        model = recommender.build(split.train, settings, prepared).to(device)
+        epochs, best_epoch = _fit(model, split, settings, evaluation, progress)
+        test = evaluate(model.scorer(split.test.history), split, evaluation)
+    return TrainResult(
+        model=model,
+        settings=settings,
+        evaluation=evaluation,
+        split=split,
+        vectors=prepared.blocks if prepared else {},
+        epochs=epochs,
+        best_epoch=best_epoch,
+        test=test,
+    )
+
+
+def _fit(
+    model: Recommender,
+    split: Split,
+    settings: RecommenderSettings,
+    evaluation: EvaluationSettings,
+    progress: bool,
+) -> tuple[list[Epoch], int]:
+    """The loop; leaves `model` with the weights of the best validation."""
+    device = model.device
+    random = np.random.default_rng(settings.seed)
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), fused=device.type in ("cpu", "cuda")
+    )
+    measure = f"ndcg@{evaluation.cutoff}/full/all"
+    epochs: list[Epoch] = []
+    best: tuple[float, int, dict[str, Tensor]] | None = None
+    bar = tqdm(range(1, settings.epochs + 1), unit="epoch", disable=not progress)
+    for number in bar:
+        started = time.perf_counter()
+        model.train()
+        total, steps = torch.zeros((), device=device), 0
+        for batch in model.batches(split.train, random):
+            loss = model.loss({name: tensor.to(device) for name, tensor in batch.items()})
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            total += loss.detach()
+            steps += 1
+        mean_loss = float(total) / max(steps, 1)
+        seconds = time.perf_counter() - started
+        if not math.isfinite(mean_loss):
+            raise SettingsError(
+                f"The loss is {mean_loss} in epoch {number}. Lower learning_rate ({settings.learning_rate})."
+            )
+        ndcg = None
+        if number % settings.validate_every == 0 or number == settings.epochs:
+            scorer = model.scorer(split.validation.history)
+            found = evaluate(scorer, split, evaluation, holdout="validation", protocols=("full",))
+            ndcg = float(found.metrics()[measure] or 0.0)
+            if best is None or ndcg > best[0]:
+                best = (ndcg, number, {name: tensor.clone() for name, tensor in model.state_dict().items()})
+        epochs.append(Epoch(number, mean_loss, seconds, ndcg))
+        if best is not None:
+            bar.set_postfix(loss=f"{mean_loss:.3f}", best=f"{best[0]:.4f}", at=best[1])
+            if ndcg is not None and number - best[1] >= settings.patience * settings.validate_every:
+                break
+    bar.close()
+    assert best is not None  # the last epoch is always validated
+    model.load_state_dict(best[2])
+    return epochs, best[1]
+
+
+def _weights(model: Recommender) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+
+
+@contextlib.contextmanager
+def _torch_state(settings: RecommenderSettings) -> Iterator[torch.device]:
+    """Seed torch and set its threads for one run, and give the caller's state back afterwards."""
+    name = settings.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(settings.seed)
+        torch.set_num_threads(settings.threads or threads)
+        try:
+            yield device
+        finally:
+            torch.set_num_threads(threads)

@@ -1,0 +1,22 @@
+"""Fixtures for every folder of tests."""
+
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import pytest
+
+from sda_features.serving.embedded import embedded_redis
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[tuple[str, int]]:
+    """Host and port of a real server (Valkey) that all tests share; keep apart by Feast project."""
+    with embedded_redis() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def new_project() -> Callable[[], str]:
+    """A callable that names a Feast project which no other test uses."""
+    numbers = count()
+    return lambda: f"project_{next(numbers)}"

@@ -1,0 +1,126 @@
+"""What every recommender must do; a test module subclasses this with the class under test."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from sda_features.config import RecommenderSettings
+from sda_features.interactions import index_interactions
+from sda_features.recommenders.base import Recommender
+from sda_features.recommenders.features import prepare_vectors
+
+ITEMS, USERS = 23, 17
+
+
+def small_log(seed=0):
+    """Users with 2 to 9 items; items 0 and 1 are never taken."""
+    random = np.random.default_rng(seed)
+    rows = [(u, random.integers(2, ITEMS)) for u in range(USERS) for _ in range(random.integers(2, 10))]
+    return index_interactions(*zip(*rows, strict=True), catalogue=[str(item) for item in range(ITEMS)])
+
+
+def small_vectors(seed=0, dim=6):
+    """Like a language model's: long, with a large common mean; item code 3 has none."""
+    vectors = np.random.default_rng(seed).normal(20, 1, (ITEMS + 1, dim)).astype(np.float32)
+    vectors[[0, 3]] = 0
+    return prepare_vectors({"text": vectors}, ITEMS)
+
+
+class RecommenderContract:
+    """Set `recommender`; the settings below are small enough for any model."""
+
+    recommender: type[Recommender]
+    settings = RecommenderSettings(hidden_dim=8, heads=2, max_length=6, batch_size=5, dropout=0.3, threads=1)
+
+    @pytest.fixture(params=["ids", "replace", "join"])
+    def variant(self, request):
+        """Settings and vectors of the three ways to represent an item."""
+        if request.param == "ids":
+            return self.settings, None
+        return self.settings.model_copy(update={"fusion": request.param}), small_vectors()
+
+    def build(self, variant, seed=0):
+        torch.manual_seed(seed)
+        return self.recommender.build(small_log(), *variant)
+
+    def histories(self):
+        return torch.from_numpy(small_log().recent(np.arange(USERS), self.settings.max_length)).long()
+
+    def test_a_score_is_one_product(self, variant):
+        model, users = self.build(variant).eval(), torch.arange(USERS)
+        scores = model.score(users, self.histories())
+        assert scores.shape == (USERS, ITEMS + 1)
+        assert scores.dtype == torch.float32
+        assert torch.isfinite(scores).all()
+        product = model.user_states(users, self.histories()) @ model.item_table().T
+        torch.testing.assert_close(scores, product)
+        found = model.scorer(small_log())(np.arange(USERS))
+        np.testing.assert_allclose(found, scores.detach().numpy(), atol=1e-6)
+
+    def test_scoring_ignores_dropout_batch_and_padding(self, variant):
+        model = self.build(variant)
+        score = model.scorer(small_log())
+        whole = score(np.arange(USERS))
+        np.testing.assert_array_equal(score(np.arange(USERS)), whole)
+        np.testing.assert_allclose(
+            np.concatenate([score(np.array([u])) for u in range(USERS)]), whole, atol=1e-5
+        )
+        short = self.histories()[:, -3:]
+        padded = torch.cat([torch.zeros(USERS, 3, dtype=torch.int64), short], dim=1)
+        users = torch.arange(USERS)
+        torch.testing.assert_close(model.score(users, padded), model.score(users, short))
+
+    def test_somebody_without_history_gets_finite_scores(self, variant):
+        model = self.build(variant).eval()
+        assert torch.isfinite(model.score(torch.tensor([0]), torch.zeros(1, 4, dtype=torch.int64))).all()
+
+    def test_every_parameter_learns(self, variant):
+        model = self.build(variant).train()
+        for batch in model.batches(small_log(), np.random.default_rng(0)):
+            loss = model.loss(batch)
+            assert loss.shape == ()
+            assert torch.isfinite(loss)
+            loss.backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None, name
+            assert torch.isfinite(parameter.grad).all(), name
+            assert parameter.grad.abs().max() > 0, name
+
+    def test_steps_lower_the_loss(self, variant):
+        model = self.build((variant[0].model_copy(update={"dropout": 0.0}), variant[1]))
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        losses = []
+        for _ in range(20):
+            batches = list(model.batches(small_log(), np.random.default_rng(0)))
+            total = sum(model.loss(batch) for batch in batches) / len(batches)
+            optimizer.zero_grad()
+            total.backward()
+            optimizer.step()
+            losses.append(float(total.detach()))
+        assert losses[-1] < losses[0] - 0.05
+
+    def test_seeds_decide_weights_and_batches(self, variant):
+        first, same, other = (self.build(variant, seed).state_dict() for seed in (0, 0, 1))
+        assert all(torch.equal(first[name], same[name]) for name in first)
+        assert not all(torch.equal(first[name], other[name]) for name in first)
+        model = self.build(variant)
+        passes = [list(model.batches(small_log(), np.random.default_rng(seed))) for seed in (0, 0, 1)]
+        equal = [
+            all(
+                torch.equal(ours[name], theirs[name])
+                for ours, theirs in zip(passes[0], other_pass, strict=True)
+                for name in ours
+                if ours[name].shape == theirs[name].shape
+            )
+            for other_pass in passes[1:]
+        ]
+        assert equal == [True, False]
+
+    def test_weights_round_trip(self, variant):
+        model, fresh = self.build(variant, seed=0), self.build(variant, seed=1)
+        fresh.load_state_dict(load(save({k: v.contiguous() for k, v in model.state_dict().items()})))
+        users = np.arange(USERS)
+        np.testing.assert_array_equal(fresh.scorer(small_log())(users), model.scorer(small_log())(users))

@@ -1,0 +1,268 @@
+"""EmbeddingClient against a real server that holds Feast's layout."""
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import redis
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sda_features.errors import FeatureMismatchError, FeatureStoreError, OnlineStoreError, SettingsError
+from sda_features.serving import EmbeddingClient, layout
+from sda_features.serving.embedded import embedded_redis
+
+DIM = 3
+SECRET = "s3cret"
+
+
+@pytest.fixture(scope="module")
+def server(redis_server):
+    with redis.Redis(*redis_server) as client:
+        yield client
+
+
+def put(server, project, item_id, text=None, image=None, version="v1", *, view="sda_item_embeddings", **key):
+    (name,) = layout.redis_keys([item_id], project=project, **key)
+    values = (layout.encode_vector(text), layout.encode_vector(image), layout.encode_string(version))
+    fields = [layout.hash_field(view, feature) for feature in layout.FEATURES]
+    server.hset(name, mapping=dict(zip(fields, values, strict=True)))
+
+
+def client_of(redis_server, project, **options):
+    return EmbeddingClient("redis://{}:{}".format(*redis_server), project=project, **options)
+
+
+def test_order_repeats_nulls_and_unknown_ids(server, redis_server, new_project):
+    project = new_project()
+    put(server, project, "a", [1, 2, 3], [4, 5, 6])
+    put(server, project, "b", [7, 8, 9], None, version="v2")
+    put(server, project, "ü/漢:1", None, [0.5, -0.0, 1e-40])
+    with client_of(redis_server, project) as client:
+        found = client.get(["ü/漢:1", "b", "?", "a", "b"])
+    assert found.item_ids == ("ü/漢:1", "b", "?", "a", "b")
+    assert found.text.tolist() == [[0] * 3, [7, 8, 9], [0] * 3, [1, 2, 3], [7, 8, 9]]
+    assert found.text_found.tolist() == [False, True, False, True, True]
+    assert found.image[0].tobytes() == np.array([0.5, -0.0, 1e-40], np.float32).tobytes()
+    assert found.image_found.tolist() == [True, False, False, True, False]
+    assert found.versions == ("v1", "v2", None, "v1", "v2")
+    assert found.text.flags.c_contiguous
+    assert (len(found), found.dim) == (5, 3)
+
+
+@pytest.mark.parametrize(("dim", "width"), [(None, 0), (DIM, DIM)])
+def test_nothing_asked_and_nothing_found(redis_server, new_project, dim, width):
+    with client_of(redis_server, new_project(), dim=dim) as client:
+        assert client.get([]).text.shape == (0, width)
+        missing = client.get(["a", "b"])
+    assert missing.text.shape == missing.image.shape == (2, width)
+    assert not missing.text_found.any()
+    assert missing.versions == (None, None)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    stored=st.dictionaries(st.text(max_size=8), st.tuples(st.booleans(), st.booleans()), max_size=8),
+    data=st.data(),
+)
+def test_what_is_put_is_got(server, redis_server, new_project, stored, data):
+    project = new_project()
+    rng = np.random.default_rng(0)
+    vectors = {item_id: rng.normal(size=(2, DIM)).astype(np.float32) for item_id in stored}
+    for item_id, (has_text, has_image) in stored.items():
+        text, image = vectors[item_id]
+        put(server, project, item_id, text if has_text else None, image if has_image else None)
+    ids = data.draw(st.lists(st.sampled_from([*stored, "absent"])))
+    with client_of(redis_server, project, dim=DIM) as client:
+        found = client.get(ids)
+    for row, item_id in enumerate(ids):
+        has_text, has_image = stored.get(item_id, (False, False))
+        text, image = vectors.get(item_id, np.zeros((2, DIM), np.float32))
+        assert (found.text_found[row], found.image_found[row]) == (has_text, has_image)
+        assert found.text[row].tolist() == (text * has_text).tolist()
+        assert found.image[row].tolist() == (image * has_image).tolist()
+
+
+def test_projects_views_and_keys_are_apart(server, redis_server, new_project):
+    project = new_project()
+    put(server, project, "1", [1, 1, 1], view="vanilla_item_embeddings")
+    put(server, project, "1", [2, 2, 2], id_type="int64")
+    put(server, project, "1", [3, 3, 3], join_key="sku")
+    put(server, f"x{project}", "1", [4, 4, 4])
+
+    def first(**options):
+        with client_of(redis_server, project, **options) as client:
+            return client.get(["1"]).text.tolist()
+
+    assert first(dim=DIM) == [[0, 0, 0]]
+    assert first(feature_set="vanilla") == [[1, 1, 1]]
+    assert first(view="vanilla_item_embeddings") == [[1, 1, 1]]
+    assert first(id_type="int64") == [[2, 2, 2]]
+    assert first(join_key="sku") == [[3, 3, 3]]
+
+
+def test_the_dimension_and_the_version_asked_for(server, redis_server, new_project):
+    project = new_project()
+    put(server, project, "a", [1, 2, 3], [1, 2, 3])
+    put(server, project, "b", [1, 2, 3], [1, 2])
+    with (
+        client_of(redis_server, project) as client,
+        pytest.raises(FeatureMismatchError, match="'b' has a vector of dimension 2, expected 3"),
+    ):
+        client.get(["a", "b"])
+    with (
+        client_of(redis_server, project, dim=4) as client,
+        pytest.raises(FeatureMismatchError, match="'a' has a vector of dimension 3, expected 4"),
+    ):
+        client.get(["a"])
+    with (
+        client_of(redis_server, project, version="v2") as client,
+        pytest.raises(FeatureMismatchError, match="adapter version 'v1', expected 'v2'"),
+    ):
+        client.get(["?", "a"])
+
+
+def test_a_value_that_is_no_vector(server, redis_server, new_project):
+    project = new_project()
+    (key,) = layout.redis_keys(["a"], project=project)
+    server.hset(key, layout.hash_field("sda_item_embeddings", layout.TEXT), layout.encode_string("text"))
+    with (
+        client_of(redis_server, project) as client,
+        pytest.raises(FeatureMismatchError, match="Item 'a': expected a list of float32"),
+    ):
+        client.get(["?", "a"])
+
+
+def test_a_key_that_is_no_hash(server, redis_server, new_project):
+    project = new_project()
+    server.set(layout.redis_keys(["a"], project=project)[0], "text")
+    with (
+        client_of(redis_server, project) as client,
+        pytest.raises(OnlineStoreError, match="something else than Feast's hashes"),
+    ):
+        client.get(["a"])
+
+
+def test_a_client_of_your_own(server, redis_server, new_project):
+    project = new_project()
+    put(server, project, "a", [1, 2, 3])
+    client = EmbeddingClient(server, project=project)
+    assert client.address == "{}:{}".format(*redis_server)
+    assert client.get(["a"]).text.tolist() == [[1, 2, 3]]
+    with (
+        redis.Redis(*redis_server, decode_responses=True) as decoding,
+        pytest.raises(SettingsError, match="decode_responses=False"),
+    ):
+        EmbeddingClient(decoding, project=project)
+
+
+def test_threads_share_a_client(server, redis_server, new_project):
+    project = new_project()
+    ids = [str(number) for number in range(50)]
+    for item_id in ids:
+        put(server, project, item_id, [float(item_id)] * DIM)
+    wrong = []
+    with client_of(redis_server, project) as client:
+
+        def read(shift):
+            order = ids[shift:] + ids[:shift]
+            for _ in range(10):
+                if client.get(order).text[:, 0].tolist() != [float(item_id) for item_id in order]:
+                    wrong.append(shift)
+
+        threads = [threading.Thread(target=read, args=(shift,)) for shift in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not wrong
+
+
+def test_a_server_that_is_not_there():
+    with (
+        EmbeddingClient(f"127.0.0.1:1,password={SECRET}", project="shop") as client,
+        pytest.raises(OnlineStoreError, match=r"127\.0\.0\.1:1, but it cannot be reached") as raised,
+    ):
+        client.get(["a"])
+    with client, pytest.raises(OnlineStoreError, match="cannot be reached"):
+        client.ping()
+    assert SECRET not in str(raised.value)
+    assert raised.value.__cause__ is None
+
+
+def test_a_server_that_does_not_answer():
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        address = f"127.0.0.1:{deaf.getsockname()[1]}"
+        with (
+            EmbeddingClient(address, project="shop", timeout=0.05) as client,
+            pytest.raises(OnlineStoreError, match=f"{address}, but it did not answer in time"),
+        ):
+            client.get(["a"])
+
+
+def test_passwords():
+    with embedded_redis() as (host, port):
+        with redis.Redis(host, port) as admin:
+            admin.config_set("requirepass", SECRET)
+        put_client = redis.Redis(host, port, password=SECRET)
+        with put_client:
+            put(put_client, "shop", "a", [1, 2, 3])
+        for right in (f"{host}:{port},password={SECRET}", f"redis://:{SECRET}@{host}:{port}"):
+            with EmbeddingClient(right, project="shop") as client:
+                assert client.get(["a"]).text_found.all()
+        with (
+            EmbeddingClient(f"{host}:{port},password={SECRET}x", project="shop") as client,
+            pytest.raises(OnlineStoreError, match="password") as raised,
+        ):
+            client.get(["a"])
+        assert SECRET not in str(raised.value)
+        with (
+            EmbeddingClient(f"{host}:{port}", project="shop") as client,
+            pytest.raises(OnlineStoreError, match="password"),
+        ):
+            client.get(["a"])
+
+
+def test_a_repo(server, redis_server, new_project, tmp_path):
+    project = new_project()
+    put(server, project, "a", [1, 2, 3])
+    address = "{}:{}".format(*redis_server)
+    (tmp_path / "feature_store.yaml").write_text(
+        f"project: {project}\nonline_store:\n  type: redis\n  connection_string: {address},db=0\n"
+    )
+    with EmbeddingClient.from_repo(tmp_path, "sda", dim=DIM) as client:
+        assert client.get(["a"]).text.tolist() == [[1, 2, 3]]
+    with pytest.raises(FeatureStoreError, match=r"there is no .*feature_store\.yaml"):
+        EmbeddingClient.from_repo(tmp_path / "absent")
+
+
+def test_the_client_and_lookup_import_nothing_heavy(server, redis_server, new_project, tmp_path):
+    project = new_project()
+    put(server, project, "a", [3, 0, 4], None)
+    address = "{}:{}".format(*redis_server)
+    (tmp_path / "feature_store.yaml").write_text(
+        f"project: {project}\nonline_store: {{type: redis, connection_string: '{address}'}}\n"
+    )
+    script = f"""
+import json, sys
+from sda_features.serving import EmbeddingClient
+EmbeddingClient({address!r}, project={project!r}).get(["a"])
+after_client = sorted(sys.modules)
+from sda_features.cli.main import cli
+cli.main(["lookup", "a", "--repo", {str(tmp_path)!r}, "--json"], standalone_mode=False)
+print(json.dumps([after_client, sorted(sys.modules)]))
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    looked_up, modules = map(json.loads, run.stdout.splitlines())
+    for loaded in modules:
+        assert not {"torch", "feast", "mmh3", "pandas", "pyarrow", "pydantic", "google.protobuf"} & set(
+            loaded
+        )
+    assert "yaml" not in modules[0]
+    assert looked_up["items"] == [
+        {"item_id": "a", "version": "v1", "text": {"dim": 3, "norm": 5.0, "values": [3, 0, 4]}, "image": None}
+    ]
