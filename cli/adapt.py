@@ -53,9 +53,9 @@ def command(catalog: Path, output: Path, as_json: bool, **values: Any) -> None:
         train=TrainSettings.parse(**collect(TrainSettings, values)),
         prompts=PromptSettings.parse(**collect(PromptSettings, values)),
     )
-    from sda_features.lvlm.finetune import finetune
+    from sda_features.workflows import adapt
 
-    result = finetune(settings, output, progress=not as_json)
+    result = adapt(settings, output, progress=not as_json)
     if as_json:
         click.echo(
             json.dumps(

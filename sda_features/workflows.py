@@ -12,11 +12,12 @@ import numpy as np
 from tqdm import tqdm
 
 from sda_features.catalog import Catalog, CatalogReport, Item
-from sda_features.config import CatalogSettings, EvaluationSettings, RecommenderSettings
+from sda_features.config import AdaptSettings, CatalogSettings, EvaluationSettings, RecommenderSettings
 from sda_features.errors import FeatureMismatchError
 
 if TYPE_CHECKING:
     from sda_features.lvlm.checkpoint import LoadedEncoder
+    from sda_features.lvlm.finetune import AdaptResult
     from sda_features.recommenders.train import TrainResult
 
 MODALITIES = 2  # vectors of a complete item
@@ -42,6 +43,17 @@ class MaterializeResult:
     unchanged: int
     online_rows: int
     report: CatalogReport
+
+
+def adapt(settings: AdaptSettings, output: Path, progress: bool = True) -> AdaptResult:
+    """Train an adapter on a catalogue; see `lvlm.finetune`.
+
+    The catalogue is opened first: a wrong path or column should not cost the start of torch.
+    """
+    catalog = Catalog(settings.catalog)
+    from sda_features.lvlm.finetune import finetune
+
+    return finetune(settings, catalog, output, progress)
 
 
 def materialize(
@@ -76,12 +88,13 @@ def materialize(
     from sda_features.feature_store.parts import stored_rows, write_part
     from sda_features.feature_store.repo import open_feature_set
     from sda_features.feature_store.schema import vectors_table
-    from sda_features.lvlm.encode import encode_items
 
     catalog = Catalog(catalog_settings)
     opened = open_feature_set(repo, feature_set)
     check_online_store(opened)
     loaded = load_encoder()
+    from sda_features.lvlm.encode import encode_items
+
     started = datetime.now(UTC)
     stored = {
         str(row["item_id"]): row["content_hash"]

@@ -30,6 +30,7 @@ from sda_features.prompts import text_prompt
 
 Metrics = dict[str, float | int | None]
 
+MARKER = ".sda-features-demo"  # allows the next demo to replace the folder
 FEATURE_STORE = """\
 project: demo
 provider: local
@@ -136,7 +137,7 @@ def _generate(output: Path, echo: Callable[[str], None], seed: int) -> Shop:
 
 
 def _adapt(shop: Shop, output: Path, echo: Callable[[str], None], seed: int, progress: bool) -> None:
-    from sda_features.lvlm.finetune import finetune
+    from sda_features.workflows import adapt
 
     settings = AdaptSettings.parse(
         catalog=shop.catalog_settings,
@@ -144,7 +145,7 @@ def _adapt(shop: Shop, output: Path, echo: Callable[[str], None], seed: int, pro
         adapter=ADAPT["adapter"],
         train={**ADAPT["train"], "seed": seed},
     )
-    result = finetune(settings, output / "adapt", progress)
+    result = adapt(settings, output / "adapt", progress)
     echo(
         f"2. adapt        nf4, MoDA, CMSA: {result.trainable_parameters:,} parameters, "
         f"{result.items_per_second:.0f} items/s; {result.report}"
@@ -232,10 +233,13 @@ def _some_ids(shop: Shop, most: int = 300) -> list[str]:
 
 def _clear(output: Path) -> None:
     if output.exists() and any(output.iterdir()):
-        if not (output / "items.parquet").exists():
+        if not (output / MARKER).exists():
             raise SettingsError(
                 f"{output} is not empty and holds no earlier demo; name another folder with --output."
             )
         shutil.rmtree(output)
     output.mkdir(parents=True, exist_ok=True)
+    (output / MARKER).write_text(
+        "Made by `sda-features demo`, which may delete this folder.\n", encoding="utf-8"
+    )
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

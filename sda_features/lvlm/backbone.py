@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -225,7 +224,6 @@ def _load_config(settings: BackboneSettings) -> Any:
 def _load_model(
     settings: BackboneSettings, config: Any, device: torch.device, dtype: torch.dtype
 ) -> nn.Module:
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports every int8 cast
     disable_progress_bar()
     quantization = {
         "nf4": BitsAndBytesConfig(

@@ -50,11 +50,12 @@ class AdaptResult:
     report: CatalogReport
 
 
-def finetune(settings: AdaptSettings, output: Path, progress: bool = True) -> AdaptResult:
+def finetune(settings: AdaptSettings, catalog: Catalog, output: Path, progress: bool = True) -> AdaptResult:
     """Train the adapter on a catalogue and write `output`/checkpoint.
 
     Args:
         settings: everything the run depends on.
+        catalog: `settings.catalog`, opened.
         output: run folder; gets checkpoint/, training_log.jsonl and catalog_report.jsonl.
         progress: whether to draw progress bars.
 
@@ -67,7 +68,6 @@ def finetune(settings: AdaptSettings, output: Path, progress: bool = True) -> Ad
             "lora, or --projection linear; for vectors of the model as it is, run `materialize --model`."
         )
     train = settings.train
-    catalog = Catalog(settings.catalog)  # a wrong column should not cost a model load
     torch.manual_seed(train.seed)
     backbone = Backbone(settings.backbone)
     encoder = PromptEncoder(backbone, settings.adapter, settings.projection)

@@ -45,7 +45,9 @@ def make_backbone(tiny_models: dict[str, Path]) -> Callable[..., Backbone]:
 
 @pytest.fixture
 def make_encoder(make_backbone: Callable[..., Backbone]) -> Callable[..., PromptEncoder]:
-    def make(architecture: str = "qwen2_5_vl", quantization: str = "none", **adapter: object) -> PromptEncoder:
+    def make(
+        architecture: str = "qwen2_5_vl", quantization: str = "none", **adapter: object
+    ) -> PromptEncoder:
         return PromptEncoder(
             make_backbone(architecture, quantization), AdapterSettings.parse(**adapter), ProjectionSettings()
         )

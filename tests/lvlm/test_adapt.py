@@ -19,7 +19,8 @@ from sda_features.config import AdaptSettings, CatalogSettings, PromptSettings
 from sda_features.errors import CatalogError, CheckpointError, SettingsError
 from sda_features.lvlm.checkpoint import load_checkpoint, unadapted
 from sda_features.lvlm.encode import EncodedItems, encode_items
-from sda_features.lvlm.finetune import AdaptResult, finetune
+from sda_features.lvlm.finetune import AdaptResult
+from sda_features.workflows import adapt
 from tests.lvlm.conftest import picture
 
 
@@ -57,7 +58,7 @@ def run(
     tmp_path_factory: pytest.TempPathFactory, catalogue: Path, tiny_models: dict[str, Path]
 ) -> AdaptResult:
     settings = adapt_settings(catalogue, tiny_models["qwen2_5_vl"])
-    return finetune(settings, tmp_path_factory.mktemp("run"), progress=False)
+    return adapt(settings, tmp_path_factory.mktemp("run"), progress=False)
 
 
 def vectors(catalogue: Path, checkpoint: Path, **options: Any) -> list[EncodedItems]:
@@ -94,7 +95,7 @@ def test_run_folder_holds_log_report_and_a_complete_checkpoint(run: AdaptResult)
 def test_the_same_seed_gives_the_same_weights_and_training_changes_them(
     run: AdaptResult, tmp_path: Path, catalogue: Path, tiny_models: dict[str, Path]
 ) -> None:
-    again = finetune(adapt_settings(catalogue, tiny_models["qwen2_5_vl"]), tmp_path, progress=False)
+    again = adapt(adapt_settings(catalogue, tiny_models["qwen2_5_vl"]), tmp_path, progress=False)
     first, second = (load_file(r.checkpoint / "adapter.safetensors") for r in (run, again))
     assert all(np.array_equal(first[name], second[name]) for name in first)
     assert all(np.abs(first[name]).max() > 0 for name in first)
@@ -196,7 +197,7 @@ def test_quantisations_and_projections_round_trip(
         projection=projection,
         train={"steps": 2, "micro_batch_size": 4, "gradient_checkpointing": True},
     )
-    result = finetune(settings, tmp_path, progress=False)
+    result = adapt(settings, tmp_path, progress=False)
     (encoded,) = vectors(catalogue, result.checkpoint)
     assert encoded.text.shape == (14, 24)
 
@@ -204,7 +205,7 @@ def test_quantisations_and_projections_round_trip(
 def test_nothing_to_train_is_an_error(tmp_path: Path, catalogue: Path, tiny_models: dict[str, Path]) -> None:
     settings = adapt_settings(catalogue, tiny_models["qwen2_5_vl"], adapter={"kind": "none"})
     with pytest.raises(SettingsError, match="Nothing to train.*materialize --model"):
-        finetune(settings, tmp_path, progress=False)
+        adapt(settings, tmp_path, progress=False)
 
 
 def test_a_pooled_projection_cannot_enlarge(
@@ -212,7 +213,7 @@ def test_a_pooled_projection_cannot_enlarge(
 ) -> None:
     settings = adapt_settings(catalogue, tiny_models["qwen2_5_vl"], projection={"kind": "pooled", "dim": 65})
     with pytest.raises(SettingsError, match="larger than the model's hidden size 64"):
-        finetune(settings, tmp_path, progress=False)
+        adapt(settings, tmp_path, progress=False)
 
 
 def test_a_catalogue_without_pairs_cannot_train(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
@@ -221,4 +222,4 @@ def test_a_catalogue_without_pairs_cannot_train(tmp_path: Path, tiny_models: dic
         pa.Table.from_pylist([{"item_id": "a", "title": "x"}, {"item_id": "b", "title": "y"}]), path
     )
     with pytest.raises(CatalogError, match="0 items with both a text and a picture"):
-        finetune(adapt_settings(path, tiny_models["qwen2_5_vl"]), tmp_path / "run", progress=False)
+        adapt(adapt_settings(path, tiny_models["qwen2_5_vl"]), tmp_path / "run", progress=False)

@@ -1,0 +1,98 @@
+"""The rules of ARCHITECTURE.md that a machine can hold: layers, and what is installed."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "sda_features"
+# A module may import modules of lower layers and of its own package; equal numbers are siblings.
+LAYER = {
+    "cli": 6,
+    "demo": 5,
+    "workflows": 4,
+    "lvlm": 3,
+    "feature_store": 3,
+    "recommenders": 3,
+    "report": 3,
+    "serving": 2,
+    "evaluation": 2,
+    "catalog": 1,
+    "images": 1,
+    "prompts": 1,
+    "interactions": 1,
+    "artifacts": 1,
+    "config": 0,
+    "errors": -1,
+}
+SAME_LAYER = {("catalog", "images"), ("catalog", "artifacts")}  # nouns that other nouns are made of
+HEAVY = {
+    "serving": {"torch", "feast", "transformers", "pandas", "pyarrow"},
+    "evaluation": {"torch", "feast", "transformers", "pandas", "pyarrow"},
+    "feature_store": {"torch", "transformers", "peft"},
+    "lvlm": {"feast", "redis"},
+    "recommenders": {"feast", "redis", "transformers"},
+}
+
+
+def modules() -> list[tuple[str, Path]]:
+    inside = [
+        (path.relative_to(PACKAGE).parts[0].removesuffix(".py"), path) for path in PACKAGE.rglob("*.py")
+    ]
+    return [*((unit, path) for unit, path in inside if unit != "__init__"), *cli_modules()]
+
+
+def cli_modules() -> list[tuple[str, Path]]:
+    return [("cli", path) for path in (ROOT / "cli").glob("*.py")]
+
+
+def imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def test_every_unit_has_a_layer() -> None:
+    assert {unit for unit, _ in modules()} == set(LAYER)
+
+
+@pytest.mark.parametrize(("unit", "path"), modules(), ids=lambda value: getattr(value, "name", value))
+def test_imports_point_downward(unit: str, path: Path) -> None:
+    used = {name.split(".")[1] for name in imports(path) if name.startswith("sda_features.")} & set(LAYER)
+    upward = {
+        other for other in used - {unit} if LAYER[other] >= LAYER[unit] and (unit, other) not in SAME_LAYER
+    }
+    assert not upward, f"{path.relative_to(ROOT)} ({unit}) imports {', '.join(upward)}"
+
+
+@pytest.mark.parametrize("unit", HEAVY)
+def test_each_unit_keeps_away_from_libraries_that_are_not_its_business(unit: str) -> None:
+    for other, path in modules():
+        if other == unit:
+            found = {name.split(".")[0] for name in imports(path)} & HEAVY[unit]
+            assert not found, f"{path.relative_to(ROOT)} imports {', '.join(found)}"
+
+
+def test_the_wheel_holds_every_package_folder_and_no_other() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    folders = {".".join(init.parent.relative_to(ROOT).parts) for init in PACKAGE.rglob("__init__.py")} | {
+        "sda_features.cli"
+    }
+    assert set(settings["packages"]) == folders
+    assert settings["package-dir"] == {"sda_features.cli": "cli"}
+
+
+def test_nothing_is_unpickled_or_evaluated() -> None:
+    forbidden = ("pickle", "torch.load", "allow_pickle=True", "eval(", "exec(", "yaml.load(")
+    for _, path in modules():
+        text = path.read_text(encoding="utf-8").replace("model.eval()", "").replace(".eval()", "")
+        found = [word for word in forbidden if word in text and f"no {word}" not in text]
+        assert not [word for word in found if word != "pickle" or "import pickle" in text], path

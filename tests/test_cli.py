@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from sda_features.cli.main import VERBS, cli, main
+from sda_features.cli.options import collect, settings_options
+from sda_features.config import AdapterSettings, CatalogSettings, LossSettings, TrainSettings
+from sda_features.errors import SettingsError
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The installed command, as a user runs it."""
+    command = Path(sys.executable).with_name("sda-features")
+    return subprocess.run([command, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["adapt", "--help"], ["materialize", "--help"], ["--version"]]
+)
+def test_help_loads_neither_torch_nor_feast(arguments: list[str]) -> None:
+    script = (
+        "import sys\nfrom sda_features.cli.main import main\n"
+        f"sys.argv = ['sda-features', *{arguments!r}]\n"
+        "try:\n    main()\nfinally:\n"
+        "    print('LOADED', sorted({'torch', 'feast', 'transformers', 'peft', 'pandas'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "LOADED []"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_a_worked_example_and_a_json_form_and_is_documented(verb: str) -> None:
+    done = CliRunner().invoke(cli, [verb, "--help"])
+    assert done.exit_code == 0
+    assert re.search(rf"Example:\n\s+(feast init .*\n\s+)?sda-features {verb}", done.output)
+    assert "--json" in done.output
+    assert f"sda-features {verb}" in (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert f"sda-features {verb}" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_reference_of_commands_is_what_the_commands_say() -> None:
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        from make_cli import render  # type: ignore[import-not-found]
+    finally:
+        sys.path.pop(0)
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == render(), "run `make docs`"
+
+
+def test_options_mirror_the_settings() -> None:
+    seen: dict[str, object] = {}
+
+    @click.command()
+    @settings_options(LossSettings, prefix="loss")
+    @settings_options(AdapterSettings, prefix="adapter")
+    @settings_options(TrainSettings, skip=("seed",))
+    def command(**values: object) -> None:
+        seen.update(values)
+
+    arguments = ["--loss", "infonce", "--no-loss-normalize", "--loss-teacher-temperature", "none"]
+    arguments += ["--adapter-target-modules", "q_proj, k_proj", "--steps", "7"]
+    done = CliRunner().invoke(command, arguments)
+    assert done.exit_code == 0, done.output
+    loss = LossSettings.parse(**collect(LossSettings, seen, prefix="loss"))
+    assert (loss.kind, loss.normalize, loss.teacher_temperature) == ("infonce", False, None)
+    adapter = AdapterSettings.parse(**collect(AdapterSettings, seen, prefix="adapter"))
+    assert adapter.target_modules == ("q_proj", "k_proj")
+    assert TrainSettings.parse(**collect(TrainSettings, seen)).steps == 7
+    defaults = CliRunner().invoke(command, [])
+    assert defaults.exit_code == 0
+    assert LossSettings.parse(**collect(LossSettings, seen, prefix="loss")) == LossSettings()
+    assert AdapterSettings.parse(**collect(AdapterSettings, seen, prefix="adapter")) == AdapterSettings()
+
+
+def test_all_faults_of_settings_are_reported_together() -> None:
+    with pytest.raises(SettingsError) as error:
+        CatalogSettings.parse(path="a.csv", max_bad_rows=3, max_image_bytes=0, colour="red")
+    assert [line.split(":")[0] for line in str(error.value).splitlines()[1:]] == [
+        "max_image_bytes",
+        "max_bad_rows",
+        "colour",
+    ]
+
+
+def catalogue(path: Path) -> Path:
+    pq.write_table(pa.Table.from_pylist([{"item_id": "a", "title": "x"}]), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["adapt", "none.parquet", "--model", "m", "-o", "run"], "none.parquet does not exist"),
+        (["adapt", "items.parquet", "--model", "/no/model", "-o", "run"], "No model at '/no/model'"),
+        (
+            ["adapt", "items.parquet", "--model", "m", "-o", "r", "--text-columns", "name"],
+            "has no column 'name'",
+        ),
+        (
+            ["adapt", "items.parquet", "--model", "m", "-o", "r", "--adapter-rank", "6"],
+            "does not split over 4",
+        ),
+        (["materialize", "items.parquet"], "Give --checkpoint"),
+        (["materialize", "items.parquet", "--model", "m", "--repo", "nowhere"], "nowhere"),
+        (["lookup", "a", "--repo", "nowhere"], "nowhere"),
+        (["init", "nowhere"], "nowhere"),
+        (["train", "none.parquet"], "none.parquet: no such file"),
+        (["demo", "--output", "."], "holds no earlier demo"),
+    ],
+)
+def test_a_users_mistake_is_one_message_without_a_traceback(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    catalogue(tmp_path / "items.parquet")
+    monkeypatch.setattr(sys, "argv", ["sda-features", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    errors = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert errors.startswith("error: ")
+    assert message in errors
+    assert "Traceback" not in errors
+    assert (tmp_path / "items.parquet").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_installed_command_prints_nothing_but_its_message(tmp_path: Path) -> None:
+    done = run("adapt", str(tmp_path / "none.parquet"), "--model", "m", "-o", str(tmp_path / "run"))
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Catalogue ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_wrong_option_is_answered_by_click() -> None:
+    done = run("adapt", "--nonsense")
+    assert done.returncode == 2
+    assert "Usage: " in done.stderr
+
+
+def test_json_and_version() -> None:
+    assert run("--version").stdout.startswith("sda-features, version 0.1")
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(run("--help").stdout)
