@@ -176,8 +176,8 @@ class RecommenderSettings(Settings):
     dropout: float = Field(0.5, ge=0, lt=1, description="Dropout rate.")
     learning_rate: float = Field(1e-3, gt=0, description="Learning rate of Adam.")
     batch_size: int = Field(128, gt=0, description="User sequences in a step.")
-    epochs: int = Field(200, gt=0, description="Most passes over the training sequences.")
-    patience: int = Field(10, gt=0, description="Validations without a better NDCG@10 before training stops.")
+    epochs: int = Field(300, gt=0, description="Most passes over the training sequences.")
+    patience: int = Field(20, gt=0, description="Validations without a better NDCG@10 before training stops.")
     validate_every: int = Field(5, gt=0, description="Epochs between validations.")
     loss: Literal["bce", "ce"] = Field(
         "bce", description="bce: one uniform negative a position; ce: softmax over the catalogue."

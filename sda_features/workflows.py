@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pyarrow import Array
 from tqdm import tqdm
 
 from sda_features.catalog import Catalog, CatalogReport, Item
@@ -165,15 +166,16 @@ def train_recommender(
     )
     vectors = None
     if features != IDS_ALONE:
-        vectors = _aligned_vectors(repo or Path(), features, log.item_ids.to_pylist())
+        vectors = _stored_vectors(repo or Path(), features, log.item_ids)
     return train(log, settings, evaluation, vectors, progress=progress)
 
 
-def _aligned_vectors(repo: Path, feature_set: str, item_ids: list[str]) -> dict[str, np.ndarray]:
-    """Modality -> float32 [I + 1, d] in the order of item codes; row 0, padding, and missing vectors are zero."""
+def _stored_vectors(repo: Path, feature_set: str, item_ids: Array) -> dict[str, np.ndarray]:
+    """Modality -> float32 [I + 1, d] in the order of item codes; zero for padding and missing vectors."""
     from sda_features.feature_store.offline import load_vectors
+    from sda_features.recommenders.features import align_vectors
 
-    found = load_vectors(repo, feature_set, item_ids)
+    found = load_vectors(repo, feature_set, item_ids.to_pylist())
     if len(found.versions) > 1:
         raise FeatureMismatchError(
             f"The vectors of feature set {feature_set!r} come from {len(found.versions)} adapter versions "
@@ -181,12 +183,12 @@ def _aligned_vectors(repo: Path, feature_set: str, item_ids: list[str]) -> dict[
         )
     if not (found.text_found.any() or found.image_found.any()):
         raise FeatureMismatchError(
-            f"None of the {len(item_ids)} items of the log, such as {item_ids[0]!r}, has a vector in feature set "
-            f"{feature_set!r}. Do the ids of log and catalogue agree?"
+            f"None of the {len(item_ids)} items of the log, such as {item_ids[0].as_py()!r}, has a vector in "
+            f"feature set {feature_set!r}. Do the ids of log and catalogue agree?"
         )
     blocks = {"text": (found.text, found.text_found), "image": (found.image, found.image_found)}
     return {
-        name: np.concatenate([np.zeros((1, matrix.shape[1]), np.float32), matrix])
+        name: align_vectors(item_ids, found.item_ids, matrix)
         for name, (matrix, mask) in blocks.items()
         if mask.any()
     }

@@ -34,7 +34,7 @@ SCHEMA = pa.schema(
 )
 
 
-def make_interactions(catalogue: Catalogue, users: int = 3000, *, seed: int = 0) -> pa.Table:
+def make_interactions(catalogue: Catalogue, users: int = 1500, *, seed: int = 0) -> pa.Table:
     """Generate the log of a shop.
 
     Args:

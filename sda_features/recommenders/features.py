@@ -72,8 +72,10 @@ def standardise(vectors: Floats) -> NDArray[np.float32]:
     """(v - mean) / sqrt(mean |v - mean|^2), over the rows that are not zero; zero rows stay zero.
 
     The hidden states of a vision-language model have norms of 5 to 70 and share one large
-    direction. Removing the mean per dimension keeps what tells items apart; one global scale (a
-    root mean square norm of 1) keeps the geometry, and makes one learning rate fit every model.
+    direction. Removing the mean per dimension keeps what tells items apart; one global scale keeps
+    the geometry. That scale is a root mean square norm of 1, not unit variance: a step of Adam moves
+    the adapter's output by up to learning rate times |v|_1, which grows with sqrt(D) here and with D
+    there (D = 2048, one seed, 15 epochs: validation NDCG@10 of .0164 here, .0102 there).
 
     Args:
         vectors: float [n, D].

@@ -24,7 +24,7 @@ from .oracle import (
     training_counts,
 )
 
-ITEMS, USERS = 600, 3000
+ITEMS, USERS = 600, 1500
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_both_modalities_beat_one(
     both = factor_scores(catalogue, histories, columns_shown_in("text", "image"))
     one = factor_scores(catalogue, histories, columns_shown_in(modality))  # type: ignore[arg-type]
     assert hit_at_10(both, histories) > 1.4 * hit_at_10(one, histories)
-    assert hit_at_10(both, histories, tail) > 2 * hit_at_10(one, histories, tail)
+    assert hit_at_10(both, histories, tail) > 1.4 * hit_at_10(one, histories, tail)
 
 
 def test_the_last_kind_tells_something_about_the_next(

@@ -1,0 +1,69 @@
+"""`sda-features export`: a checkpoint as stock PEFT adapters and merged models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command(name="export")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--output", "-o", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option(
+    "--for",
+    "target",
+    type=click.Choice(["conditional-generation", "base"]),
+    default="conditional-generation",
+    show_default=True,
+    help="Class to load over: AutoModelForImageTextToText, as vLLM does, or AutoModel.",
+)
+@click.option("--model", help="Base model, if it moved since training.")
+@click.option("--merged", is_flag=True, help="Also write the base model with each adapter merged in.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="Dtype of merged weights; auto: the base model's.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+def command(
+    checkpoint: Path, output: Path, target: Any, model: str | None, merged: bool, dtype: str, as_json: bool
+) -> None:
+    """Write CHECKPOINT as two PEFT LoRA adapters, OUTPUT/text and OUTPUT/image.
+
+    PEFT, vLLM and whatever else reads LoRA adapters can load them over the unquantised base model;
+    see docs/export.md.
+
+    \b
+    Example:
+      sda-features export runs/sda/checkpoint -o adapters
+      sda-features export runs/sda/checkpoint -o adapters --merged --dtype bfloat16
+    """
+    from sda_features.lvlm.export import export_checkpoint
+
+    result = export_checkpoint(checkpoint, output, target, model=model, merged=merged, dtype=dtype)
+    adapters, whole = (
+        {modality: str(folder) for modality, folder in folders.items()}
+        for folders in (result.adapters, result.merged)
+    )
+    projection = None if result.projection is None else str(result.projection)
+    if as_json:
+        found = {
+            "base_model": result.base_model,
+            "adapters": adapters,
+            "merged": whole,
+            "projection": projection,
+        }
+        click.echo(json.dumps(found))
+        return
+    click.echo(f"base model  {result.base_model}")
+    for modality, folder in adapters.items():
+        click.echo(f"{modality:<12}{folder}")
+    if projection is not None:
+        click.echo(f"projection  {projection}")
+    for folder in whole.values():
+        click.echo(f"merged      {folder}")

@@ -1,0 +1,187 @@
+"""From catalogue to ranking through real Feast and a real server, on a tiny model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from sda_features.cli.main import cli
+from sda_features.config import (
+    BackboneSettings,
+    CatalogSettings,
+    EvaluationSettings,
+    PromptSettings,
+    RecommenderSettings,
+)
+from sda_features.demo.catalogue import make_catalogue
+from sda_features.demo.interactions import make_interactions
+from sda_features.demo.model import build_tiny_model
+from sda_features.errors import FeatureMismatchError, FeatureStoreError, OnlineStoreError
+from sda_features.lvlm.checkpoint import LoadedEncoder, unadapted
+from sda_features.serving import EmbeddingClient
+from sda_features.workflows import materialize, train_recommender
+
+FEAST = Path(sys.executable).with_name("feast")
+ITEMS = 60
+
+
+@pytest.fixture(scope="module")
+def shop(
+    tmp_path_factory: pytest.TempPathFactory, redis_server: tuple[str, int], new_project: Callable[[], str]
+) -> Path:
+    """A folder with items.parquet, log.parquet, model/, and an applied Feast repo in repo/."""
+    folder = tmp_path_factory.mktemp("shop")
+    catalogue = make_catalogue(ITEMS)
+    catalogue.write(folder / "items.parquet")
+    pq.write_table(make_interactions(catalogue, users=60), folder / "log.parquet")
+    build_tiny_model(folder / "model", ["title is oak table"], hidden_size=64, layers=1, vision_layers=1)
+    (folder / "repo").mkdir()
+    (folder / "repo" / "feature_store.yaml").write_text(
+        f"project: {new_project()}\nprovider: local\nregistry: data/registry.db\nonline_store:\n  type: redis\n"
+        f"  connection_string: {redis_server[0]}:{redis_server[1]}\nentity_key_serialization_version: 3\n"
+    )
+    assert CliRunner().invoke(cli, ["init", str(folder / "repo")]).exit_code == 0
+    subprocess.run([FEAST, "apply"], cwd=folder / "repo", check=True, capture_output=True)
+    return folder
+
+
+def vanilla(shop: Path, **prompts: Any) -> Callable[[], LoadedEncoder]:
+    settings = BackboneSettings.parse(model=str(shop / "model"), quantization="none", device="cpu")
+    return lambda: unadapted(settings, PromptSettings.parse(**prompts))
+
+
+def catalog_settings(path: Path) -> CatalogSettings:
+    return CatalogSettings.parse(path=path)
+
+
+def test_commands_run_from_catalogue_to_ranking(shop: Path, tmp_path: Path) -> None:
+    """adapt, materialize, materialize again after a change, lookup, train."""
+    items, repo = shop / "items.parquet", str(shop / "repo")
+
+    def run(*arguments: str) -> str:
+        done = CliRunner().invoke(cli, list(arguments), catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    adapted = run(
+        *("adapt", str(items), "--model", str(shop / "model"), "-o", str(tmp_path / "run")),
+        *("--steps", "3", "--batch-size", "8", "--quantization", "nf4"),
+    )
+    assert f"5 of {ITEMS + 2} rows have problems" in adapted
+    checkpoint = str(tmp_path / "run" / "checkpoint")
+    first = run("materialize", str(items), "--checkpoint", checkpoint, "--repo", repo, "--shard-rows", "25")
+    assert f"encoded    {ITEMS:,} items, 0 unchanged" in first
+
+    table = pq.read_table(items)
+    titles = table["title"].to_pylist()
+    titles[7] = "changed"
+    changed = tmp_path / "items.parquet"
+    pq.write_table(table.set_column(1, "title", pa.array(titles)), changed)
+    report = tmp_path / "report.jsonl"
+    again = run(
+        "materialize", str(changed), "--checkpoint", checkpoint, "--repo", repo, "--report", str(report)
+    )
+    assert f"encoded    1 items, {ITEMS - 1} unchanged" in again
+    assert len(report.read_text().splitlines()) == 5
+
+    shown = run("lookup", table["item_id"][7].as_py(), "--repo", repo)
+    assert "text  found, dimension 64, norm 1.0000" in shown
+    trained = run(
+        *("train", str(shop / "log.parquet"), "--features", "sda", "--repo", repo),
+        *("-o", str(tmp_path / "sasrec"), "--epochs", "2", "--validate-every", "1", "--eval-negatives", "20"),
+    )
+    assert "| sampled-20 | tail" in trained
+    assert (tmp_path / "sasrec" / "manifest.json").exists()
+
+
+def test_vectors_online_are_those_of_the_encoder(shop: Path) -> None:
+    result = materialize(
+        shop / "repo", "vanilla", catalog_settings(shop / "items.parquet"), vanilla(shop), progress=False
+    )
+    from sda_features.catalog import Catalog
+    from sda_features.lvlm.encode import encode_items
+
+    items = Catalog(catalog_settings(shop / "items.parquet")).items()
+    (expected,) = encode_items(vanilla(shop)(), items)
+    with EmbeddingClient.from_repo(shop / "repo", "vanilla") as client:
+        found = client.get(expected.item_ids)
+    np.testing.assert_array_equal(found.text, expected.text)
+    np.testing.assert_array_equal(found.image, expected.image)
+    np.testing.assert_array_equal(found.image_found, expected.image_found)
+    assert not found.image_found.all(), "vacuous: the demo's catalogue has broken pictures"
+    assert set(found.versions) == {result.version}
+
+
+def test_an_interrupted_run_keeps_its_finished_shards(shop: Path, tmp_path: Path) -> None:
+    """The catalogue turns bad half-way; what was encoded until then is not encoded again."""
+    table = pq.read_table(shop / "items.parquet").slice(0, 40)
+    pictures = table["image"].to_pylist()
+    pq.write_table(table, tmp_path / "good.parquet")
+    bad = table.set_column(
+        table.schema.get_field_index("image"), "image", pa.array([*pictures[:20], *[b"broken"] * 20])
+    )
+    pq.write_table(bad, tmp_path / "bad.parquet")
+    encoder = vanilla(shop, text_instruction="Another version.")
+    from sda_features.errors import CatalogError
+
+    with pytest.raises(CatalogError, match="above --max-bad-rows"):
+        materialize(
+            shop / "repo",
+            "vanilla",
+            catalog_settings(tmp_path / "bad.parquet"),
+            encoder,
+            shard_rows=5,
+            progress=False,
+        )
+    result = materialize(
+        shop / "repo", "vanilla", catalog_settings(tmp_path / "good.parquet"), encoder, progress=False
+    )
+    assert result.unchanged >= 15
+    assert result.encoded == 40 - result.unchanged
+
+
+def test_vectors_of_two_versions_do_not_train_together(shop: Path) -> None:
+    with pytest.raises(FeatureMismatchError, match="2 adapter versions"):
+        train_recommender(
+            shop / "log.parquet", "vanilla", RecommenderSettings(), EvaluationSettings(), repo=shop / "repo"
+        )
+
+
+def test_a_view_that_is_missing_or_a_store_that_is_down_is_found_before_the_model_loads(
+    shop: Path, tmp_path: Path
+) -> None:
+    def load() -> LoadedEncoder:
+        raise AssertionError("the model was loaded")
+
+    items = catalog_settings(shop / "items.parquet")
+    with pytest.raises(FeatureStoreError, match="has no feature view clip_item_embeddings"):
+        materialize(shop / "repo", "clip", items, load)
+    down = tmp_path / "repo"
+    down.mkdir()
+    text = (shop / "repo" / "feature_store.yaml").read_text()
+    head, _, tail = text.partition("connection_string: ")
+    settings = f"{head}connection_string: 127.0.0.1:1,password=hush\n{tail.split(chr(10), 1)[1]}"
+    (down / "feature_store.yaml").write_text(
+        settings.replace("data/registry.db", str(shop / "repo/data/registry.db"))
+    )
+    with pytest.raises(OnlineStoreError, match=r"127\.0\.0\.1:1") as error:
+        materialize(down, "sda", items, load)
+    assert "hush" not in str(error.value)
+
+
+def test_a_log_of_other_items_is_refused(shop: Path, tmp_path: Path) -> None:
+    rows = [{"user_id": "u", "item_id": f"other{n}", "position": n} for n in range(4)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "log.parquet")
+    with pytest.raises(FeatureMismatchError, match="None of the 4 items of the log"):
+        train_recommender(
+            tmp_path / "log.parquet", "sda", RecommenderSettings(), EvaluationSettings(), repo=shop / "repo"
+        )
