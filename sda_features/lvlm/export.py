@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -182,13 +183,17 @@ def _write_merged(folder: Path, adapter: Path, backbone: Backbone, target: Targe
         use_safetensors=True,
         trust_remote_code=backbone.settings.trust_remote_code,
     )
-    PeftModel.from_pretrained(base, str(adapter)).merge_and_unload().save_pretrained(str(folder))
+    with warnings.catch_warnings():  # PEFT 0.21 asks transformers for a property under its old name
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        adapted = PeftModel.from_pretrained(base, str(adapter))
+    adapted.merge_and_unload().save_pretrained(str(folder))
     config_file = cached_file(backbone.settings.model, "config.json")
     assert config_file is not None, "the model has just been loaded"
+    saved = {path.name for path in folder.iterdir()}
     for path in Path(config_file).parent.iterdir():
-        if path.suffix in PROCESSOR_SUFFIXES and not path.name.endswith(".index.json"):
-            if not (folder / path.name).exists():
-                shutil.copyfile(path, folder / path.name)
+        wanted = path.suffix in PROCESSOR_SUFFIXES and not path.name.endswith(".index.json")
+        if wanted and path.name not in saved:
+            shutil.copyfile(path, folder / path.name)
 
 
 def model_card(
@@ -232,7 +237,7 @@ def model_card(
         "loads with": LOADER[target],
         "made from": f"{settings.adapter.kind} checkpoint, adapter sha256 `{manifest['adapter_sha256']}`",
         "rank": str(settings.adapter.rank),
-        "trained over": f"{settings.backbone.quantization} weights",
+        "trained over": f"{settings.backbone.quantization.replace('none', 'unquantised')} weights",
         "input": cut[modality],
         "pooling": "mean of the last hidden state over all tokens of the prompt",
         "projection": projections[projection.kind],

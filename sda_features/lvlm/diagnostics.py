@@ -1,0 +1,304 @@
+"""Do text and pictures pull an adapter the same way? Gradient conflict, measured (paper, section 3.3.3).
+
+The loss depends on text vectors t and picture vectors v, which share the factors B. Its gradient is
+
+    dL/dB = g_t + g_v,    g_t = (dt/dB)^T dL/dt,    g_v = (dv/dB)^T dL/dv,
+
+and detaching the other modality's vectors leaves exactly one of the two terms. Their cosine says
+whether a step for one modality helps or harms the other.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sda_features.catalog import Catalog
+from sda_features.config import (
+    AdapterSettings,
+    AdaptSettings,
+    BackboneSettings,
+    LossSettings,
+    ProjectionSettings,
+    PromptSettings,
+)
+from sda_features.errors import SettingsError
+from sda_features.lvlm.backbone import Backbone, PromptBatch
+from sda_features.lvlm.checkpoint import MANIFEST_FILE, SETTINGS_FILE, load_checkpoint
+from sda_features.lvlm.cmsa import alignment_loss
+from sda_features.lvlm.encoder import PromptEncoder
+from sda_features.lvlm.gradient_cache import Encode, PairLoss
+from sda_features.lvlm.moda import adapted_layers
+from sda_features.lvlm.training_data import TrainingPairs, step_indices
+
+WHOLE, FIRST_EXPERT = "all", "first expert"
+LAST_LAYER, ALL_LAYERS = "last", "all"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An encoder to diagnose, with the loss it is, or would be, trained by.
+
+    Attributes:
+        name: how reports call it.
+        encoder: the encoder.
+        adapter: its adapter's settings.
+        prompts: its prompts.
+        loss: its loss.
+        temperature: tau; the trained value where tau was trained.
+    """
+
+    name: str
+    encoder: PromptEncoder
+    adapter: AdapterSettings
+    prompts: PromptSettings
+    loss: LossSettings
+    temperature: float
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """How the gradients of the two modalities agree in one kind of matrix.
+
+    Attributes:
+        name: of the subject.
+        adapter: "moda" or "lora".
+        module: name of the adapted linear, e.g. "q_proj".
+        columns: which columns of B: "all", or those of the "first expert" as in the paper.
+        layers: "last" decoder layer, or "all" of them.
+        cosine: mean cosine over batches and layers; NaN when no gradient arrived.
+        negative_share: share of negative cosines.
+        norm_ratio: geometric mean of |g_t| / |g_v|.
+        measurements: number of batches times layers.
+    """
+
+    name: str
+    adapter: str
+    module: str
+    columns: str
+    layers: str
+    cosine: float
+    negative_share: float
+    norm_ratio: float
+    measurements: int
+
+
+def gradient_cosine(text: Tensor, image: Tensor) -> float:
+    """<g_t, g_v> / (|g_t| |g_v|) of two gradients of one shape; NaN where one of them is zero."""
+    norms = text.norm() * image.norm()
+    return ((text * image).sum() / norms).item() if norms > 0 else math.nan
+
+
+def negative_share(cosines: Sequence[float]) -> float:
+    """Share of the cosines that are below zero, NaN ones left out; NaN when none is left."""
+    known = [cosine for cosine in cosines if not math.isnan(cosine)]
+    return sum(cosine < 0 for cosine in known) / len(known) if known else math.nan
+
+
+def norm_ratio(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Geometric mean of |g_t| / |g_v| over (g_t, g_v); NaN when a gradient is zero.
+
+    The geometric mean of the inverse ratio is the inverse of this one.
+    """
+    norms = [(text.norm().item(), image.norm().item()) for text, image in pairs]
+    if not norms or not all(text > 0 and image > 0 for text, image in norms):
+        return math.nan
+    return math.exp(sum(math.log(text / image) for text, image in norms) / len(norms))
+
+
+def modality_gradients(
+    encode: Encode, batches: Sequence[PromptBatch], parameters: Sequence[Tensor], loss: PairLoss
+) -> dict[str, list[Tensor]]:
+    """The terms g_t and g_v (module docstring) of a step's gradient.
+
+    Vectors of all batches are made without a graph, the loss gives dL/dt and dL/dv, and each batch
+    is encoded again to send its part on: memory is that of one micro batch.
+
+    Args:
+        encode: batch -> vectors [B, d]; the same on every call.
+        batches: micro batches; those of each modality, in order, make up the same N items.
+        parameters: tensors that every vector depends on.
+        loss: (text [N, d], image [N, d]) -> loss.
+
+    Returns:
+        "text" and "image" -> gradients in the order and shapes of `parameters`.
+    """
+    with torch.no_grad():
+        vectors = [encode(batch) for batch in batches]
+    leaves = [vector.requires_grad_() for vector in vectors]
+    text, image = (
+        torch.cat([leaf for leaf, batch in zip(leaves, batches, strict=True) if batch.modality == modality])
+        for modality in ("text", "image")
+    )
+    upstream = torch.autograd.grad(loss(text, image).loss, leaves)
+    found = {modality: [torch.zeros_like(p) for p in parameters] for modality in ("text", "image")}
+    for batch, gradient in zip(batches, upstream, strict=True):
+        for total, part in zip(
+            found[batch.modality], torch.autograd.grad(encode(batch), parameters, gradient), strict=True
+        ):
+            total += part
+    return found
+
+
+def diagnose(
+    subject: Subject, batches: Iterable[Sequence[PromptBatch]], modules: Sequence[str] = ("q_proj", "k_proj")
+) -> list[Conflict]:
+    """Measure gradient conflict in the B matrices of some linears, without dropout.
+
+    Args:
+        subject: what to measure.
+        batches: steps, each the micro batches of its items, see `modality_gradients`.
+        modules: names of adapted linears.
+
+    Raises:
+        SettingsError: a name is not that of an adapted linear.
+    """
+    layers = adapted_layers(subject.encoder.model)
+    matrices = {
+        name: next(layer.lora_B.parameters())
+        for name, layer in layers.items()
+        if name.rsplit(".", 1)[1] in modules
+    }
+    names = sorted({name.rsplit(".", 1)[1] for name in layers})
+    if unknown := [module for module in modules if module not in names]:
+        raise SettingsError(
+            f"{subject.name} adapts no linear named {', '.join(unknown)}; --modules can be {', '.join(names)}."
+        )
+    _without_dropout(subject.encoder)
+
+    def loss(text: Tensor, image: Tensor) -> Any:
+        return alignment_loss(text, image, subject.loss, subject.temperature)
+
+    steps: list[dict[str, tuple[Tensor, Tensor]]] = []
+    for step in batches:
+        found = modality_gradients(subject.encoder, step, list(matrices.values()), loss)
+        steps.append(dict(zip(matrices, zip(found["text"], found["image"], strict=True), strict=True)))
+
+    width = subject.adapter.rank // subject.adapter.experts
+    parts = {WHOLE: subject.adapter.rank}
+    if subject.adapter.kind == "moda" and subject.adapter.experts > 1:
+        parts = {FIRST_EXPERT: width, **parts}
+    deepest = max(map(_depth, matrices))
+    return [
+        _summarise(
+            subject,
+            module,
+            columns,
+            which,
+            [
+                (text[:, :end], image[:, :end])
+                for step_gradients in steps
+                for name, (text, image) in step_gradients.items()
+                if name.endswith(f".{module}") and (which == ALL_LAYERS or _depth(name) == deepest)
+            ],
+        )
+        for module in modules
+        for columns, end in parts.items()
+        for which in (LAST_LAYER, ALL_LAYERS)
+    ]
+
+
+def diagnose_on_catalog(
+    subjects: Iterable[Callable[[], Subject]],
+    catalog: Catalog,
+    *,
+    modules: Sequence[str] = ("q_proj", "k_proj"),
+    items: int = 256,
+    batch_size: int = 64,
+    micro_batch_size: int = 16,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[Conflict]:
+    """`diagnose` each subject on the same random items of a catalogue.
+
+    Args:
+        subjects: each gives a subject; called one after the other, so that one model is in memory.
+        catalog: an opened catalogue; items without a text or a picture are left out.
+        modules: names of adapted linears.
+        items: how many items to use at most, in whole batches.
+        batch_size: items of one loss.
+        micro_batch_size: sequences encoded at a time; bounds memory, same gradients.
+        seed: of the choice of items.
+        progress: show a bar while the catalogue is read.
+    """
+    conflicts: list[Conflict] = []
+    collected: dict[PromptSettings, TrainingPairs] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for make in subjects:
+            subject = make()
+            prompts = subject.prompts
+            if prompts not in collected:
+                path = Path(folder) / f"pairs{len(collected)}.arrow"
+                collected[prompts] = TrainingPairs.collect(catalog, prompts, path, progress)
+            pairs = collected[prompts]
+            size = min(batch_size, items, len(pairs))
+            steps = (
+                pairs.batch(
+                    step_indices(len(pairs), size, seed, step),
+                    subject.encoder.backbone,
+                    prompts,
+                    micro_batch_size,
+                )
+                for step in range(min(items, len(pairs)) // size)
+            )
+            conflicts += diagnose(subject, steps, modules)
+    return conflicts
+
+
+def trained(checkpoint: Path, **overrides: Any) -> Subject:
+    """A checkpoint with its own loss and prompts; `overrides` as in `load_checkpoint`."""
+    loaded = load_checkpoint(checkpoint, **overrides)
+    settings = AdaptSettings.model_validate_json((checkpoint / SETTINGS_FILE).read_text(encoding="utf-8"))
+    manifest = json.loads((checkpoint / MANIFEST_FILE).read_text(encoding="utf-8"))
+    tau = manifest.get("metrics", {}).get("temperature", settings.loss.temperature)
+    return Subject(str(checkpoint), loaded.encoder, settings.adapter, loaded.prompts, settings.loss, tau)
+
+
+def fresh(adapter: AdapterSettings, backbone: BackboneSettings, seed: int = 0) -> Subject:
+    """An adapter as training would begin with it, default loss and prompts."""
+    torch.manual_seed(seed)
+    encoder = PromptEncoder(Backbone(backbone), adapter, ProjectionSettings())
+    loss = LossSettings()
+    return Subject(f"fresh {adapter.kind}", encoder, adapter, PromptSettings(), loss, loss.temperature)
+
+
+def _summarise(
+    subject: Subject, module: str, columns: str, layers: str, pairs: list[tuple[Tensor, Tensor]]
+) -> Conflict:
+    cosines = [gradient_cosine(text, image) for text, image in pairs]
+    return Conflict(
+        subject.name,
+        subject.adapter.kind,
+        module,
+        columns,
+        layers,
+        float(np.mean(cosines)),
+        negative_share(cosines),
+        norm_ratio(pairs),
+        len(pairs),
+    )
+
+
+def _without_dropout(encoder: PromptEncoder) -> None:
+    """Training mode for all but dropout: in eval mode bitsandbytes repacks 4-bit weights for the CPU's
+    inference kernel, and its backward pass does not know that format."""
+    encoder.train()
+    for module in encoder.modules():
+        if isinstance(module, nn.Dropout):
+            module.eval()
+
+
+def _depth(name: str) -> int:
+    """Position of the decoder layer that a module belongs to."""
+    found = re.search(r"\.layers\.(\d+)\.", name)
+    return int(found[1]) if found else -1

@@ -1,0 +1,72 @@
+"""Gradient conflict of several adapters side by side: a Markdown table and a bar chart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from tabulate import tabulate
+
+HEADERS = {
+    "module": "module",
+    "columns": "columns of B",
+    "layers": "layers",
+    "name": "adapter",
+    "cosine": "cosine",
+    "negative_share": "negative",
+    "norm_ratio": "text/image norm",
+    "measurements": "n",
+}
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
+LABEL, HALF, BAR, TOP = 300, 220, 18, 40  # pixels: width of labels, of a cosine of 1, height of a bar, of the head
+
+Row = Mapping[str, Any]
+
+
+def conflict_table(rows: Sequence[Row]) -> str:
+    """One row for each module, part of B and choice of layers, the adapters below each other.
+
+    Args:
+        rows: fields of `lvlm.diagnostics.Conflict`.
+
+    Returns:
+        Markdown.
+    """
+    order = {row["name"]: position for position, row in reversed(list(enumerate(rows)))}
+    keys = ("module", "columns", "layers")
+    places = {tuple(row[key] for key in keys): position for position, row in reversed(list(enumerate(rows)))}
+    ordered = sorted(rows, key=lambda row: (places[tuple(row[key] for key in keys)], order[row["name"]]))
+    cells = [[row[key] for key in HEADERS] for row in ordered]
+    formats = ("", "", "", "", ".4f", ".2f", ".3f", "")
+    return tabulate(cells, list(HEADERS.values()), tablefmt="github", floatfmt=formats)
+
+
+def conflict_chart(rows: Sequence[Row]) -> str:
+    """The cosines of the last layer as horizontal bars around zero, an SVG document.
+
+    Args:
+        rows: fields of `lvlm.diagnostics.Conflict`.
+    """
+    shown = [row for row in rows if row["layers"] == "last" and not math.isnan(row["cosine"])]
+    shown.sort(key=lambda row: (row["module"], row["columns"]))
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    zero, height = LABEL + HALF, TOP + BAR * len(shown) + 10
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{zero + HALF + 10}" height="{height}" '
+        'font-family="sans-serif" font-size="11">',
+        f'<text x="{zero}" y="16" text-anchor="middle">cosine of text and image gradients, last layer</text>',
+        *(f'<text x="{zero + value * HALF}" y="32" text-anchor="middle">{value}</text>' for value in (-1, 0, 1)),
+    ]
+    for number, row in enumerate(shown):
+        y, length = TOP + BAR * number, abs(row["cosine"]) * HALF
+        colour = COLOURS[names.index(row["name"]) % len(COLOURS)]
+        label = escape(f"{row['module']}, {row['columns']}: {row['name']}"[-48:])
+        parts += [
+            f'<text x="{LABEL - 6}" y="{y + 12}" text-anchor="end">{label}</text>',
+            f'<rect x="{zero - (length if row["cosine"] < 0 else 0):.1f}" y="{y}" width="{length:.1f}" '
+            f'height="{BAR - 4}" fill="{colour}"><title>{row["cosine"]:.4f}</title></rect>',
+        ]
+    parts += [f'<line x1="{zero}" x2="{zero}" y1="{TOP - 4}" y2="{height - 6}" stroke="black"/>', "</svg>"]
+    return "\n".join(parts) + "\n"
