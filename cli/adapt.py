@@ -32,8 +32,9 @@ from .options import collect, settings_options
 @settings_options(TrainSettings)
 @settings_options(CatalogSettings, skip=("path",))
 @settings_options(PromptSettings)
+@click.option("--resume", is_flag=True, help="Go on from the newest saved state of OUTPUT.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
-def command(catalog: Path, output: Path, as_json: bool, **values: Any) -> None:
+def command(catalog: Path, output: Path, resume: bool, as_json: bool, **values: Any) -> None:
     """Train MoDA adapters on the items of CATALOG and write OUTPUT/checkpoint.
 
     CATALOG is a parquet, JSONL or CSV file with an id column, text columns and an image column.
@@ -55,7 +56,7 @@ def command(catalog: Path, output: Path, as_json: bool, **values: Any) -> None:
     )
     from sda_features.workflows import adapt
 
-    result = adapt(settings, output, progress=not as_json)
+    result = adapt(settings, output, progress=not as_json, resume=resume)
     if as_json:
         click.echo(
             json.dumps(
@@ -63,7 +64,9 @@ def command(catalog: Path, output: Path, as_json: bool, **values: Any) -> None:
                     "checkpoint": str(result.checkpoint),
                     "pairs": result.pairs,
                     "trainable_parameters": result.trainable_parameters,
+                    "steps": result.steps,
                     "loss": result.loss,
+                    "held_out": result.recall,
                     "items_per_second": result.items_per_second,
                     "bad_rows": result.report.bad_rows,
                 }
@@ -72,5 +75,12 @@ def command(catalog: Path, output: Path, as_json: bool, **values: Any) -> None:
         return
     click.echo(f"catalogue   {result.report}")
     click.echo(f"trained     {result.trainable_parameters:,} parameters on {result.pairs:,} items")
-    click.echo(f"loss        {result.loss:.4f} at the end, {result.items_per_second:.0f} items/s")
+    click.echo(
+        f"loss        {result.loss:.4f} after {result.steps} steps, {result.items_per_second:.0f} items/s"
+    )
+    if result.recall:
+        click.echo(
+            f"held out    text to image R@1 {result.recall['recall@1']:.3f}, R@10 {result.recall['recall@10']:.3f} "
+            f"at step {result.recall['step']}"
+        )
     click.echo(f"checkpoint  {result.checkpoint}")

@@ -152,6 +152,16 @@ class TrainSettings(Settings):
     max_grad_norm: float = Field(1.0, gt=0, description="Gradient norm at which gradients are clipped.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
     seed: int = Field(0, ge=0, description="Seed of initialisation, order and dropout.")
+    validation_share: float = Field(
+        0.05, ge=0, le=0.5, description="Share of items held out to measure text-to-image R@1 and R@10."
+    )
+    validate_every: int = Field(
+        250, gt=0, description="Steps between validations; the last step is validated."
+    )
+    patience: int = Field(5, gt=0, description="Validations without a better R@10 before training stops.")
+    save_every: int = Field(250, gt=0, description="Steps between states that --resume can start from.")
+    keep_states: int = Field(2, gt=0, description="Newest states that are kept.")
+    tensorboard: bool = Field(False, description="Also log to OUTPUT/tensorboard (extra: tensorboard).")
 
 
 class AdaptSettings(Settings):

@@ -46,7 +46,7 @@ class MaterializeResult:
     report: CatalogReport
 
 
-def adapt(settings: AdaptSettings, output: Path, progress: bool = True) -> AdaptResult:
+def adapt(settings: AdaptSettings, output: Path, progress: bool = True, resume: bool = False) -> AdaptResult:
     """Train an adapter on a catalogue; see `lvlm.finetune`.
 
     The catalogue is opened first: a wrong path or column should not cost the start of torch.
@@ -54,7 +54,7 @@ def adapt(settings: AdaptSettings, output: Path, progress: bool = True) -> Adapt
     catalog = Catalog(settings.catalog)
     from sda_features.lvlm.finetune import finetune
 
-    return finetune(settings, catalog, output, progress)
+    return finetune(settings, catalog, output, progress, resume)
 
 
 def materialize(

@@ -39,7 +39,7 @@ from sda_features.lvlm.cmsa import alignment_loss
 from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.gradient_cache import Encode, PairLoss
 from sda_features.lvlm.moda import adapted_layers
-from sda_features.lvlm.training_data import TrainingPairs, step_indices
+from sda_features.lvlm.training_data import TrainingPairs, step_indices, write_pairs
 
 WHOLE, FIRST_EXPERT = "all", "first expert"
 LAST_LAYER, ALL_LAYERS = "last", "all"
@@ -76,9 +76,10 @@ class Conflict:
         module: name of the adapted linear, e.g. "q_proj".
         columns: which columns of B: "all", or those of the "first expert" as in the paper.
         layers: "last" decoder layer, or "all" of them.
-        cosine: mean cosine over batches and layers; NaN when no gradient arrived.
-        negative_share: share of negative cosines.
-        norm_ratio: geometric mean of |g_t| / |g_v|.
+        cosine: mean `gradient_cosine` over batches and layers.
+        standard_error: of that mean, from its spread over batches; NaN with one batch.
+        negative_share: `negative_share` over batches and layers.
+        norm_ratio: `norm_ratio` over batches and layers.
         measurements: number of batches times layers.
     """
 
@@ -88,6 +89,7 @@ class Conflict:
     columns: str
     layers: str
     cosine: float
+    standard_error: float
     negative_share: float
     norm_ratio: float
     measurements: int
@@ -100,9 +102,10 @@ def gradient_cosine(text: Tensor, image: Tensor) -> float:
 
 
 def negative_share(cosines: Sequence[float]) -> float:
-    """Share of the cosines that are below zero, NaN ones left out; NaN when none is left."""
-    known = [cosine for cosine in cosines if not math.isnan(cosine)]
-    return sum(cosine < 0 for cosine in known) / len(known) if known else math.nan
+    """Share of the cosines that are below zero; NaN when one of them is NaN."""
+    if any(map(math.isnan, cosines)):
+        return math.nan
+    return sum(cosine < 0 for cosine in cosines) / len(cosines)
 
 
 def norm_ratio(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
@@ -111,7 +114,7 @@ def norm_ratio(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
     The geometric mean of the inverse ratio is the inverse of this one.
     """
     norms = [(text.norm().item(), image.norm().item()) for text, image in pairs]
-    if not norms or not all(text > 0 and image > 0 for text, image in norms):
+    if not all(text > 0 and image > 0 for text, image in norms):
         return math.nan
     return math.exp(sum(math.log(text / image) for text, image in norms) / len(norms))
 
@@ -184,10 +187,10 @@ def diagnose(
         found = modality_gradients(subject.encoder, step, list(matrices.values()), loss)
         steps.append(dict(zip(matrices, zip(found["text"], found["image"], strict=True), strict=True)))
 
-    width = subject.adapter.rank // subject.adapter.experts
-    parts = {WHOLE: subject.adapter.rank}
-    if subject.adapter.kind == "moda" and subject.adapter.experts > 1:
-        parts = {FIRST_EXPERT: width, **parts}
+    adapter = subject.adapter
+    parts = {WHOLE: adapter.rank}
+    if adapter.kind == "moda" and adapter.experts > 1:
+        parts = {FIRST_EXPERT: adapter.rank // adapter.experts, **parts}
     deepest = max(map(_depth, matrices))
     return [
         _summarise(
@@ -196,10 +199,12 @@ def diagnose(
             columns,
             which,
             [
-                (text[:, :end], image[:, :end])
+                [
+                    (text[:, :end], image[:, :end])
+                    for name, (text, image) in step_gradients.items()
+                    if name.endswith(f".{module}") and (which == ALL_LAYERS or _depth(name) == deepest)
+                ]
                 for step_gradients in steps
-                for name, (text, image) in step_gradients.items()
-                if name.endswith(f".{module}") and (which == ALL_LAYERS or _depth(name) == deepest)
             ],
         )
         for module in modules
@@ -239,7 +244,8 @@ def diagnose_on_catalog(
             prompts = subject.prompts
             if prompts not in collected:
                 path = Path(folder) / f"pairs{len(collected)}.arrow"
-                collected[prompts] = TrainingPairs.collect(catalog, prompts, path, progress)
+                write_pairs(catalog, prompts, path, progress)
+                collected[prompts] = TrainingPairs(path)
             pairs = collected[prompts]
             size = min(batch_size, items, len(pairs))
             steps = (
@@ -273,25 +279,27 @@ def fresh(adapter: AdapterSettings, backbone: BackboneSettings, seed: int = 0) -
 
 
 def _summarise(
-    subject: Subject, module: str, columns: str, layers: str, pairs: list[tuple[Tensor, Tensor]]
+    subject: Subject, module: str, columns: str, layers: str, steps: list[list[tuple[Tensor, Tensor]]]
 ) -> Conflict:
-    cosines = [gradient_cosine(text, image) for text, image in pairs]
+    cosines = np.array([[gradient_cosine(*pair) for pair in step] for step in steps])  # [batches, layers]
+    means = cosines.mean(axis=1)
     return Conflict(
         subject.name,
         subject.adapter.kind,
         module,
         columns,
         layers,
-        float(np.mean(cosines)),
-        negative_share(cosines),
-        norm_ratio(pairs),
-        len(pairs),
+        cosine=means.mean().item(),
+        standard_error=means.std(ddof=1).item() / len(means) ** 0.5 if len(means) > 1 else math.nan,
+        negative_share=negative_share(cosines.flatten().tolist()),
+        norm_ratio=norm_ratio(pair for step in steps for pair in step),
+        measurements=cosines.size,
     )
 
 
 def _without_dropout(encoder: PromptEncoder) -> None:
     """Training mode for all but dropout: in eval mode bitsandbytes repacks 4-bit weights for the CPU's
-    inference kernel, and its backward pass does not know that format."""
+    inference kernel, and what it then computes has no backward pass."""
     encoder.train()
     for module in encoder.modules():
         if isinstance(module, nn.Dropout):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -44,7 +46,8 @@ class PromptEncoder(nn.Module):
         """Item vectors [B, d_m] in float32, not normalised."""
         batch = batch.to(self.backbone.device)
         gates = self.gates.select(batch.modality) if self.gates is not None else contextlib.nullcontext()
-        with gates:
+        dtype = self.backbone.dtype
+        with gates, torch.autocast(batch.input_ids.device.type, dtype, enabled=dtype != torch.float32):
             pooled = mean_pool(self.backbone.hidden_states(batch), batch.lengths)  # [B, hidden]
         return project(pooled, self.projection, self.linear)
 
@@ -61,6 +64,22 @@ class PromptEncoder(nn.Module):
             if module is not None:
                 named.update({f"{prefix}.{name}": value for name, value in module.named_parameters()})
         return named
+
+    @contextlib.contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """Encode deterministically in the middle of training.
+
+        `eval()` would do that too, but on a CPU bitsandbytes repacks 4-bit weights for good when it
+        first runs in evaluation mode, and repacked weights have no backward pass.
+        """
+        active = [module for module in self.modules() if isinstance(module, nn.Dropout) and module.training]
+        for module in active:
+            module.eval()
+        try:
+            yield
+        finally:
+            for module in active:
+                module.train()
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute layers in the backward pass, under the gates their forward pass used."""

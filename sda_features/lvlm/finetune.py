@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sda_features.artifacts import sha256_json
 from sda_features.catalog import Catalog, CatalogReport
 from sda_features.config import AdaptSettings
 from sda_features.errors import SettingsError
+from sda_features.evaluation.retrieval import recall_at_k
 from sda_features.lvlm.backbone import Backbone
 from sda_features.lvlm.checkpoint import save_checkpoint
 from sda_features.lvlm.cmsa import LossOutput, alignment_loss
 from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.gradient_cache import accumulate_gradients
-from sda_features.lvlm.training_data import TrainingPairs, prefetch_batches
+from sda_features.lvlm.processes import Processes
+from sda_features.lvlm.training_data import (
+    Indices,
+    TrainingPairs,
+    hold_out,
+    prefetch_batches,
+    step_indices,
+    write_pairs,
+)
+from sda_features.lvlm.training_log import TrainingLog
+from sda_features.lvlm.training_state import Standing, restore_state, save_state, saved_states
 
 logger = logging.getLogger(__name__)
 
@@ -37,20 +50,26 @@ class AdaptResult:
         checkpoint: folder of the finished checkpoint.
         pairs: number of items with both modalities.
         trainable_parameters: count of trained values.
-        loss: mean loss of the last tenth of the steps, in nats.
-        items_per_second: training throughput.
+        steps: optimiser steps taken.
+        loss: of the last step, in nats.
+        recall: step of the kept weights and their R@1 and R@10 on held-out items; empty without any.
+        items_per_second: training throughput of this process and its peers.
         report: bad catalogue rows.
     """
 
     checkpoint: Path
     pairs: int
     trainable_parameters: int
+    steps: int
     loss: float
+    recall: dict[str, float]
     items_per_second: float
     report: CatalogReport
 
 
-def finetune(settings: AdaptSettings, catalog: Catalog, output: Path, progress: bool = True) -> AdaptResult:
+def finetune(
+    settings: AdaptSettings, catalog: Catalog, output: Path, progress: bool = True, resume: bool = False
+) -> AdaptResult:
     """Train the adapter on a catalogue and write `output`/checkpoint.
 
     Args:
@@ -58,99 +77,178 @@ def finetune(settings: AdaptSettings, catalog: Catalog, output: Path, progress: 
         catalog: `settings.catalog`, opened.
         output: run folder; gets checkpoint/, training_log.jsonl and catalog_report.jsonl.
         progress: whether to draw progress bars.
+        resume: go on from the newest state in `output`; the end is the same as without a break.
 
     Raises:
-        CatalogError, BackboneError, SettingsError: bad input, before any training.
+        CatalogError, BackboneError, SettingsError, CheckpointError: bad input, before any training.
     """
-    if settings.adapter.kind == "none" and settings.projection.kind != "linear":
+    check_trainable(settings)
+    states = output / "states"
+    if saved_states(states) and not resume:
         raise SettingsError(
-            "Nothing to train: --adapter none with a projection that has no parameters. Choose --adapter moda or "
-            "lora, or --projection linear; for vectors of the model as it is, run `materialize --model`."
+            f"{output} holds an unfinished run. Go on with --resume, or choose another --output."
         )
     train = settings.train
+    processes = Processes(settings.backbone.device)
+    progress = progress and processes.is_main
     torch.manual_seed(train.seed)
     backbone = Backbone(settings.backbone)
     encoder = PromptEncoder(backbone, settings.adapter, settings.projection)
     if train.gradient_checkpointing:
         encoder.enable_gradient_checkpointing()
-    output.mkdir(parents=True, exist_ok=True)
-    pairs = TrainingPairs.collect(catalog, settings.prompts, output / "pairs.arrow", progress)
-    catalog.report.write(output / "catalog_report.jsonl")
-
     log_temperature = nn.Parameter(
         torch.tensor(math.log(settings.loss.temperature), device=backbone.device),
         requires_grad=settings.loss.learn_temperature,
     )
-    parameters = [
-        *encoder.trainable().values(),
-        *([log_temperature] if log_temperature.requires_grad else []),
-    ]
-    optimizer = torch.optim.AdamW(parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: warmup_cosine(step, train.warmup_steps, train.steps)
-    )
+    weights = encoder.trainable()
+    parameters = weights | ({"log_temperature": log_temperature} if settings.loss.learn_temperature else {})
+    optimizer = torch.optim.AdamW(parameters.values(), train.learning_rate, weight_decay=train.weight_decay)
+    scaler = torch.amp.GradScaler(backbone.device.type, enabled=backbone.dtype == torch.float16)
+
+    if processes.is_main:
+        write_pairs(catalog, settings.prompts, output / "pairs.arrow", progress)
+        catalog.report.write(output / "catalog_report.jsonl")
+    processes.wait()
+    pairs = TrainingPairs(output / "pairs.arrow")
+    training, validation = hold_out(len(pairs), train.validation_share, train.seed)
+    identity = {
+        "settings": sha256_json(settings.model_dump(mode="json", exclude={"catalog": {"path"}})),
+        "data": pairs.sha256,
+        "base model": backbone.fingerprint(),
+        "number of processes": processes.count,
+    }
+    torch.manual_seed(train.seed + 1 + processes.rank)  # dropout differs between processes
+    standing = restore_state(states, parameters, optimizer, identity, processes)
 
     def pair_loss(text: Tensor, image: Tensor) -> LossOutput:
         return alignment_loss(text, image, settings.loss, log_temperature.exp())
 
-    batch_size = min(train.batch_size, len(pairs))
-    micro = min(train.micro_batch_size or batch_size, batch_size)
-    batches = prefetch_batches(
-        pairs, backbone, settings.prompts, range(train.steps), batch_size, micro, train.seed
-    )
-    losses: list[float] = []
+    batch_size = min(train.batch_size, len(training) // processes.count * processes.count)
+    steps = range(standing.step, train.steps)
+    batches = [
+        processes.share(training[step_indices(len(training), batch_size, train.seed, step)]) for step in steps
+    ]
+    micro = train.micro_batch_size or batch_size
+    rate = loss = math.nan
     encoder.train()
-    start = time.perf_counter()
-    with open(output / "training_log.jsonl", "w", encoding="utf-8") as log:
-        bar = tqdm(batches, "adapting", train.steps, unit="step", disable=not progress)
-        for step, batch in enumerate(bar):
+    started = time.perf_counter()
+    with TrainingLog(output, standing.step, processes.is_main, train.tensorboard) as log:
+        bar = tqdm(
+            zip(steps, prefetch_batches(pairs, backbone, settings.prompts, batches, micro), strict=True),
+            "adapting",
+            train.steps,
+            initial=standing.step,
+            unit="step",
+            disable=not progress,
+        )
+        for step, batch in bar:
+            learning_rate = train.learning_rate * warmup_cosine(step, train.warmup_steps, train.steps)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
             optimizer.zero_grad(set_to_none=True)
-            result = accumulate_gradients(encoder, batch, pair_loss)
-            norm = nn.utils.clip_grad_norm_(parameters, train.max_grad_norm).item()
-            optimizer.step()
-            schedule.step()
-            losses.append(result.loss.item())
-            rate = batch_size * len(losses) / (time.perf_counter() - start)
-            bar.set_postfix_str(
-                f"loss {losses[-1]:.3f}, teacher entropy {result.teacher_entropy:.2f}, {rate:.0f} items/s"
+            result = accumulate_gradients(
+                encoder, batch, pair_loss, globally=processes.with_everyones, scale=scaler.scale
             )
-            _warn_of_collapse(step, result)
-            record: dict[str, float] = {
-                "step": step,
-                "loss": losses[-1],
+            processes.sum_gradients(weights.values())
+            scaler.unscale_(optimizer)
+            norm = nn.utils.clip_grad_norm_(parameters.values(), train.max_grad_norm).item()
+            scaler.step(optimizer)
+            scaler.update()
+            standing.step = step + 1
+            loss = result.loss.item()
+            rate = batch_size * (step + 1 - steps.start) / (time.perf_counter() - started)
+            bar.set_postfix_str(
+                f"loss {loss:.3f}, teacher entropy {result.teacher_entropy:.2f}, {rate:.0f} items/s"
+            )
+            warn_of_collapse(step, result)
+            record = {
+                "loss": loss,
                 "teacher_entropy": result.teacher_entropy,
                 "spread": result.spread,
                 "grad_norm": norm,
-                "learning_rate": float(schedule.get_last_lr()[0]),
+                "learning_rate": learning_rate,
+                "temperature": log_temperature.exp().item(),
                 "items_per_second": rate,
             }
-            log.write(json.dumps({name: _json_number(value) for name, value in record.items()}) + "\n")
+            if len(validation) and due(standing.step, train.validate_every, train.steps):
+                record |= validate(encoder, pairs, validation, settings, standing, weights)
+            log.write(step, record)
+            if standing.stale >= train.patience:
+                logger.warning("R@10 has not improved for %d validations; stopping.", standing.stale)
+                break
+            if standing.step % train.save_every == 0:
+                save_state(states, standing, parameters, optimizer, identity, processes, train.keep_states)
 
-    last = losses[-max(1, len(losses) // 10) :]
-    outcome = AdaptResult(
-        output / "checkpoint",
-        len(pairs),
-        sum(parameter.numel() for parameter in parameters),
-        sum(last) / len(last),
-        rate,
-        catalog.report,
+    metrics: dict[str, Any] = {
+        "steps": standing.step,
+        "loss": loss,
+        "temperature": log_temperature.exp().item(),
+    }
+    recall: dict[str, float] = {}
+    if standing.best_weights:
+        with torch.no_grad():
+            for name, parameter in weights.items():
+                parameter.copy_(standing.best_weights[name])
+        recall = measure_recall(encoder, pairs, validation, settings) | {"step": standing.best_step}
+        metrics["held_out"] = {"items": len(validation), **recall}
+    count = sum(parameter.numel() for parameter in parameters.values())
+    if processes.is_main:
+        data = {"path": str(settings.catalog.path), "pairs": len(pairs), "sha256": pairs.sha256}
+        manifest = {"data": data, "trainable_parameters": count, "metrics": metrics}
+        save_checkpoint(output / "checkpoint", encoder, settings, manifest)
+        (output / "pairs.arrow").unlink()
+        shutil.rmtree(states, ignore_errors=True)
+    processes.wait()
+    return AdaptResult(
+        output / "checkpoint", len(pairs), count, standing.step, loss, recall, rate, catalog.report
     )
-    save_checkpoint(
-        outcome.checkpoint,
-        encoder,
-        settings,
-        {
-            "data": {"path": str(settings.catalog.path), "pairs": len(pairs), "sha256": pairs.sha256},
-            "trainable_parameters": outcome.trainable_parameters,
-            "metrics": {
-                "loss": outcome.loss,
-                "spread": result.spread,
-                "temperature": log_temperature.exp().item(),
-            },
-        },
+
+
+def validate(
+    encoder: PromptEncoder,
+    pairs: TrainingPairs,
+    indices: Indices,
+    settings: AdaptSettings,
+    standing: Standing,
+    weights: dict[str, nn.Parameter],
+) -> dict[str, float]:
+    """Measure held-out retrieval and remember the weights if R@10 is the best so far."""
+    recall = measure_recall(encoder, pairs, indices, settings)
+    if recall["recall@10"] > standing.best_recall:
+        standing.best_recall, standing.best_step, standing.stale = recall["recall@10"], standing.step, 0
+        standing.best_weights = {name: value.detach().cpu().clone() for name, value in weights.items()}
+    else:
+        standing.stale += 1
+    return recall
+
+
+def measure_recall(
+    encoder: PromptEncoder, pairs: TrainingPairs, indices: Indices, settings: AdaptSettings
+) -> dict[str, float]:
+    """Text-to-image R@1 and R@10 among the items at `indices`."""
+    micro = settings.train.micro_batch_size or settings.train.batch_size
+    batches = pairs.batch(indices, encoder.backbone, settings.prompts, micro)
+    with torch.no_grad(), encoder.without_dropout():
+        vectors = [(batch.modality, encoder(batch).cpu()) for batch in batches]
+    text, image = (
+        torch.cat([values for name, values in vectors if name == modality]).numpy()
+        for modality in ("text", "image")
     )
-    (output / "pairs.arrow").unlink()
-    return outcome
+    return {f"recall@{k}": recall_at_k(text, image, k) or 0.0 for k in (1, 10)}
+
+
+def check_trainable(settings: AdaptSettings) -> None:
+    """Raise `SettingsError` when nothing would be trained."""
+    if settings.adapter.kind == "none" and settings.projection.kind != "linear":
+        raise SettingsError(
+            "Nothing to train: --adapter none with a projection that has no parameters. Choose --adapter moda or "
+            "lora, or --projection linear; for vectors of the model as it is, run `materialize --model`."
+        )
+
+
+def due(step: int, every: int, last: int) -> bool:
+    """Whether something that happens every so many steps, and at the last one, happens after `step`."""
+    return step % every == 0 or step == last
 
 
 def warmup_cosine(step: int, warmup: int, total: int) -> float:
@@ -160,7 +258,8 @@ def warmup_cosine(step: int, warmup: int, total: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def _warn_of_collapse(step: int, result: LossOutput) -> None:
+def warn_of_collapse(step: int, result: LossOutput) -> None:
+    """Every fifty steps, log a warning when teacher or vectors show a collapsing space."""
     if step % 50:
         return
     if result.teacher_entropy > UNIFORM_TEACHER:
@@ -175,7 +274,3 @@ def _warn_of_collapse(step: int, result: LossOutput) -> None:
             step,
             result.spread,
         )
-
-
-def _json_number(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -20,7 +20,19 @@ Encode = Callable[[PromptBatch], Tensor]
 PairLoss = Callable[[Tensor, Tensor], LossOutput]
 
 
-def accumulate_gradients(encode: Encode, batches: Sequence[PromptBatch], loss: PairLoss) -> LossOutput:
+def unchanged(tensor: Tensor) -> Tensor:
+    """The tensor itself."""
+    return tensor
+
+
+def accumulate_gradients(
+    encode: Encode,
+    batches: Sequence[PromptBatch],
+    loss: PairLoss,
+    *,
+    globally: Callable[[Tensor], Tensor] = unchanged,
+    scale: Callable[[Tensor], Tensor] = unchanged,
+) -> LossOutput:
     """Add the gradients of `loss` over all batches to the parameters' `.grad`.
 
     Args:
@@ -28,13 +40,17 @@ def accumulate_gradients(encode: Encode, batches: Sequence[PromptBatch], loss: P
         batches: micro batches; those of each modality, in order, make up the same N items. With
             one micro batch a modality this is a plain step, else gradients are cached.
         loss: (text [N, d], image [N, d]) -> loss; may have trained parameters of its own.
+        globally: adds the vectors of other processes, see `Processes.with_everyones`; each process
+            then gets its own part of the gradient.
+        scale: of the loss before the backward pass, for float16.
 
     Returns:
         The loss of the whole batch, detached.
     """
     if len(batches) <= 2:
-        output = loss(*_by_modality(batches, [encode(batch) for batch in batches]))
-        output.loss.backward()  # type: ignore[no-untyped-call]
+        vectors = [encode(batch) for batch in batches]
+        output = loss(*map(globally, _by_modality(batches, vectors)))
+        scale(output.loss).backward()  # type: ignore[no-untyped-call]
         return _detached(output)
 
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
@@ -44,8 +60,8 @@ def accumulate_gradients(encode: Encode, batches: Sequence[PromptBatch], loss: P
             states.append(_random_state(devices))
             vectors.append(encode(batch))
     leaves = [vector.detach().requires_grad_() for vector in vectors]
-    output = loss(*_by_modality(batches, leaves))
-    output.loss.backward()  # type: ignore[no-untyped-call]
+    output = loss(*map(globally, _by_modality(batches, leaves)))
+    scale(output.loss).backward()  # type: ignore[no-untyped-call]
     for batch, state, leaf in zip(batches, states, leaves, strict=True):
         with _replayed(state, devices):
             encode(batch).backward(leaf.grad)  # type: ignore[no-untyped-call]

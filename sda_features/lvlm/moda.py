@@ -26,6 +26,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import LoraVariant
+from peft.tuners.tuners_utils import cast_adapter_dtype
 from torch import Tensor, nn
 
 from sda_features.config import AdapterSettings
@@ -188,6 +189,7 @@ def attach_adapter(model: nn.Module, settings: AdapterSettings) -> ModalityGates
             f"No language-model linear is named {', '.join(settings.target_modules)}; "
             f"set --adapter-target-modules to names that the model has. PEFT said: {error}"
         ) from None
+    cast_adapter_dtype(model, ADAPTER_NAME)  # small AdamW steps vanish in 16 bits
     layers = adapted_layers(model)
     if settings.kind == "lora":
         return None

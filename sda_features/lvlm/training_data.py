@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
@@ -21,54 +22,37 @@ from sda_features.images import fit_within
 from sda_features.lvlm.backbone import Backbone, PromptBatch
 from sda_features.prompts import text_prompt
 
-SCHEMA = pa.schema([("item_id", pa.string()), ("prompt", pa.string()), ("picture", pa.binary())])
+Indices = NDArray[np.int64]
+SCHEMA = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("prompt", pa.string()),
+        ("picture", pa.binary()),
+        ("content_hash", pa.string()),
+    ]
+)
 
 
 class TrainingPairs:
     """A memory-mapped Arrow file of text prompts and scaled pictures.
 
+    Args:
+        path: a file that `write_pairs` made.
+
     Attributes:
         sha256: hash of the pairs' contents, in order; stored with every checkpoint trained on them.
     """
 
-    def __init__(self, path: Path, sha256: str):
-        self.sha256 = sha256
+    def __init__(self, path: Path):
         self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        hashes = "".join(self._table["content_hash"].to_pylist())
+        self.sha256 = hashlib.sha256(hashes.encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._table)
 
-    @classmethod
-    def collect(cls, catalog: Catalog, prompts: PromptSettings, path: Path, progress: bool) -> TrainingPairs:
-        """Read the catalogue once; write the pairs it holds to `path`.
-
-        Raises:
-            CatalogError: fewer than two items have both a text and a picture.
-        """
-        digest, count = hashlib.sha256(), 0
-        with atomic_file(path) as temporary, pa.ipc.new_file(str(temporary), SCHEMA) as writer:
-            items = tqdm(
-                catalog.items(), "reading catalogue", catalog.rows, unit="item", disable=not progress
-            )
-            for item in items:
-                prompt = text_prompt(item.fields, prompts)
-                if prompt is None or item.image is None:
-                    continue
-                picture = io.BytesIO()
-                fit_within(item.image, prompts.max_image_side).save(picture, "PNG", compress_level=1)
-                columns = [[item.item_id], [prompt], [picture.getvalue()]]
-                writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
-                digest.update(item.content_hash.encode())
-                count += 1
-        if count < 2:
-            raise CatalogError(
-                f"{catalog.settings.path} has {count} items with both a text and a picture; training "
-                f"contrasts items with each other and needs at least 2. {catalog.report}"
-            )
-        return cls(path, digest.hexdigest())
-
     def batch(
-        self, indices: np.ndarray, backbone: Backbone, prompts: PromptSettings, micro: int
+        self, indices: Indices, backbone: Backbone, prompts: PromptSettings, micro: int
     ) -> list[PromptBatch]:
         """Tokenised micro batches of the items at `indices`: all text ones, then all image ones."""
         rows = self._table.take(pa.array(indices)).to_pylist()
@@ -81,7 +65,43 @@ class TrainingPairs:
         ]
 
 
-def step_indices(items: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+def write_pairs(catalog: Catalog, prompts: PromptSettings, path: Path, progress: bool) -> None:
+    """Read the catalogue once and write the items that have both a text and a picture to `path`.
+
+    Raises:
+        CatalogError: fewer than two items have both.
+    """
+    count = 0
+    with atomic_file(path) as temporary, pa.ipc.new_file(str(temporary), SCHEMA) as writer:
+        items = tqdm(catalog.items(), "reading catalogue", catalog.rows, unit="item", disable=not progress)
+        for item in items:
+            prompt = text_prompt(item.fields, prompts)
+            if prompt is None or item.image is None:
+                continue
+            picture = io.BytesIO()
+            fit_within(item.image, prompts.max_image_side).save(picture, "PNG", compress_level=1)
+            columns = [[item.item_id], [prompt], [picture.getvalue()], [item.content_hash]]
+            writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
+            count += 1
+    if count < 2:
+        raise CatalogError(
+            f"{catalog.settings.path} has {count} items with both a text and a picture; training "
+            f"contrasts items with each other and needs at least 2. {catalog.report}"
+        )
+
+
+def hold_out(items: int, share: float, seed: int) -> tuple[Indices, Indices]:
+    """Split item positions into (training, validation); at most 1,000 are held out.
+
+    Fewer than 20 items cannot rank a top 10, so such a validation set is left empty.
+    """
+    order = np.random.default_rng((seed, items)).permutation(items)
+    held = min(int(share * items), 1000)
+    held = held if held >= 20 else 0
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def step_indices(items: int, batch_size: int, seed: int, step: int) -> Indices:
     """The items of one step: a pure function of its arguments, so that a resumed run sees the same data.
 
     Each epoch is a fresh permutation cut into whole batches; the items left over sit out that epoch.
@@ -99,21 +119,14 @@ def prefetch_batches(
     pairs: TrainingPairs,
     backbone: Backbone,
     prompts: PromptSettings,
-    steps: range,
-    batch_size: int,
+    batches: Sequence[Indices],
     micro: int,
-    seed: int,
 ) -> Iterator[list[PromptBatch]]:
-    """Yield the micro batches of each step; the next step's are prepared in a thread meanwhile."""
-
-    def prepare(step: int) -> list[PromptBatch]:
-        return pairs.batch(step_indices(len(pairs), batch_size, seed, step), backbone, prompts, micro)
-
+    """Yield the micro batches of each of `batches`; the next ones are prepared in a thread meanwhile."""
     with ThreadPoolExecutor(1) as worker:
-        ahead = worker.submit(prepare, steps[0]) if len(steps) else None
-        for following in [*steps[1:], None]:
-            assert ahead is not None
-            ready = ahead.result()
-            if following is not None:
-                ahead = worker.submit(prepare, following)
+        ahead = [worker.submit(pairs.batch, indices, backbone, prompts, micro) for indices in batches[:1]]
+        for following in range(1, len(batches) + 1):
+            ready = ahead.pop().result()
+            if following < len(batches):
+                ahead.append(worker.submit(pairs.batch, batches[following], backbone, prompts, micro))
             yield ready

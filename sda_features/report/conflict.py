@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
+
+from sda_features.artifacts import atomic_file, write_json
 
 HEADERS = {
     "module": "module",
@@ -15,12 +18,18 @@ HEADERS = {
     "layers": "layers",
     "name": "adapter",
     "cosine": "cosine",
+    "standard_error": "±",
     "negative_share": "negative",
     "norm_ratio": "text/image norm",
     "measurements": "n",
 }
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
-LABEL, HALF, BAR, TOP = 300, 220, 18, 40  # pixels: width of labels, of a cosine of 1, height of a bar, of the head
+LABEL, HALF, BAR, TOP = (
+    300,
+    220,
+    18,
+    40,
+)  # pixels: width of labels, of a cosine of 1, height of a bar, of the head
 
 Row = Mapping[str, Any]
 
@@ -34,12 +43,12 @@ def conflict_table(rows: Sequence[Row]) -> str:
     Returns:
         Markdown.
     """
-    order = {row["name"]: position for position, row in reversed(list(enumerate(rows)))}
-    keys = ("module", "columns", "layers")
-    places = {tuple(row[key] for key in keys): position for position, row in reversed(list(enumerate(rows)))}
-    ordered = sorted(rows, key=lambda row: (places[tuple(row[key] for key in keys)], order[row["name"]]))
+    places: dict[tuple[Any, ...], int] = {}
+    for row in rows:
+        places.setdefault(_place(row), len(places))
+    ordered = sorted(rows, key=lambda row: places[_place(row)])
     cells = [[row[key] for key in HEADERS] for row in ordered]
-    formats = ("", "", "", "", ".4f", ".2f", ".3f", "")
+    formats = ("", "", "", "", ".3f", ".3f", ".2f", ".3f", "")
     return tabulate(cells, list(HEADERS.values()), tablefmt="github", floatfmt=formats)
 
 
@@ -57,7 +66,10 @@ def conflict_chart(rows: Sequence[Row]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{zero + HALF + 10}" height="{height}" '
         'font-family="sans-serif" font-size="11">',
         f'<text x="{zero}" y="16" text-anchor="middle">cosine of text and image gradients, last layer</text>',
-        *(f'<text x="{zero + value * HALF}" y="32" text-anchor="middle">{value}</text>' for value in (-1, 0, 1)),
+        *(
+            f'<text x="{zero + value * HALF}" y="32" text-anchor="middle">{value}</text>'
+            for value in (-1, 0, 1)
+        ),
     ]
     for number, row in enumerate(shown):
         y, length = TOP + BAR * number, abs(row["cosine"]) * HALF
@@ -70,3 +82,20 @@ def conflict_chart(rows: Sequence[Row]) -> str:
         ]
     parts += [f'<line x1="{zero}" x2="{zero}" y1="{TOP - 4}" y2="{height - 6}" stroke="black"/>', "</svg>"]
     return "\n".join(parts) + "\n"
+
+
+def json_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows as JSON has them: null for NaN."""
+    return [{name: None if value != value else value for name, value in row.items()} for row in rows]
+
+
+def write_conflict(folder: Path, rows: Sequence[Row]) -> None:
+    """Write conflict.json, conflict.md (table) and conflict.svg (chart) to `folder`."""
+    write_json(folder / "conflict.json", {"conflict": json_rows(rows)})
+    for name, text in (("conflict.md", conflict_table(rows) + "\n"), ("conflict.svg", conflict_chart(rows))):
+        with atomic_file(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    return row["module"], row["columns"], row["layers"]

@@ -21,7 +21,6 @@ from sda_features.config import (
     AdapterSettings,
     AdaptSettings,
     BackboneSettings,
-    ProjectionSettings,
     PromptSettings,
 )
 from sda_features.errors import CheckpointError, SettingsError
@@ -40,24 +39,27 @@ pytestmark = pytest.mark.filterwarnings(  # asked for by PEFT 0.21, deprecated i
 )
 
 
+def write_checkpoint(
+    folder: Path, model: Path, projection: dict[str, Any] | None = None, **adapter: Any
+) -> Path:
+    """A checkpoint as `adapt` leaves it, B and gates far from their start."""
+    torch.manual_seed(0)
+    settings = AdaptSettings.parse(
+        catalog={"path": "items.parquet"},
+        backbone={"model": str(model), "quantization": "none", "device": "cpu"},
+        adapter=adapter,
+        projection=projection or {},
+    )
+    encoder = PromptEncoder(Backbone(settings.backbone), settings.adapter, settings.projection)
+    randomise(encoder)
+    save_checkpoint(folder, encoder, settings, {})
+    return folder
+
+
 @pytest.fixture
 def make_checkpoint(tmp_path: Path, tiny_models: dict[str, Path]) -> Callable[..., Path]:
-    """A checkpoint as `adapt` leaves it, B and gates far from their start."""
-
-    def make(
-        architecture: str = "qwen2_5_vl", projection: dict[str, Any] | None = None, **adapter: Any
-    ) -> Path:
-        torch.manual_seed(0)
-        settings = AdaptSettings.parse(
-            catalog={"path": "items.parquet"},
-            backbone={"model": str(tiny_models[architecture]), "quantization": "none", "device": "cpu"},
-            adapter=adapter,
-            projection=projection or {},
-        )
-        encoder = PromptEncoder(Backbone(settings.backbone), settings.adapter, settings.projection)
-        randomise(encoder)
-        save_checkpoint(tmp_path / "checkpoint", encoder, settings, {})
-        return tmp_path / "checkpoint"
+    def make(architecture: str = "qwen2_5_vl", **settings: Any) -> Path:
+        return write_checkpoint(tmp_path / "checkpoint", tiny_models[architecture], **settings)
 
     return make
 
@@ -117,15 +119,20 @@ def test_stock_peft_gives_the_vectors_of_the_checkpoint(
 def test_an_adapter_for_the_model_with_a_head_loads_over_the_one_without(
     make_checkpoint: Callable[..., Path], tiny_models: dict[str, Path], tmp_path: Path
 ) -> None:
-    """The recipe of docs/export.md: one export serves both classes through PEFT's key_mapping."""
+    """The two recipes of docs/export.md by which one export serves both classes."""
     checkpoint = make_checkpoint()
-    folder = export_checkpoint(checkpoint, tmp_path / "export").adapters["image"]
+    folder = str(export_checkpoint(checkpoint, tmp_path / "export").adapters["image"])
     encoder = load_checkpoint(checkpoint).encoder
     batch = image_batch(encoder.backbone)
-    base = load("base", tiny_models["qwen2_5_vl"])
-    model = PeftModel.from_pretrained(base, str(folder), key_mapping={r"^model\.": ""})
+    mapped = PeftModel.from_pretrained(
+        load("base", tiny_models["qwen2_5_vl"]), folder, key_mapping={r"^model\.": ""}
+    )
+    through_transformers = load("base", tiny_models["qwen2_5_vl"])
+    through_transformers.load_adapter(folder)  # type: ignore[operator]
     with torch.inference_mode():
-        assert distance(embed(model, batch), encoder(batch)) < 1e-5
+        expected = encoder(batch)
+    assert distance(embed(mapped, batch), expected) < 1e-5
+    assert distance(embed(through_transformers, batch), expected) < 1e-5
 
 
 @pytest.mark.parametrize(

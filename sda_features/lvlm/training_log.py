@@ -1,0 +1,69 @@
+"""One JSON line for each training step, and TensorBoard for those who want it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from sda_features.artifacts import atomic_file
+from sda_features.errors import SettingsError
+
+
+class TrainingLog:
+    """`training_log.jsonl` in a run folder; a context manager.
+
+    Args:
+        folder: the run folder.
+        first_step: records from this step on, which a killed run may have left, are dropped.
+        enabled: False writes nothing (all processes but the main one).
+        tensorboard: also write event files to `folder`/tensorboard.
+
+    Raises:
+        SettingsError: TensorBoard was asked for and is not installed.
+    """
+
+    def __init__(self, folder: Path, first_step: int, enabled: bool, tensorboard: bool):
+        self._stream: TextIO | None = None
+        self._events: Any = None
+        if not enabled:
+            return
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise SettingsError(
+                    "--tensorboard needs TensorBoard: pip install 'sda-features[tensorboard]'."
+                ) from None
+            self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)  # type: ignore[no-untyped-call]
+        path = folder / "training_log.jsonl"
+        kept = (
+            path.read_text(encoding="utf-8").splitlines(keepends=True)[:first_step] if path.exists() else []
+        )
+        with atomic_file(path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
+        self._stream = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+
+    def write(self, step: int, record: dict[str, float]) -> None:
+        """Append one record; numbers that are not finite become null."""
+        if self._stream is None:
+            return
+        numbers = {name: value if math.isfinite(value) else None for name, value in record.items()}
+        self._stream.write(json.dumps({"step": step, **numbers}) + "\n")
+        self._stream.flush()
+        if self._events is not None:
+            for name, value in record.items():
+                self._events.add_scalar(name, value, step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        if self._events is not None:
+            self._events.close()

@@ -1,0 +1,124 @@
+"""Kill a real `adapt` at random moments; the resumed run must end in the very same weights."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from sda_features.errors import CheckpointError, SettingsError
+from sda_features.workflows import adapt
+from tests.lvlm.test_adapt import adapt_settings, write_catalogue
+
+STEPS = 24
+COMMAND = Path(sys.executable).with_name("sda-features")
+
+
+def arguments(catalogue: Path, model: Path, output: Path) -> list[str]:
+    return [
+        *(str(COMMAND), "adapt", str(catalogue), "--model", str(model), "-o", str(output), "--json"),
+        *("--steps", str(STEPS), "--batch-size", "6", "--micro-batch-size", "4", "--save-every", "3"),
+        *("--validate-every", "6", "--validation-share", "0.4", "--quantization", "none", "--device", "cpu"),
+        *("--max-bad-rows", "0.5", "--learning-rate", "0.01", "--loss-learn-temperature"),
+    ]
+
+
+def logged_steps(output: Path) -> int:
+    log = output / "training_log.jsonl"
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+@pytest.mark.slow
+def test_a_run_killed_three_times_ends_in_the_weights_of_an_undisturbed_one(
+    tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    catalogue = write_catalogue(tmp_path / "items.parquet", 60)
+    model, whole, broken = tiny_models["qwen2_5_vl"], tmp_path / "whole", tmp_path / "broken"
+    subprocess.run(arguments(catalogue, model, whole), check=True, capture_output=True)
+
+    moments = sorted(random.SystemRandom().sample(range(2, STEPS - 1), 3))
+    resume: list[str] = []
+    for moment in moments:
+        with subprocess.Popen(
+            [*arguments(catalogue, model, broken), *resume], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ) as run:
+            while logged_steps(broken) < moment and run.poll() is None:
+                time.sleep(0.01)
+            assert run.poll() is None, run.stderr.read().decode() if run.stderr else ""
+            run.send_signal(signal.SIGKILL)
+        resume = ["--resume"]
+        assert not (broken / "checkpoint").exists()
+    done = subprocess.run(
+        [*arguments(catalogue, model, broken), "--resume"], check=True, capture_output=True, text=True
+    )
+    assert json.loads(done.stdout)["steps"] == STEPS
+
+    expected, found = (load_file(folder / "checkpoint" / "adapter.safetensors") for folder in (whole, broken))
+    assert expected.keys() == found.keys()
+    different = [name for name in expected if not np.array_equal(expected[name], found[name])]
+    assert not different, f"killed after steps {moments}: {different}"
+    logs = [
+        [
+            {name: value for name, value in json.loads(line).items() if name != "items_per_second"}
+            for line in (folder / "training_log.jsonl").read_text().splitlines()
+        ]
+        for folder in (whole, broken)
+    ]
+    assert logs[0] == logs[1]
+    assert sorted(path.name for path in broken.iterdir()) == sorted(path.name for path in whole.iterdir())
+
+
+def test_an_unfinished_run_is_neither_overwritten_nor_resumed_with_other_settings(
+    tmp_path: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue = write_catalogue(tmp_path / "items.parquet")
+    train = {"steps": 4, "batch_size": 6, "save_every": 2}
+    settings = adapt_settings(catalogue, tiny_models["qwen2_5_vl"], train=train)
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("sda_features.lvlm.finetune.save_checkpoint", interrupt)
+        adapt(settings, tmp_path / "run", progress=False)
+    with pytest.raises(SettingsError, match="unfinished run. Go on with --resume"):
+        adapt(settings, tmp_path / "run", progress=False)
+    other = adapt_settings(catalogue, tiny_models["qwen2_5_vl"], train={**train, "learning_rate": 0.5})
+    with pytest.raises(CheckpointError, match="cannot be resumed: its settings differ"):
+        adapt(other, tmp_path / "run", progress=False, resume=True)
+    changed = adapt_settings(
+        write_catalogue(tmp_path / "more.parquet", 15), tiny_models["qwen2_5_vl"], train=train
+    )
+    with pytest.raises(CheckpointError, match="cannot be resumed: its data differ"):
+        adapt(changed, tmp_path / "run", progress=False, resume=True)
+    assert adapt(settings, tmp_path / "run", progress=False, resume=True).steps == 4
+    assert not (tmp_path / "run" / "states").exists()
+
+
+def test_early_stopping_keeps_the_best_weights(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    settings = adapt_settings(
+        write_catalogue(tmp_path / "items.parquet", 60),
+        tiny_models["qwen2_5_vl"],
+        train={
+            "steps": 40,
+            "batch_size": 8,
+            "validation_share": 0.5,
+            "validate_every": 1,
+            "patience": 3,
+            "learning_rate": 1.0,  # wrecks the model at once
+        },
+    )
+    result = adapt(settings, tmp_path / "run", progress=False)
+    log = [json.loads(line) for line in (tmp_path / "run" / "training_log.jsonl").read_text().splitlines()]
+    recalls = [record["recall@10"] for record in log]
+    assert result.steps < 40
+    assert result.recall["step"] == recalls.index(max(recalls)) + 1
+    assert result.recall["recall@10"] == pytest.approx(max(recalls))
