@@ -20,6 +20,8 @@ VERBS = {
     "init": "Add the item-vector definitions to a Feast repo.",
     "materialize": "Encode a catalogue and write its vectors to Feast, offline and online.",
     "lookup": "Read item vectors from the online store.",
+    "export": "Write a checkpoint as PEFT LoRA adapters, and as merged models.",
+    "diagnose": "Measure gradient conflict between text and pictures (paper, section 3.3.3).",
     "train": "Train a recommender on vectors from Feast and measure Hit@10 and NDCG@10.",
 }
 
