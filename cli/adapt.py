@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,10 @@ from .options import collect, settings_options
 @settings_options(TrainSettings)
 @settings_options(CatalogSettings, skip=("path",))
 @settings_options(PromptSettings)
+@click.option("--dry-run", is_flag=True, help="Load and measure, train nothing, write nothing.")
 @click.option("--resume", is_flag=True, help="Go on from the newest saved state of OUTPUT.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
-def command(catalog: Path, output: Path, resume: bool, as_json: bool, **values: Any) -> None:
+def command(catalog: Path, output: Path, dry_run: bool, resume: bool, as_json: bool, **values: Any) -> None:
     """Train MoDA adapters on the items of CATALOG and write OUTPUT/checkpoint.
 
     CATALOG is a parquet, JSONL or CSV file with an id column, text columns and an image column.
@@ -54,6 +56,9 @@ def command(catalog: Path, output: Path, resume: bool, as_json: bool, **values: 
         train=TrainSettings.parse(**collect(TrainSettings, values)),
         prompts=PromptSettings.parse(**collect(PromptSettings, values)),
     )
+    if dry_run:
+        show_plan(settings, as_json)
+        return
     from sda_features.workflows import adapt
 
     result = adapt(settings, output, progress=not as_json, resume=resume)
@@ -84,3 +89,26 @@ def command(catalog: Path, output: Path, resume: bool, as_json: bool, **values: 
             f"at step {result.recall['step']}"
         )
     click.echo(f"checkpoint  {result.checkpoint}")
+
+
+def show_plan(settings: AdaptSettings, as_json: bool) -> None:
+    """Print what the run would train and need."""
+    from sda_features.workflows import plan_adapt
+
+    planned = plan_adapt(settings)
+    if as_json:
+        click.echo(json.dumps({**asdict(planned), "memory_bytes": planned.memory_bytes}))
+        return
+    share = planned.trainable_parameters / planned.total_parameters
+    click.echo(
+        f"trainable   {planned.trainable_parameters:,} of {planned.total_parameters:,} parameters ({share:.2%})"
+    )
+    click.echo(f"tokens      {planned.text_tokens:.0f} a text, {planned.image_tokens:.0f} a picture")
+    click.echo(f"steps       {settings.train.steps:,}, {planned.steps_per_epoch:,.0f} show every item once")
+    parts = {
+        "base": planned.base_bytes,
+        "optimiser": planned.optimiser_bytes,
+        "activations": planned.activation_bytes,
+    }
+    detail = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in parts.items())
+    click.echo(f"memory      about {planned.memory_bytes / 2**20:,.0f} MiB ({detail})")

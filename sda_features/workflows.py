@@ -19,6 +19,7 @@ from sda_features.errors import FeatureMismatchError
 if TYPE_CHECKING:
     from sda_features.lvlm.checkpoint import LoadedEncoder
     from sda_features.lvlm.finetune import AdaptResult
+    from sda_features.lvlm.plan import Plan
     from sda_features.recommenders.train import TrainResult
 
 MODALITIES = 2  # vectors of a complete item
@@ -55,6 +56,14 @@ def adapt(settings: AdaptSettings, output: Path, progress: bool = True, resume: 
     from sda_features.lvlm.finetune import finetune
 
     return finetune(settings, catalog, output, progress, resume)
+
+
+def plan_adapt(settings: AdaptSettings) -> Plan:
+    """What `adapt` would train and need; see `lvlm.plan`."""
+    catalog = Catalog(settings.catalog)
+    from sda_features.lvlm.plan import plan
+
+    return plan(settings, catalog)
 
 
 def materialize(

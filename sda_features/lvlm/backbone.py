@@ -189,7 +189,7 @@ def mean_pool(states: Tensor, lengths: Tensor) -> Tensor:
     """
     real = torch.arange(states.shape[1], device=states.device) < lengths[:, None]  # [B, T]
     weights = real.to(torch.float32) / lengths[:, None]
-    return torch.einsum("bt,bth->bh", weights, states.float())
+    return (weights[..., None] * states.float()).sum(dim=1)  # not a product that autocast would lower
 
 
 def pick_device(name: str) -> str:

@@ -31,10 +31,12 @@ from sda_features.config import (
 from sda_features.errors import CheckpointError
 from sda_features.lvlm.backbone import Backbone
 from sda_features.lvlm.encoder import PromptEncoder
+from sda_features.lvlm.model_card import checkpoint_card
 
 FORMAT = 1
 ADAPTER_FILE, SETTINGS_FILE = "adapter.safetensors", "settings.json"
 PREPROCESSING_FILE, MANIFEST_FILE = "preprocessing.json", "manifest.json"
+CARD_FILE = "README.md"
 
 
 @dataclass(frozen=True)
@@ -69,18 +71,17 @@ def save_checkpoint(
         write_json(temporary / SETTINGS_FILE, settings.model_dump(mode="json"))
         write_json(temporary / PREPROCESSING_FILE, backbone.preprocessing())
         packages = ("torch", "transformers", "peft", "bitsandbytes")
-        write_json(
-            temporary / MANIFEST_FILE,
-            {
-                "format": FORMAT,
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "sda_features": __version__,
-                "packages": {name: package_version(name) for name in packages},
-                "base_model": {"name": backbone.settings.model, "sha256": backbone.fingerprint()},
-                "adapter_sha256": sha256_files([temporary / ADAPTER_FILE]),
-                **manifest,
-            },
-        )
+        complete = {
+            "format": FORMAT,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "sda_features": __version__,
+            "packages": {name: package_version(name) for name in packages},
+            "base_model": {"name": backbone.settings.model, "sha256": backbone.fingerprint()},
+            "adapter_sha256": sha256_files([temporary / ADAPTER_FILE]),
+            **manifest,
+        }
+        write_json(temporary / MANIFEST_FILE, complete)
+        (temporary / CARD_FILE).write_text(checkpoint_card(settings, complete), encoding="utf-8")
 
 
 def load_checkpoint(folder: Path, **overrides: Any) -> LoadedEncoder:

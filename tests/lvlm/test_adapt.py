@@ -20,7 +20,8 @@ from sda_features.errors import CatalogError, CheckpointError, SettingsError
 from sda_features.lvlm.checkpoint import load_checkpoint, unadapted
 from sda_features.lvlm.encode import EncodedItems, encode_items
 from sda_features.lvlm.finetune import AdaptResult
-from sda_features.workflows import adapt
+from sda_features.lvlm.plan import Plan
+from sda_features.workflows import adapt, plan_adapt
 from tests.lvlm.conftest import picture
 
 
@@ -75,6 +76,7 @@ def test_run_folder_holds_log_report_and_a_complete_checkpoint(run: AdaptResult)
         "training_log.jsonl",
     ]
     assert sorted(path.name for path in run.checkpoint.iterdir()) == [
+        "README.md",
         "adapter.safetensors",
         "manifest.json",
         "preprocessing.json",
@@ -87,6 +89,9 @@ def test_run_folder_holds_log_report_and_a_complete_checkpoint(run: AdaptResult)
     assert run.report.bad_rows == 2
     manifest = json.loads((run.checkpoint / "manifest.json").read_text())
     assert manifest["data"]["pairs"] == 12
+    card = (run.checkpoint / "README.md").read_text()
+    assert manifest["base_model"]["sha256"] in card
+    assert "4 steps of 6 items" in card
     keys = load_file(run.checkpoint / "adapter.safetensors").keys()
     assert {key.rsplit(".", 1)[1] for key in keys} == {"A", "B", "embedding", "weight", "bias"}
     assert len(keys) == 2 * 7 * 2 + 3
@@ -223,3 +228,27 @@ def test_a_catalogue_without_pairs_cannot_train(tmp_path: Path, tiny_models: dic
     )
     with pytest.raises(CatalogError, match="0 items with both a text and a picture"):
         adapt(adapt_settings(path, tiny_models["qwen2_5_vl"]), tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize("micro", [None, 2])
+def test_a_dry_run_counts_what_a_run_trains_and_keeps(
+    catalogue: Path, tiny_models: dict[str, Path], run: AdaptResult, micro: int | None
+) -> None:
+    def planned(**train: Any) -> Plan:
+        return plan_adapt(
+            adapt_settings(
+                catalogue,
+                tiny_models["qwen2_5_vl"],
+                train={"batch_size": 6, "micro_batch_size": micro, **train},
+            )
+        )
+
+    first = planned()
+    assert first.trainable_parameters == run.trainable_parameters
+    assert first.steps_per_epoch == pytest.approx(14 / 6)
+    assert first.text_tokens > 10
+    assert first.image_tokens > 4
+    assert planned(gradient_checkpointing=True).activation_bytes < first.activation_bytes
+    assert planned(batch_size=12).activation_bytes == pytest.approx(
+        first.activation_bytes * (1 if micro else 2), rel=0.01
+    )

@@ -86,9 +86,10 @@ def test_an_unfinished_run_is_neither_overwritten_nor_resumed_with_other_setting
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr("sda_features.lvlm.finetune.save_checkpoint", interrupt)
-        adapt(settings, tmp_path / "run", progress=False)
+        with pytest.raises(KeyboardInterrupt):
+            adapt(settings, tmp_path / "run", progress=False)
     with pytest.raises(SettingsError, match="unfinished run. Go on with --resume"):
         adapt(settings, tmp_path / "run", progress=False)
     other = adapt_settings(catalogue, tiny_models["qwen2_5_vl"], train={**train, "learning_rate": 0.5})
