@@ -97,7 +97,7 @@ def walk(output: Path, echo: Callable[[str], None], *, seed: int = 0, progress: 
 
     started = time.monotonic()
     _clear(output)
-    echo("This shop is GENERATED: its catalogue, its customers and its 1-million-parameter base model.")
+    echo("This shop is GENERATED: its catalogue, its customers, and its tiny base model.")
     echo("The figures show that the product works, not what it gains on your data.\n")
 
     shop = _generate(output, echo, seed)
