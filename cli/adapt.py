@@ -71,7 +71,7 @@ def command(catalog: Path, output: Path, dry_run: bool, resume: bool, as_json: b
                     "trainable_parameters": result.trainable_parameters,
                     "steps": result.steps,
                     "loss": result.loss,
-                    "held_out": result.recall,
+                    "held_out": {"items": result.held_out, **result.recall},
                     "items_per_second": result.items_per_second,
                     "bad_rows": result.report.bad_rows,
                 }
@@ -79,13 +79,14 @@ def command(catalog: Path, output: Path, dry_run: bool, resume: bool, as_json: b
         )
         return
     click.echo(f"catalogue   {result.report}")
-    click.echo(f"trained     {result.trainable_parameters:,} parameters on {result.pairs:,} items")
+    trained_on = result.pairs - result.held_out
+    click.echo(f"trained     {result.trainable_parameters:,} parameters on {trained_on:,} items")
     click.echo(
         f"loss        {result.loss:.4f} after {result.steps} steps, {result.items_per_second:.0f} items/s"
     )
     if result.recall:
         click.echo(
-            f"held out    text to image R@1 {result.recall['recall@1']:.3f}, R@10 {result.recall['recall@10']:.3f} "
+            f"held out    {result.held_out} items, text to image R@1 {result.recall['recall@1']:.3f}, R@10 {result.recall['recall@10']:.3f} "
             f"at step {result.recall['step']}"
         )
     click.echo(f"checkpoint  {result.checkpoint}")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import ImageOps
 from PIL.Image import Image
 from torch import Tensor, nn
@@ -97,15 +98,22 @@ class Backbone:
         self.hidden_size: int = config.get_text_config().hidden_size
         self.image_token_id: int = config.image_token_id
         self.pad_token_id: int = self.tokenizer.pad_token_id or 0
+        self._templates: dict[str, list[int]] = {}  # image instruction -> tokens
 
     def text_tokens(self, prompt: str) -> Prompt:
         """Chat-format and tokenise a text prompt, generation prompt included."""
         return Prompt(self._tokenize([{"type": "text", "text": prompt}]))
 
+    def image_length(self, picture: Image, prompts: PromptSettings) -> int:
+        """Number of tokens that `image_tokens` would give, without making patches."""
+        width, height = _shown(picture, prompts).size
+        patches = self.image_processor.get_number_of_image_patches(height, width)
+        template = self._image_template(prompts.image_instruction)
+        return len(template) - 1 + int(patches) // self.image_processor.merge_size**2
+
     def image_tokens(self, picture: Image, prompts: PromptSettings) -> Prompt:
         """Chat-format a picture and the image instruction; patches as the image processor makes them."""
-        picture = fit_within(picture, prompts.max_image_side)
-        made = self.image_processor(images=[_limit_aspect(picture)], return_tensors="pt")
+        made = self.image_processor(images=[_shown(picture, prompts)], return_tensors="pt")
         grid: Tensor = made["image_grid_thw"][0]
         count = int(grid.prod()) // self.image_processor.merge_size**2
         template = self._image_template(prompts.image_instruction)
@@ -161,12 +169,15 @@ class Backbone:
         }
 
     def _image_template(self, instruction: str) -> list[int]:
+        if instruction in self._templates:
+            return self._templates[instruction]
         token_ids = self._tokenize([{"type": "image"}, {"type": "text", "text": instruction}])
         if token_ids.count(self.image_token_id) != 1:
             raise BackboneError(
                 f"The chat template of {self.settings.model} gives {token_ids.count(self.image_token_id)} "
                 f"image tokens (id {self.image_token_id}) for one picture; expected exactly 1."
             )
+        self._templates[instruction] = token_ids
         return token_ids
 
     def _tokenize(self, content: list[dict[str, str]]) -> list[int]:
@@ -190,6 +201,23 @@ def mean_pool(states: Tensor, lengths: Tensor) -> Tensor:
     real = torch.arange(states.shape[1], device=states.device) < lengths[:, None]  # [B, T]
     weights = real.to(torch.float32) / lengths[:, None]
     return (weights[..., None] * states.float()).sum(dim=1)  # not a product that autocast would lower
+
+
+class PatchEmbedding(nn.Module):
+    """The patch convolution of a vision tower as the matrix product that it is: its stride is its kernel.
+
+    Args:
+        proj: the convolution, kept under its name so that saved weights keep theirs.
+    """
+
+    def __init__(self, proj: nn.Conv3d):
+        super().__init__()
+        self.proj = proj
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """[P, C * patch volume] -> [P, vision width], in the weights' dtype."""
+        weight = self.proj.weight.flatten(1)  # [vision width, C * patch volume]
+        return F.linear(patches.to(weight.dtype), weight, self.proj.bias)
 
 
 def pick_device(name: str) -> str:
@@ -248,6 +276,7 @@ def _load_model(
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise BackboneError(f"The weights of {settings.model} cannot be loaded: {error}") from error
+    model.visual.patch_embed = PatchEmbedding(model.visual.patch_embed.proj)  # type: ignore
     return model.eval()
 
 
@@ -256,6 +285,11 @@ def _checkpoint_folder(settings: BackboneSettings) -> Path:
     if config_file is None:
         raise BackboneError(f"{settings.model} has no config.json.")
     return Path(config_file).parent
+
+
+def _shown(picture: Image, prompts: PromptSettings) -> Image:
+    """The picture as the image processor gets it."""
+    return _limit_aspect(fit_within(picture, prompts.max_image_side))
 
 
 def _limit_aspect(picture: Image, most: int = 50) -> Image:

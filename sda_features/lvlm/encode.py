@@ -1,20 +1,33 @@
-"""Items to vectors: shards of rows sorted by length, so that batches carry little padding."""
+"""Items to vectors: the model runs one batch while threads read, tokenise and patch the next ones."""
 
 from __future__ import annotations
 
+import contextlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL.Image import Image
+from torch import Tensor
 
 from sda_features.catalog import Item
-from sda_features.lvlm.backbone import Prompt
+from sda_features.config import PromptSettings
+from sda_features.images import fit_within
+from sda_features.lvlm.backbone import Backbone, Prompt, PromptBatch
 from sda_features.lvlm.checkpoint import LoadedEncoder
 from sda_features.prompts import text_prompt
+
+T = TypeVar("T")
+
+BATCHES_AHEAD = 2  # prepared while the model runs
+TYPICAL_TOKENS = 256  # of a sequence; longer ones make smaller batches, so memory follows batch_size alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +49,26 @@ class EncodedItems:
     image_found: NDArray[np.bool_]
 
 
+@dataclass(frozen=True)
+class _Source:
+    """What is kept of an item until it is encoded: its prompt, and its picture already scaled down."""
+
+    item_id: str
+    content_hash: str
+    text: str | None
+    picture: Image | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """One batch of a shard, the positions of its rows there, and whether it is the shard's last."""
+
+    shard: list[_Source]
+    rows: list[int]
+    batch: PromptBatch
+    last: bool
+
+
 def encode_items(
     loaded: LoadedEncoder,
     items: Iterable[Item],
@@ -45,52 +78,113 @@ def encode_items(
 ) -> Iterator[EncodedItems]:
     """Yield the vectors of every `shard_rows` items, in order.
 
+    A vector does not depend on the batch or shard it is made in, up to rounding. `items` is read in
+    a thread, at most a shard ahead; what it raises is raised here, after the shards before it.
+
     Args:
         loaded: encoder with its prompts and normalisation.
         items: usable catalogue rows; those without text and picture are left out, because the
             catalogue's report already lists them.
-        batch_size: sequences encoded together.
-        shard_rows: items held in memory at a time.
+        batch_size: sequences encoded together; fewer where they are long.
+        shard_rows: items that are sorted by length and yielded together. At most three shards of
+            prompts and scaled pictures are in memory.
         advance: told after each batch how many vectors it made, for progress bars.
     """
     backbone, prompts = loaded.encoder.backbone, loaded.prompts
-    pairs = ((item, text_prompt(item.fields, prompts)) for item in items)
-    usable = ((item, text) for item, text in pairs if text is not None or item.image is not None)
-    while shard := list(islice(usable, shard_rows)):
-        texts = [None if text is None else backbone.text_tokens(text) for _, text in shard]
-        images = [
-            None if item.image is None else backbone.image_tokens(item.image, prompts) for item, _ in shard
-        ]
-        text, text_found = _encode(loaded, "text", texts, batch_size, advance)
-        image, image_found = _encode(loaded, "image", images, batch_size, advance)
-        yield EncodedItems(
-            [item.item_id for item, _ in shard],
-            [item.content_hash for item, _ in shard],
-            text,
-            text_found,
-            image,
-            image_found,
-        )
+    with (
+        ahead(_sources(items, prompts), shard_rows) as sources,
+        ahead(_steps(backbone, prompts, sources, batch_size, shard_rows), BATCHES_AHEAD) as steps,
+    ):
+        made: dict[str, list[tuple[list[int], Tensor]]] = {"text": [], "image": []}
+        for step in steps:
+            with torch.inference_mode():
+                vectors = loaded.encoder(step.batch)
+                vectors = (F.normalize(vectors, dim=1) if loaded.normalize else vectors).cpu()
+            made[step.batch.modality].append((step.rows, vectors))
+            advance(len(step.rows))
+            if step.last:
+                yield EncodedItems(
+                    [source.item_id for source in step.shard],
+                    [source.content_hash for source in step.shard],
+                    *_in_order(made["text"], len(step.shard), loaded.encoder.dim),
+                    *_in_order(made["image"], len(step.shard), loaded.encoder.dim),
+                )
+                made = {"text": [], "image": []}
 
 
-def _encode(
-    loaded: LoadedEncoder,
-    modality: str,
-    prompts: Sequence[Prompt | None],
+@contextlib.contextmanager
+def ahead(source: Iterator[T], depth: int) -> Iterator[Iterator[T]]:
+    """Run an iterator in a thread of its own, at most `depth` values ahead of its reader.
+
+    Values and exceptions arrive in the source's order. Leaving the block gives up what is not yet
+    read, after the value in progress.
+    """
+    end = object()
+    worker = ThreadPoolExecutor(1)
+    waiting = deque(worker.submit(next, source, end) for _ in range(depth))
+
+    def values() -> Iterator[T]:
+        while (value := waiting.popleft().result()) is not end:
+            waiting.append(worker.submit(next, source, end))
+            yield value  # type: ignore[misc]
+
+    try:
+        yield values()
+    finally:
+        worker.shutdown(wait=False, cancel_futures=True)
+
+
+def _sources(items: Iterable[Item], prompts: PromptSettings) -> Iterator[_Source]:
+    """The items that have a text or a picture."""
+    for item in items:
+        text = text_prompt(item.fields, prompts)
+        picture = None if item.image is None else fit_within(item.image, prompts.max_image_side)
+        if text is not None or picture is not None:
+            yield _Source(item.item_id, item.content_hash, text, picture)
+
+
+def _steps(
+    backbone: Backbone,
+    prompts: PromptSettings,
+    sources: Iterator[_Source],
     batch_size: int,
-    advance: Callable[[int], object],
+    shard_rows: int,
+) -> Iterator[_Step]:
+    """Batches of sequences of similar length, shard after shard; pictures are patched batch by batch."""
+    while shard := list(islice(sources, shard_rows)):
+        texts = {row: backbone.text_tokens(s.text) for row, s in enumerate(shard) if s.text is not None}
+        pictures = {row: s.picture for row, s in enumerate(shard) if s.picture is not None}
+        plan = [
+            *_plan("text", {row: len(text.token_ids) for row, text in texts.items()}, batch_size),
+            *_plan(
+                "image", {row: backbone.image_length(p, prompts) for row, p in pictures.items()}, batch_size
+            ),
+        ]
+        for number, (modality, rows) in enumerate(plan, start=1):
+            sequences: list[Prompt] = [
+                texts[row] if modality == "text" else backbone.image_tokens(pictures[row], prompts)
+                for row in rows
+            ]
+            yield _Step(shard, rows, backbone.collate(sequences, modality), number == len(plan))
+
+
+def _plan(modality: str, lengths: dict[int, int], batch_size: int) -> Iterator[tuple[str, list[int]]]:
+    """Cut rows, longest first, into batches of at most `batch_size` rows and their typical tokens."""
+    by_length = sorted(lengths, key=lambda row: lengths[row], reverse=True)
+    while by_length:
+        fitting = batch_size * TYPICAL_TOKENS // lengths[by_length[0]]
+        count = max(1, min(batch_size, fitting))
+        yield modality, by_length[:count]
+        by_length = by_length[count:]
+
+
+def _in_order(
+    made: Sequence[tuple[list[int], Tensor]], count: int, dim: int
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Vectors [n, d] of `prompts` in their order, and which of them are not None [n]."""
-    present = {row: prompt for row, prompt in enumerate(prompts) if prompt is not None}
-    by_length = sorted(present, key=lambda row: len(present[row].token_ids), reverse=True)
-    matrix = np.zeros((len(prompts), loaded.encoder.dim), np.float32)
-    found = np.zeros(len(prompts), np.bool_)
-    found[by_length] = True
-    with torch.inference_mode():
-        for start in range(0, len(by_length), batch_size):
-            rows = by_length[start : start + batch_size]
-            batch = loaded.encoder.backbone.collate([present[row] for row in rows], modality)
-            vectors = loaded.encoder(batch)
-            matrix[rows] = (F.normalize(vectors, dim=1) if loaded.normalize else vectors).cpu().numpy()
-            advance(len(rows))
+    """Scatter batches of vectors to their rows: matrix [count, dim] and which rows were made [count]."""
+    matrix = np.zeros((count, dim), np.float32)
+    found = np.zeros(count, np.bool_)
+    for rows, vectors in made:
+        matrix[rows] = vectors.numpy()
+        found[rows] = True
     return matrix, found

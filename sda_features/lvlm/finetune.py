@@ -52,6 +52,7 @@ class AdaptResult:
         trainable_parameters: count of trained values.
         steps: optimiser steps taken.
         loss: of the last step, in nats.
+        held_out: number of these items that were not trained on.
         recall: step of the kept weights and their R@1 and R@10 on held-out items; empty without any.
         items_per_second: training throughput of this process and its peers.
         report: bad catalogue rows.
@@ -59,6 +60,7 @@ class AdaptResult:
 
     checkpoint: Path
     pairs: int
+    held_out: int
     trainable_parameters: int
     steps: int
     loss: float
@@ -193,14 +195,27 @@ def finetune(
         metrics["held_out"] = {"items": len(validation), **recall}
     count = sum(parameter.numel() for parameter in parameters.values())
     if processes.is_main:
-        data = {"path": str(settings.catalog.path), "pairs": len(pairs), "sha256": pairs.sha256}
+        data = {
+            "path": str(settings.catalog.path),
+            "pairs": len(pairs),
+            "held_out": len(validation),
+            "sha256": pairs.sha256,
+        }
         manifest = {"data": data, "trainable_parameters": count, "metrics": metrics}
         save_checkpoint(output / "checkpoint", encoder, settings, manifest)
         (output / "pairs.arrow").unlink()
         shutil.rmtree(states, ignore_errors=True)
     processes.wait()
     return AdaptResult(
-        output / "checkpoint", len(pairs), count, standing.step, loss, recall, rate, catalog.report
+        output / "checkpoint",
+        len(pairs),
+        len(validation),
+        count,
+        standing.step,
+        loss,
+        recall,
+        rate,
+        catalog.report,
     )
 
 
