@@ -84,10 +84,10 @@ def command(catalog: Path, output: Path, dry_run: bool, resume: bool, as_json: b
     click.echo(
         f"loss        {result.loss:.4f} after {result.steps} steps, {result.items_per_second:.0f} items/s"
     )
-    if result.recall:
+    if recall := result.recall:
         click.echo(
-            f"held out    {result.held_out} items, text to image R@1 {result.recall['recall@1']:.3f}, R@10 {result.recall['recall@10']:.3f} "
-            f"at step {result.recall['step']}"
+            f"held out    {result.held_out} items, text to image R@1 {recall['recall@1']:.3f}, "
+            f"R@10 {recall['recall@10']:.3f} at step {recall['step']}"
         )
     click.echo(f"checkpoint  {result.checkpoint}")
 

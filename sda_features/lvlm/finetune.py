@@ -127,9 +127,9 @@ def finetune(
 
     batch_size = min(train.batch_size, len(training) // processes.count * processes.count)
     steps = range(standing.step, train.steps)
-    batches = [
+    batches = (
         processes.share(training[step_indices(len(training), batch_size, train.seed, step)]) for step in steps
-    ]
+    )
     micro = train.micro_batch_size or batch_size
     rate = loss = math.nan
     encoder.train()

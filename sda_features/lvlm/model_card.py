@@ -18,6 +18,7 @@ def checkpoint_card(settings: AdaptSettings, manifest: dict[str, Any]) -> str:
     """
     adapter, loss, train = settings.adapter, settings.loss, settings.train
     metrics, data = manifest.get("metrics", {}), manifest.get("data", {})
+    trained_on = data.get("pairs", 0) - data.get("held_out", 0)
     facts = {
         "base model": f"{manifest['base_model']['name']}, sha256 `{manifest['base_model']['sha256']}`",
         "held as": settings.backbone.quantization.replace("none", "unquantised"),
@@ -25,7 +26,7 @@ def checkpoint_card(settings: AdaptSettings, manifest: dict[str, Any]) -> str:
         "trained values": f"{manifest.get('trainable_parameters', 0):,}",
         "loss": f"{loss.kind}, temperature {metrics.get('temperature', loss.temperature):.4g}",
         "trained for": f"{metrics.get('steps', train.steps)} steps of {train.batch_size} items, seed {train.seed}",
-        "data": f"{data.get('pairs', 0) - data.get('held_out', 0):,} items with text and picture, sha256 `{data.get('sha256', '')}`",
+        "data": f"{trained_on:,} items with text and picture, sha256 `{data.get('sha256', '')}`",
         "vectors": "L2-normalised" if loss.normalize else "not normalised",
     }
     if held_out := metrics.get("held_out"):

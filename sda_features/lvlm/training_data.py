@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from sda_features.artifacts import atomic_file
-from sda_features.catalog import Catalog
+from sda_features.catalog import Catalog, Item
 from sda_features.config import PromptSettings
 from sda_features.errors import CatalogError
 from sda_features.images import fit_within
@@ -23,6 +27,7 @@ from sda_features.lvlm.backbone import Backbone, PromptBatch
 from sda_features.prompts import text_prompt
 
 Indices = NDArray[np.int64]
+ROWS_A_BATCH = 256  # of the Arrow file; all batches but the last are full
 SCHEMA = pa.schema(
     [
         ("item_id", pa.string()),
@@ -44,18 +49,28 @@ class TrainingPairs:
     """
 
     def __init__(self, path: Path):
-        self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        hashes = "".join(self._table["content_hash"].to_pylist())
-        self.sha256 = hashlib.sha256(hashes.encode()).hexdigest()
+        # Batches are taken one by one: `take` on a whole table would copy all of it into memory.
+        self._file = pa.ipc.open_file(pa.memory_map(str(path)))
+        digest, self._length = hashlib.sha256(), 0
+        for number in range(self._file.num_record_batches):
+            rows = self._file.get_batch(number)
+            digest.update("".join(rows["content_hash"].to_pylist()).encode())
+            self._length += rows.num_rows
+        self.sha256 = digest.hexdigest()
 
     def __len__(self) -> int:
-        return len(self._table)
+        return self._length
+
+    def _row(self, index: int) -> dict[str, Any]:
+        number, row = divmod(index, ROWS_A_BATCH)
+        found: dict[str, Any] = self._file.get_batch(number).slice(row, 1).to_pylist()[0]
+        return found
 
     def batch(
         self, indices: Indices, backbone: Backbone, prompts: PromptSettings, micro: int
     ) -> list[PromptBatch]:
         """Tokenised micro batches of the items at `indices`: all text ones, then all image ones."""
-        rows = self._table.take(pa.array(indices)).to_pylist()
+        rows = [self._row(index) for index in indices.tolist()]
         text = [backbone.text_tokens(row["prompt"]) for row in rows]
         image = [backbone.image_tokens(Image.open(io.BytesIO(row["picture"])), prompts) for row in rows]
         return [
@@ -72,22 +87,31 @@ def write_pairs(catalog: Catalog, prompts: PromptSettings, path: Path, progress:
         CatalogError: fewer than two items have both.
     """
     count = 0
+    items = tqdm(catalog.items(), "reading catalogue", catalog.rows, unit="item", disable=not progress)
     with atomic_file(path) as temporary, pa.ipc.new_file(str(temporary), SCHEMA) as writer:
-        items = tqdm(catalog.items(), "reading catalogue", catalog.rows, unit="item", disable=not progress)
-        for item in items:
-            prompt = text_prompt(item.fields, prompts)
-            if prompt is None or item.image is None:
-                continue
-            picture = io.BytesIO()
-            fit_within(item.image, prompts.max_image_side).save(picture, "PNG", compress_level=1)
-            columns = [[item.item_id], [prompt], [picture.getvalue()], [item.content_hash]]
-            writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
-            count += 1
+        pairs = (pair for item in items if (pair := _pair(item, prompts)))
+        while rows := list(islice(pairs, ROWS_A_BATCH)):
+            writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
+            count += len(rows)
     if count < 2:
         raise CatalogError(
             f"{catalog.settings.path} has {count} items with both a text and a picture; training "
             f"contrasts items with each other and needs at least 2. {catalog.report}"
         )
+
+
+def _pair(item: Item, prompts: PromptSettings) -> dict[str, Any] | None:
+    prompt = text_prompt(item.fields, prompts)
+    if prompt is None or item.image is None:
+        return None
+    picture = io.BytesIO()
+    fit_within(item.image, prompts.max_image_side).save(picture, "PNG", compress_level=1)
+    return {
+        "item_id": item.item_id,
+        "prompt": prompt,
+        "picture": picture.getvalue(),
+        "content_hash": item.content_hash,
+    }
 
 
 def hold_out(items: int, share: float, seed: int) -> tuple[Indices, Indices]:
@@ -111,22 +135,27 @@ def step_indices(items: int, batch_size: int, seed: int, step: int) -> Indices:
     """
     batch_size = min(batch_size, items)
     epoch, position = divmod(step, items // batch_size)
-    order = np.random.default_rng((seed, epoch)).permutation(items)
-    return order[position * batch_size : (position + 1) * batch_size]
+    return _epoch_order(items, seed, epoch)[position * batch_size : (position + 1) * batch_size]
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(items: int, seed: int, epoch: int) -> Indices:
+    return np.random.default_rng((seed, epoch)).permutation(items)
 
 
 def prefetch_batches(
     pairs: TrainingPairs,
     backbone: Backbone,
     prompts: PromptSettings,
-    batches: Sequence[Indices],
+    batches: Iterable[Indices],
     micro: int,
 ) -> Iterator[list[PromptBatch]]:
     """Yield the micro batches of each of `batches`; the next ones are prepared in a thread meanwhile."""
     with ThreadPoolExecutor(1) as worker:
-        ahead = [worker.submit(pairs.batch, indices, backbone, prompts, micro) for indices in batches[:1]]
-        for following in range(1, len(batches) + 1):
-            ready = ahead.pop().result()
-            if following < len(batches):
-                ahead.append(worker.submit(pairs.batch, batches[following], backbone, prompts, micro))
-            yield ready
+        ahead: deque[Future[list[PromptBatch]]] = deque()
+        for indices in batches:
+            ahead.append(worker.submit(pairs.batch, indices, backbone, prompts, micro))
+            if len(ahead) > 1:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+import io
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from sda_features.catalog import Catalog
+from sda_features.config import CatalogSettings, PromptSettings
 from sda_features.lvlm.finetune import warmup_cosine
-from sda_features.lvlm.training_data import step_indices
+from sda_features.lvlm.training_data import ROWS_A_BATCH, TrainingPairs, step_indices, write_pairs
 
 
 @given(items=st.integers(2, 60), batch=st.integers(2, 70), seed=st.integers(0, 99), epoch=st.integers(0, 3))
@@ -35,3 +43,24 @@ def test_learning_rate_warms_up_then_falls_to_zero() -> None:
     assert factors[10] == 1
     assert factors[10:] == sorted(factors[10:], reverse=True)
     assert factors[100] == pytest.approx(0)
+
+
+def test_pairs_come_back_from_disk_by_position(tmp_path: Path) -> None:
+    """More pairs than a record batch holds, with rows in between that are no pairs."""
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(stream, "PNG")
+    count = ROWS_A_BATCH + 44
+    rows = [
+        {"item_id": f"i{n}", "title": None if n == 5 else f"title {n}", "image": stream.getvalue()}
+        for n in range(count)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "items.parquet")
+    catalog = Catalog(CatalogSettings.parse(path=tmp_path / "items.parquet"))
+    write_pairs(catalog, PromptSettings(), tmp_path / "pairs.arrow", progress=False)
+    pairs = TrainingPairs(tmp_path / "pairs.arrow")
+    assert len(pairs) == count - 1
+    positions = [0, 4, 5, ROWS_A_BATCH - 1, ROWS_A_BATCH, count - 2]
+    assert [pairs._row(position)["item_id"] for position in positions] == [
+        f"i{position + (position >= 5)}" for position in positions
+    ]
+    assert pairs._row(0)["prompt"].endswith("title is title 0")
