@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import _thread
+import gc
+import io
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torch import nn
+
+from sda_features.catalog import Item
+from sda_features.config import BackboneSettings, PromptSettings
+from sda_features.lvlm.backbone import Backbone, mean_pool
+from sda_features.lvlm.checkpoint import LoadedEncoder, unadapted
+from sda_features.lvlm.encode import BATCHES_AHEAD, TYPICAL_TOKENS, EncodedItems, _plan, ahead, encode_items
+from sda_features.prompts import text_prompt
+from tests.lvlm.conftest import ARCHITECTURES, PROMPTS, TEXTS, picture
+
+SIZES = [(70, 56), (56, 84), (112, 56), (300, 30)]
+
+
+@pytest.fixture(scope="module")
+def load(tiny_models: dict[str, Path]) -> Callable[[str], LoadedEncoder]:
+    def load(architecture: str = "qwen2_5_vl") -> LoadedEncoder:
+        settings = BackboneSettings(
+            model=str(tiny_models[architecture]), quantization="none", dtype="float32", device="cpu"
+        )
+        return unadapted(settings, PROMPTS)
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def loaded(load: Callable[[], LoadedEncoder]) -> LoadedEncoder:
+    return load()
+
+
+def make_item(number: int) -> Item:
+    """Lengths and pictures vary; item 3 has no picture, item 5 no text, item 7 neither."""
+    fields = {"title": f"{TEXTS[number % 3]} {'long ' * (number % 5)}{number}"}
+    image = picture(number, SIZES[number % len(SIZES)])
+    return Item(
+        number + 1,
+        f"i{number}",
+        {} if number in (5, 7) else fields,
+        None if number in (3, 7) else image,
+        f"hash{number}",
+    )
+
+
+def joined(shards: list[EncodedItems]) -> dict[str, Any]:
+    return {
+        "ids": [item_id for shard in shards for item_id in shard.item_ids],
+        "hashes": [content for shard in shards for content in shard.content_hashes],
+        **{
+            name: np.concatenate([getattr(shard, name) for shard in shards])
+            for name in ("text", "image", "text_found", "image_found")
+        },
+    }
+
+
+def one_by_one(loaded: LoadedEncoder, items: list[Item]) -> dict[str, np.ndarray]:
+    """The plain twin: each sequence alone in its batch."""
+    backbone, dim = loaded.encoder.backbone, loaded.encoder.dim
+    made: dict[str, list[np.ndarray]] = {"text": [], "image": []}
+    for item in items:
+        text = text_prompt(item.fields, loaded.prompts)
+        prompts = {
+            "text": None if text is None else backbone.text_tokens(text),
+            "image": None if item.image is None else backbone.image_tokens(item.image, loaded.prompts),
+        }
+        for modality, prompt in prompts.items():
+            vector = torch.zeros(1, dim)
+            if prompt is not None:
+                with torch.no_grad():
+                    vector = F.normalize(loaded.encoder(backbone.collate([prompt], modality)), dim=1)
+            made[modality].append(vector[0].numpy())
+    return {modality: np.stack(vectors) for modality, vectors in made.items()}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_any_batching_gives_the_vectors_of_single_sequences_in_catalogue_order(
+    load: Callable[[str], LoadedEncoder], architecture: str
+) -> None:
+    loaded = load(architecture)
+    items = [make_item(number) for number in range(20)]
+    kept = [item for item in items if item.item_id != "i7"]
+    expected = one_by_one(loaded, kept)
+    assert np.abs(expected["text"][0] - expected["text"][1]).max() > 1e-2, "vacuous: vectors are alike"
+    for batch_size, shard_rows in ((32, 1024), (4, 1024), (3, 7), (1, 1)):
+        got = joined(list(encode_items(loaded, items, batch_size, shard_rows)))
+        assert got["ids"] == [item.item_id for item in kept]
+        assert got["hashes"] == [item.content_hash for item in kept]
+        assert [kept[row].item_id for row in np.flatnonzero(~got["image_found"])] == ["i3"]
+        assert [kept[row].item_id for row in np.flatnonzero(~got["text_found"])] == ["i5"]
+        for modality in ("text", "image"):
+            assert got[modality].dtype == np.float32
+            np.testing.assert_allclose(got[modality], expected[modality], atol=1e-5)
+
+
+def test_vectors_keep_their_length_when_training_did_not_normalise(loaded: LoadedEncoder) -> None:
+    items = [make_item(number) for number in range(3)]
+    (unit,), (raw,) = (
+        list(encode_items(replace(loaded, normalize=normalize), items)) for normalize in (True, False)
+    )
+    lengths = np.linalg.norm(raw.text, axis=1, keepdims=True)
+    assert np.abs(lengths - 1).min() > 0.1
+    np.testing.assert_allclose(raw.text / lengths, unit.text, atol=1e-6)
+
+
+def test_no_items_no_shards(loaded: LoadedEncoder) -> None:
+    assert list(encode_items(loaded, [])) == []
+    assert list(encode_items(loaded, [make_item(7)])) == []
+
+
+def test_advance_counts_every_vector_once(loaded: LoadedEncoder) -> None:
+    told: list[int] = []
+    items = [make_item(number) for number in range(12)]
+    list(encode_items(loaded, items, batch_size=4, shard_rows=5, advance=told.append))
+    assert sum(told) == 11 + 11 - 2  # eleven items have something; i3 lacks a picture, i5 a text
+    assert max(told) <= 4
+
+
+@given(st.lists(st.integers(1, 5000), max_size=60), st.integers(1, 40))
+def test_batches_are_a_partition_within_rows_and_tokens(lengths: list[int], batch_size: int) -> None:
+    batches = [rows for _, rows in _plan("text", dict(enumerate(lengths)), batch_size)]
+    assert sorted(itertools.chain(*batches)) == list(range(len(lengths)))
+    for rows in batches:
+        padded = len(rows) * max(lengths[row] for row in rows)
+        assert len(rows) <= batch_size
+        assert len(rows) == 1 or padded <= batch_size * TYPICAL_TOKENS
+    in_order = [lengths[row] for rows in batches for row in rows]
+    assert in_order == sorted(lengths, reverse=True)
+
+
+def test_reading_stays_within_bounds(loaded: LoadedEncoder) -> None:
+    """A catalogue without end: what is read by the time a shard comes out must not grow."""
+    read = 0
+
+    def endless() -> Iterator[Item]:
+        nonlocal read
+        while True:
+            read += 1
+            yield replace(make_item(read % 3), image=None)
+
+    shards = encode_items(loaded, endless(), batch_size=4, shard_rows=8)
+    for number, shard in enumerate(itertools.islice(shards, 5)):
+        assert len(shard.item_ids) == 8
+        most = 8 * (number + 1) + 8 * BATCHES_AHEAD + 8 + 1  # yielded, in batches, rows ahead, in progress
+        assert read <= most
+    shards.close()
+
+
+def test_pictures_wait_scaled_down(loaded: LoadedEncoder) -> None:
+    """Full-size pictures are let go as soon as they are read, or a shard of photographs fills the memory."""
+    full_size: list[int] = []
+
+    def photographs() -> Iterator[Item]:
+        for number in range(40):
+            item = make_item(number)
+            full_size.append(
+                sum(isinstance(o, Image.Image) and o.size == (1000, 800) for o in gc.get_objects())
+            )
+            yield replace(item, fields={"title": "x"}, image=Image.new("RGB", (1000, 800)))
+
+    (shard,) = encode_items(loaded, photographs())
+    assert shard.image_found.all()
+    assert max(full_size) <= 2
+
+
+def test_an_error_of_the_catalogue_arrives_after_the_shards_before_it(loaded: LoadedEncoder) -> None:
+    def failing() -> Iterator[Item]:
+        yield from (make_item(number) for number in range(3))
+        raise RuntimeError("row 4 cannot be read")
+
+    done = []
+    with pytest.raises(RuntimeError, match="row 4 cannot be read"):
+        done.extend(shard.item_ids for shard in encode_items(loaded, failing(), shard_rows=2))
+        # extend keeps what came before the error
+    assert done == [["i0", "i1"]]
+
+
+def test_an_error_while_preparing_arrives_as_itself(loaded: LoadedEncoder) -> None:
+    stream = io.BytesIO()
+    picture(0, (600, 600)).save(stream, "PNG")
+    truncated = Image.open(io.BytesIO(stream.getvalue()[:500]))
+    items = [make_item(0), replace(make_item(1), image=truncated)]
+    with pytest.raises(OSError, match="truncated"):
+        list(encode_items(loaded, items))
+
+
+def test_stopping_early_gives_threads_and_catalogue_back(loaded: LoadedEncoder) -> None:
+    before = set(threading.enumerate())
+    closed = threading.Event()
+
+    def endless() -> Iterator[Item]:
+        try:
+            for number in itertools.count():
+                yield make_item(number % 3)
+        finally:
+            closed.set()
+
+    def interrupt(vectors: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(encode_items(loaded, endless(), batch_size=4, shard_rows=8, advance=interrupt))
+    assert closed.wait(20)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_an_interrupt_does_not_wait_for_a_slow_catalogue(loaded: LoadedEncoder) -> None:
+    release = threading.Event()
+
+    def stuck() -> Iterator[Item]:
+        yield make_item(0)
+        threading.Timer(0.2, _thread.interrupt_main).start()
+        release.wait(60)
+        yield make_item(1)
+
+    started = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(encode_items(loaded, stuck()))
+        assert not release.is_set()
+        assert time.monotonic() - started < 30, "the interrupt waited until the source went on"
+    finally:
+        release.set()
+
+
+@given(st.lists(st.integers(), max_size=20), st.integers(1, 5), st.integers(0, 20))
+def test_ahead_keeps_order_and_depth(values: list[int], depth: int, stop: int) -> None:
+    pulled = 0
+
+    def source() -> Iterator[int]:
+        nonlocal pulled
+        for value in values:
+            pulled += 1
+            yield value
+
+    with ahead(source(), depth) as ready:
+        taken = list(itertools.islice(ready, stop))
+        assert taken == values[:stop]
+        assert pulled <= stop + depth
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_picture_has_the_length_that_was_planned(
+    load: Callable[[str], LoadedEncoder], architecture: str
+) -> None:
+    backbone = load(architecture).encoder.backbone
+    sizes = [(1, 1), (28, 28), (61, 250), (640, 480), (300, 2), (2, 700), (1000, 1000)]
+    lengths = set()
+    for size in sizes:
+        image = Image.new("RGB", size)
+        for prompts in (PROMPTS, PromptSettings(image_instruction="Describe it, please.", max_image_side=64)):
+            length = backbone.image_length(image, prompts)
+            assert length == len(backbone.image_tokens(image, prompts).token_ids), size
+            lengths.add(length)
+    assert len(lengths) > 3
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_patches_are_embedded_as_by_the_convolution(
+    make_backbone: Callable[..., Backbone], architecture: str
+) -> None:
+    embed = make_backbone(architecture).model.visual.patch_embed  # type: ignore[union-attr]
+    convolution = embed.proj
+    assert isinstance(convolution, nn.Conv3d)
+    size = (convolution.in_channels, *convolution.kernel_size)
+    patches = torch.randn(5, int(np.prod(size)))
+    expected = convolution(patches.view(-1, *size)).flatten(1)
+    torch.testing.assert_close(embed(patches), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_pooling_is_float32_where_autocast_is_on() -> None:
+    states = torch.randn(2, 300, 4) + 100
+    lengths = torch.tensor([300, 200])
+    with torch.autocast("cpu", torch.bfloat16):
+        pooled = mean_pool(states, lengths)
+    assert pooled.dtype == torch.float32
+    torch.testing.assert_close(pooled, mean_pool(states, lengths), rtol=0, atol=0)
