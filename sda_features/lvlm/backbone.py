@@ -109,7 +109,8 @@ class Backbone:
         width, height = _shown(picture, prompts).size
         patches = self.image_processor.get_number_of_image_patches(height, width)
         template = self._image_template(prompts.image_instruction)
-        return len(template) - 1 + int(patches) // self.image_processor.merge_size**2
+        merged: int = int(patches) // self.image_processor.merge_size**2
+        return len(template) - 1 + merged
 
     def image_tokens(self, picture: Image, prompts: PromptSettings) -> Prompt:
         """Chat-format a picture and the image instruction; patches as the image processor makes them."""

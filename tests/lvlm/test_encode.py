@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import _thread
-import gc
 import io
 import itertools
+import signal
 import threading
-import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -165,19 +164,20 @@ def test_reading_stays_within_bounds(loaded: LoadedEncoder) -> None:
 
 def test_pictures_wait_scaled_down(loaded: LoadedEncoder) -> None:
     """Full-size pictures are let go as soon as they are read, or a shard of photographs fills the memory."""
-    full_size: list[int] = []
+    given: list[weakref.ref[Image.Image]] = []
+    alive: list[int] = []
 
     def photographs() -> Iterator[Item]:
         for number in range(40):
-            item = make_item(number)
-            full_size.append(
-                sum(isinstance(o, Image.Image) and o.size == (1000, 800) for o in gc.get_objects())
-            )
-            yield replace(item, fields={"title": "x"}, image=Image.new("RGB", (1000, 800)))
+            photograph = Image.new("RGB", (1000, 800))
+            given.append(weakref.ref(photograph))
+            yield replace(make_item(number), image=photograph)
+            del photograph
+            alive.append(sum(reference() is not None for reference in given))
 
     (shard,) = encode_items(loaded, photographs())
     assert shard.image_found.all()
-    assert max(full_size) <= 2
+    assert max(alive) <= 2
 
 
 def test_an_error_of_the_catalogue_arrives_after_the_shards_before_it(loaded: LoadedEncoder) -> None:
@@ -188,7 +188,6 @@ def test_an_error_of_the_catalogue_arrives_after_the_shards_before_it(loaded: Lo
     done = []
     with pytest.raises(RuntimeError, match="row 4 cannot be read"):
         done.extend(shard.item_ids for shard in encode_items(loaded, failing(), shard_rows=2))
-        # extend keeps what came before the error
     assert done == [["i0", "i1"]]
 
 
@@ -224,20 +223,17 @@ def test_stopping_early_gives_threads_and_catalogue_back(loaded: LoadedEncoder) 
 
 
 def test_an_interrupt_does_not_wait_for_a_slow_catalogue(loaded: LoadedEncoder) -> None:
-    release = threading.Event()
+    release, main = threading.Event(), threading.main_thread().ident
 
     def stuck() -> Iterator[Item]:
         yield make_item(0)
-        threading.Timer(0.2, _thread.interrupt_main).start()
-        release.wait(60)
+        threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGINT)).start()
+        release.wait()  # for ever, if the interrupt waits for this thread
         yield make_item(1)
 
-    started = time.monotonic()
     try:
         with pytest.raises(KeyboardInterrupt):
             list(encode_items(loaded, stuck()))
-        assert not release.is_set()
-        assert time.monotonic() - started < 30, "the interrupt waited until the source went on"
     finally:
         release.set()
 
