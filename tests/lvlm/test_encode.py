@@ -231,11 +231,14 @@ def test_an_interrupt_does_not_wait_for_a_slow_catalogue(loaded: LoadedEncoder) 
         release.wait()  # for ever, if the interrupt waits for this thread
         yield make_item(1)
 
+    # A test run that was started in the background has SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             list(encode_items(loaded, stuck()))
     finally:
         release.set()
+        signal.signal(signal.SIGINT, before)
 
 
 @given(st.lists(st.integers(), max_size=20), st.integers(1, 5), st.integers(0, 20))
