@@ -16,7 +16,7 @@ from sda_features.feature_store.offline import pull_latest
 from sda_features.feature_store.parts import stored_rows
 from sda_features.feature_store.repo import FeatureSet, open_feature_set, quiet_feast
 from sda_features.feature_store.schema import EVENT_TIMESTAMP, ITEM_ID
-from sda_features.serving import layout
+from sda_features.serving import codec, layout
 from sda_features.serving.connection import RedisAddress, redis_errors
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -129,7 +129,7 @@ def _check_redis(opened: FeatureSet, address: RedisAddress, rows: pa.Table) -> i
         for start in range(0, len(keys), BATCH_ROWS):
             stored = _read_field(server, keys[start : start + BATCH_ROWS], field)
             for row, value in enumerate(stored, start):
-                nanoseconds = layout.decode_timestamp(value)
+                nanoseconds = codec.decode_timestamp(value)
                 if nanoseconds is None or nanoseconds // 1000 < expected[row]:
                     absent.append(row)
     if absent:

@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from sda_features.errors import FeatureMismatchError, FeatureStoreError
 from sda_features.feature_store.repo import FeatureSet, open_feature_set, quiet_feast
 from sda_features.feature_store.schema import EVENT_TIMESTAMP, ID_TYPES, ITEM_ID, column_dim
-from sda_features.serving.layout import IMAGE, TEXT, VERSION, Mask, Matrix, parse_item_id
+from sda_features.serving.codec import Mask, Matrix
+from sda_features.serving.layout import IMAGE, TEXT, VERSION, parse_item_id
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sda_features.errors import FeatureMismatchError, FeatureStoreError
-from sda_features.serving.layout import IMAGE, TEXT, VERSION, Mask, Matrix
+from sda_features.serving.codec import Mask, Matrix
+from sda_features.serving.layout import IMAGE, TEXT, VERSION
 
 ITEM_ID = "item_id"
 CONTENT_HASH = "content_hash"

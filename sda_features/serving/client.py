@@ -14,9 +14,10 @@ from typing import Any, Self
 import redis
 
 from sda_features.errors import FeatureMismatchError, SettingsError
-from sda_features.serving import layout
+from sda_features.serving import codec, layout
+from sda_features.serving.codec import Mask, Matrix
 from sda_features.serving.connection import RedisAddress, read_repo_config, redis_errors
-from sda_features.serving.layout import IdType, Mask, Matrix
+from sda_features.serving.layout import IdType
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,10 @@ class EmbeddingClient:
         ids = tuple(item_ids)
         texts, images, encoded_versions = self._fetch(ids)
         dim = self.dim or _first_dim(texts, ids) or _first_dim(images, ids)
-        text, text_found = layout.decode_vectors(texts, dim, names=ids)
-        image, image_found = layout.decode_vectors(images, dim, names=ids)
+        text, text_found = codec.decode_vectors(texts, dim, names=ids)
+        image, image_found = codec.decode_vectors(images, dim, names=ids)
         # Versions repeat: decode each encoding once.
-        decoded = {value: layout.decode_string(value) for value in set(encoded_versions)}
+        decoded = {value: codec.decode_string(value) for value in set(encoded_versions)}
         versions = tuple(decoded[value] for value in encoded_versions)
         self._check_versions(ids, versions)
         return Embeddings(ids, text, text_found, image, image_found, versions)
@@ -184,4 +185,4 @@ class EmbeddingClient:
 
 def _first_dim(values: Sequence[bytes | None], ids: Sequence[str | int]) -> int:
     """Dimension of the first vector that is there; 0 without one."""
-    return next((layout.vector_dim(value, name) for value, name in zip(values, ids, strict=True) if value), 0)
+    return next((codec.vector_dim(value, name) for value, name in zip(values, ids, strict=True) if value), 0)

@@ -25,6 +25,10 @@ def string(text):
     return (Value() if text is None else Value(string_val=text)).SerializeToString()
 
 
+def bytes_value(payload):
+    return Value(bytes_val=payload).SerializeToString()
+
+
 def timestamp(time: datetime):
     proto = Timestamp()
     proto.FromDatetime(time)

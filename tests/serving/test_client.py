@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sda_features.errors import FeatureMismatchError, FeatureStoreError, OnlineStoreError, SettingsError
-from sda_features.serving import EmbeddingClient, layout
+from sda_features.serving import EmbeddingClient, codec, layout
 from sda_features.serving.embedded import embedded_redis
 
 DIM = 3
@@ -28,7 +28,7 @@ def server(redis_server):
 
 def put(server, project, item_id, text=None, image=None, version="v1", *, view="sda_item_embeddings", **key):
     (name,) = layout.redis_keys([item_id], project=project, **key)
-    values = (layout.encode_vector(text), layout.encode_vector(image), layout.encode_string(version))
+    values = (codec.encode_vector(text), codec.encode_vector(image), codec.encode_string(version))
     fields = [layout.hash_field(view, feature) for feature in layout.FEATURES]
     server.hset(name, mapping=dict(zip(fields, values, strict=True)))
 
@@ -129,10 +129,10 @@ def test_the_dimension_and_the_version_asked_for(server, redis_server, new_proje
 def test_a_value_that_is_no_vector(server, redis_server, new_project):
     project = new_project()
     (key,) = layout.redis_keys(["a"], project=project)
-    server.hset(key, layout.hash_field("sda_item_embeddings", layout.TEXT), layout.encode_string("text"))
+    server.hset(key, layout.hash_field("sda_item_embeddings", layout.TEXT), codec.encode_string("text"))
     with (
         client_of(redis_server, project) as client,
-        pytest.raises(FeatureMismatchError, match="Item 'a': expected a list of float32"),
+        pytest.raises(FeatureMismatchError, match="Item 'a': expected a vector"),
     ):
         client.get(["?", "a"])
 

@@ -1,0 +1,260 @@
+"""The values of Feast's Redis hashes as bytes: vectors, strings, timestamps, to and from numpy.
+
+A value is a serialised ValueProto; an empty one is a null. Here d is the dimension of a vector:
+
+    float32   82 01 | varint | 0a | varint 4d | 4d bytes          Array(Float32), as stock Feast writes it
+    float16   0a | varint | "SV" 01 00 | u32 d | 2d bytes         Bytes
+    int8      0a | varint | "SV" 02 00 | u32 d | f32 scale | d bytes    Bytes; a number is scale times its byte
+    string    12 | varint len | utf-8
+
+All numbers are little-endian. A Bytes feature holds what follows its varint: `pack_vectors` makes it
+for the offline store. Nothing here imports Feast.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Literal, NoReturn, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from sda_features.errors import FeatureMismatchError
+
+Matrix: TypeAlias = npt.NDArray[np.float32]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+StoreDtype: TypeAlias = Literal["float32", "float16", "int8"]
+
+STORE_DTYPES: tuple[StoreDtype, ...] = get_args(StoreDtype)
+_BYTES_TAG, _STRING_TAG, _FLOAT_LIST_TAG = 0x0A, 0x12, b"\x82\x01"
+_PACKED = struct.Struct("<2sBBI")  # "SV", code, 0, dimension
+_CODES: dict[StoreDtype, int] = {"float16": 1, "int8": 2}
+
+
+def encode_vectors(matrix: Matrix, found: Mask | None = None, dtype: StoreDtype = "float32") -> list[bytes]:
+    """ValueProtos of the rows of a matrix.
+
+    Args:
+        matrix: float32 [n, d].
+        found: bool [n]; False makes a null. None: all are there.
+        dtype: how numbers are stored.
+    """
+    prefix = _prefix(dtype, matrix.shape[1])
+    rows = _rows(matrix, dtype)
+    if found is None:
+        return [prefix + row for row in rows]
+    return [prefix + row if there else b"" for row, there in zip(rows, found.tolist(), strict=True)]
+
+
+def pack_vectors(matrix: Matrix, dtype: StoreDtype) -> list[bytes]:
+    """The rows of a matrix [n, d] as values of a Bytes feature (float16, int8)."""
+    header = _PACKED.pack(b"SV", _CODES[dtype], 0, matrix.shape[1])
+    return [header + row for row in _rows(matrix, dtype)]
+
+
+def decode_vectors(
+    values: Sequence[bytes | None], dim: int, *, names: Sequence[object]
+) -> tuple[Matrix, Mask]:
+    """One matrix of many ValueProtos, without a Python float.
+
+    Args:
+        values: n ValueProtos of one store dtype; None (no such field) and an empty one (a null)
+            count as not found.
+        dim: the dimension d that the vectors must have.
+        names: whose values they are, for error messages, [n].
+
+    Returns:
+        matrix: float32 [n, d], C-contiguous, zero where not found.
+        found: bool [n].
+
+    Raises:
+        FeatureMismatchError: a value is not a vector, or differs in dimension or store dtype.
+    """
+    found = np.fromiter(map(bool, values), np.bool_, len(values))
+    matrix = np.zeros((len(values), dim), "<f4")
+    present = [value for value in values if value] if not found.all() else list(values)
+    if not present:
+        return matrix.astype(np.float32, copy=False), found
+    dtype = next((known for known in STORE_DTYPES if present[0].startswith(_prefix(known, dim))), None)  # type: ignore[union-attr]
+    if dtype is None:
+        _refuse(values, names, dim, "float32")
+    prefix = _prefix(dtype, dim)
+    size = len(prefix) + _body_size(dtype, dim)
+    if set(map(len, present)) != {size}:  # type: ignore[arg-type]
+        _refuse(values, names, dim, dtype)
+    block = np.frombuffer(b"".join(present), np.uint8).reshape(-1, size)  # type: ignore[arg-type]
+    if (block[:, : len(prefix)] != np.frombuffer(prefix, np.uint8)).any():
+        _refuse(values, names, dim, dtype)
+    _decode_bodies(block[:, len(prefix) :], dtype, matrix, found)
+    return matrix.astype(np.float32, copy=False), found
+
+
+def unpack_vectors(payloads: Sequence[bytes], dim: int) -> Matrix:
+    """The matrix [n, d] of values that `pack_vectors` made.
+
+    Raises:
+        FeatureMismatchError: a payload is not such a value, or has another dimension.
+    """
+    wrapped = [b"\x0a" + _varint(len(payload)) + payload for payload in payloads]
+    return decode_vectors(wrapped, dim, names=range(len(wrapped)))[0]
+
+
+def encode_vector(vector: npt.ArrayLike | None) -> bytes:
+    """ValueProto of one float32 vector [d], or of a null."""
+    return b"" if vector is None else encode_vectors(np.asarray(vector, np.float32)[None])[0]
+
+
+def vector_dim(value: bytes, name: object) -> int:
+    """Dimension d of an encoded vector.
+
+    Args:
+        value: a ValueProto that is not empty.
+        name: whose value it is, for the error message.
+
+    Raises:
+        FeatureMismatchError: the value is not a vector.
+    """
+    return describe_vector(value, name)[1]
+
+
+def describe_vector(value: bytes, name: object) -> tuple[StoreDtype, int]:
+    """Store dtype and dimension of an encoded vector; arguments and errors as for `vector_dim`."""
+    if value[:1] == bytes([_BYTES_TAG]):
+        _, start = _read_varint(value, 1)
+        header = value[start : start + _PACKED.size]
+        dim = int.from_bytes(header[4:], "little")
+        dtype = next(
+            (known for known, code in _CODES.items() if header[:4] == bytes([*b"SV", code, 0])), None
+        )
+        if dtype and dim and len(value) == len(_prefix(dtype, dim)) + _body_size(dtype, dim):
+            return dtype, dim
+    for header_size in range(5, 14):  # 3 bytes of tags and two varints
+        payload = len(value) - header_size
+        if payload >= 4 and payload % 4 == 0 and value[:header_size] == _prefix("float32", payload // 4):
+            return "float32", payload // 4
+    raise FeatureMismatchError(
+        f"Item {name!r}: expected a vector (a list of float32, or packed bytes) in the online store, got "
+        f"{len(value)} bytes that start {value[:6].hex(' ')}. Is the feature declared as Array(Float32) or Bytes?"
+    )
+
+
+def encode_string(text: str | None) -> bytes:
+    """ValueProto of a string, or of a null."""
+    if text is None:
+        return b""
+    payload = text.encode()
+    return bytes([_STRING_TAG]) + _varint(len(payload)) + payload
+
+
+def decode_string(value: bytes | None) -> str | None:
+    """The string in a ValueProto; None for a null and for no value.
+
+    Raises:
+        FeatureMismatchError: the value is not a string.
+    """
+    if not value:
+        return None
+    length, start = _read_varint(value, 1)
+    if value[0] != _STRING_TAG or length != len(value) - start:
+        raise FeatureMismatchError(
+            f"Expected a string in the online store, got a value that starts {value[:4]!r}."
+        )
+    return value[start:].decode()
+
+
+def encode_timestamp(seconds: int, nanoseconds: int = 0) -> bytes:
+    """Protobuf Timestamp of an instant; `nanoseconds` are those past the second, 0 to 999,999,999."""
+    unsigned = seconds & 0xFFFF_FFFF_FFFF_FFFF
+    encoded = b"\x08" + _varint(unsigned) if seconds else b""
+    return encoded + (b"\x10" + _varint(nanoseconds) if nanoseconds else b"")
+
+
+def decode_timestamp(value: bytes | None) -> int | None:
+    """Nanoseconds since 1970 in a protobuf Timestamp; None for no value."""
+    if value is None:
+        return None
+    fields = {1: 0, 2: 0}
+    position = 0
+    while position < len(value):
+        tag, position = _read_varint(value, position)
+        fields[tag >> 3], position = _read_varint(value, position)
+    seconds = fields[1] - (1 << 64 if fields[1] >> 63 else 0)
+    return seconds * 1_000_000_000 + fields[2]
+
+
+def _prefix(dtype: StoreDtype, dim: int) -> bytes:
+    """What comes before the numbers of a vector, the same for all vectors of one dtype and dimension."""
+    body = _body_size(dtype, dim)
+    if dtype == "float32":
+        inner = b"\x0a" + _varint(body)
+        return _FLOAT_LIST_TAG + _varint(len(inner) + body) + inner
+    header = _PACKED.pack(b"SV", _CODES[dtype], 0, dim)
+    return bytes([_BYTES_TAG]) + _varint(len(header) + body) + header
+
+
+def _body_size(dtype: StoreDtype, dim: int) -> int:
+    return {"float32": 4 * dim, "float16": 2 * dim, "int8": 4 + dim}[dtype]
+
+
+def _rows(matrix: Matrix, dtype: StoreDtype) -> list[bytes]:
+    """The bodies of the rows of a matrix."""
+    if dtype == "int8":
+        largest = np.abs(matrix).max(axis=1, initial=0.0).astype("<f4")
+        scale = np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype("<f4")
+        numbers = np.rint(matrix / scale[:, None]).astype(np.int8)
+        body = np.concatenate([scale.view(np.uint8).reshape(-1, 4), numbers.view(np.uint8)], axis=1)
+    else:
+        body = np.ascontiguousarray(matrix, "<f4" if dtype == "float32" else "<f2").view(np.uint8)
+    size = body.shape[1]
+    data = body.tobytes()
+    return [data[start : start + size] for start in range(0, len(matrix) * size, size)]
+
+
+def _decode_bodies(bodies: npt.NDArray[np.uint8], dtype: StoreDtype, matrix: Matrix, found: Mask) -> None:
+    """Write the decoded numbers [m, d] of `bodies` [m, bytes] into the rows of `matrix` that are found."""
+    if dtype == "int8":
+        scale = np.ascontiguousarray(bodies[:, :4]).view("<f4")
+        matrix[found] = bodies[:, 4:].view(np.int8) * scale
+    elif dtype == "float16":
+        matrix[found] = np.ascontiguousarray(bodies).view("<f2")
+    elif found.all():
+        matrix.view(np.uint8)[:] = bodies  # the common case, without the copy of a masked assignment
+    else:
+        matrix.view(np.uint8)[found] = bodies
+
+
+def _refuse(values: Sequence[bytes | None], names: Sequence[object], dim: int, dtype: StoreDtype) -> NoReturn:
+    """Raise for the first value that is not a vector of this dimension and dtype."""
+    name, got, got_dtype = next(
+        (name, described[1], described[0])
+        for value, name in zip(values, names, strict=True)
+        if value and (described := describe_vector(value, name)) != (dtype, dim)
+    )
+    if got != dim:
+        raise FeatureMismatchError(
+            f"Item {name!r} has a vector of dimension {got}, expected {dim}. Either this feature set holds vectors "
+            "of two models (materialize it again), or the reader asked for the wrong dimension."
+        )
+    raise FeatureMismatchError(
+        f"Item {name!r} has a vector stored as {got_dtype}, others as {dtype}. Materialize the feature set again."
+    )
+
+
+def _varint(number: int) -> bytes:
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*encoded, number])
+
+
+def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+    number = shift = 0
+    for byte in data[position:]:
+        position += 1
+        number |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            break
+    return number, position

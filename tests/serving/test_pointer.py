@@ -1,0 +1,78 @@
+"""The version record on a real server: moved in one step, never half."""
+
+import threading
+
+import pytest
+
+from sda_features.errors import OnlineStoreError
+from sda_features.serving.connection import RedisAddress
+from sda_features.serving.embedded import embedded_redis
+from sda_features.serving.pointer import Pointer, StoredVersion, move_pointer, pointer_key, read_pointer
+
+KEY = pointer_key("shop", "sda")
+
+
+def stored(version: str, slot: int = 1) -> StoredVersion:
+    return StoredVersion(version, slot, items=3, dim=8, store_dtype="float32", written="2026-01-01T00:00:00Z")
+
+
+@pytest.fixture(scope="module")
+def server():
+    with embedded_redis() as (host, port), RedisAddress(host, port).connect(timeout=5) as client:
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def empty(server):
+    server.delete(KEY)
+
+
+def test_without_a_record_nothing_is_live(server):
+    assert read_pointer(server, KEY) == Pointer()
+    assert Pointer().slot_of() is None
+
+
+def test_a_move_is_read_back(server):
+    moved = move_pointer(server, KEY, lambda p: p.with_version(stored("v1")).promoted("v1"))
+    assert read_pointer(server, KEY) == moved == Pointer("v1", None, {"v1": stored("v1")})
+    moved = move_pointer(server, KEY, lambda p: p.with_version(stored("v2", 2)).promoted("v2"))
+    assert (moved.live, moved.previous) == ("v2", "v1")
+    assert (moved.slot_of(), moved.slot_of("v1"), moved.slot_of("v3")) == (2, 1, None)
+
+
+def test_a_slot_holds_one_version():
+    pointer = Pointer("v2", "v1", {"v1": stored("v1"), "v2": stored("v2", 2)})
+    assert pointer.with_version(stored("v3")) == Pointer(
+        "v2", None, {"v2": stored("v2", 2), "v3": stored("v3")}
+    )
+    assert pointer.without_version("v1") == Pointer("v2", None, {"v2": stored("v2", 2)})
+    assert pointer.promoted("v2") is pointer
+
+
+def test_a_change_that_raises_changes_nothing(server):
+    before = move_pointer(server, KEY, lambda p: p.with_version(stored("v1")).promoted("v1"))
+
+    def refuse(pointer: Pointer) -> Pointer:
+        raise OnlineStoreError("no")
+
+    with pytest.raises(OnlineStoreError, match="no"):
+        move_pointer(server, KEY, refuse)
+    assert read_pointer(server, KEY) == before
+
+
+def test_writers_do_not_lose_each_others_moves(server):
+    def add(number: int) -> None:
+        move_pointer(server, KEY, lambda p: p.with_version(stored(f"v{number}", number)))
+
+    writers = [threading.Thread(target=add, args=(number,)) for number in range(1, 9)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert sorted(read_pointer(server, KEY).versions) == [f"v{number}" for number in range(1, 9)]
+
+
+@pytest.mark.parametrize("record", [b"", b"{}", b"[1]", b'{"live":1,"previous":null,"versions":{"a":{}}}'])
+def test_a_damaged_record_is_named(record):
+    with pytest.raises(OnlineStoreError, match="version record in the online store is damaged"):
+        Pointer.parse(record)
