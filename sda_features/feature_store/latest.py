@@ -1,0 +1,138 @@
+"""The newest row of each key in parquet files: Feast's "latest" rows without pandas.
+
+Keys and timestamps are read first and decide which rows win; only then are the wide columns read,
+a batch at a time, so that memory stays bounded whatever the size of the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pa_dataset
+
+Mask: TypeAlias = npt.NDArray[np.bool_]
+
+BATCH_ROWS = 1_000
+READAHEAD = 4  # batches that Arrow decodes while the caller is busy with one
+_EARLIEST = np.iinfo(np.int64).min
+
+
+def latest_rows(
+    dataset: pa_dataset.FileSystemDataset,
+    *,
+    keys: Sequence[str],
+    timestamp: str,
+    columns: Sequence[str],
+    created: str | None = None,
+    start: datetime | None = None,
+    end: datetime | None = None,
+) -> pa.Table:
+    """The rows of `latest_batches` as one table."""
+    batches = latest_batches(
+        dataset, keys=keys, timestamp=timestamp, columns=columns, created=created, start=start, end=end
+    )
+    return pa.Table.from_batches(list(batches), pa.schema([dataset.schema.field(name) for name in columns]))
+
+
+def latest_batches(
+    dataset: pa_dataset.FileSystemDataset,
+    *,
+    keys: Sequence[str],
+    timestamp: str,
+    columns: Sequence[str],
+    created: str | None = None,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    batch_rows: int = BATCH_ROWS,
+) -> Iterator[pa.RecordBatch]:
+    """The newest row of each key within a time window, in the order in which the files hold them.
+
+    Among rows of one key the latest `timestamp` wins, then the latest `created`, then the row that
+    is read last. A row without a timestamp is in no window.
+
+    Args:
+        dataset: parquet files.
+        keys: columns that together identify an entity; a null is a value of its own.
+        timestamp: column of event times; without a time zone they are UTC.
+        columns: columns to return, in this order.
+        created: column of the times at which rows were written; a null is earlier than any.
+        start: first instant of the window, included; None: no bound. Without a time zone it is UTC.
+        end: last instant of the window, included.
+        batch_rows: rows in a batch at most.
+
+    Yields:
+        Batches of `columns`, each with at least one row.
+    """
+    pieces = [
+        piece
+        for fragment in dataset.get_fragments()
+        for piece in fragment.split_by_row_group(schema=dataset.schema)
+    ]
+    winners = _winners(dataset.schema, pieces, list(keys), timestamp, created, start, end)
+    for piece, wins in zip(pieces, winners, strict=True):
+        if not wins.any():
+            continue  # its wide columns are not read
+        row = 0
+        batches = piece.to_batches(
+            schema=dataset.schema, columns=list(columns), batch_size=batch_rows, batch_readahead=READAHEAD
+        )
+        for batch in batches:
+            chosen = wins[row : row + len(batch)]
+            row += len(batch)
+            if not chosen.all():
+                batch = batch.filter(pa.array(chosen))
+            if len(batch):
+                yield batch
+
+
+def _winners(
+    schema: pa.Schema,
+    pieces: Sequence[pa_dataset.ParquetFileFragment],
+    keys: list[str],
+    timestamp: str,
+    created: str | None,
+    start: datetime | None,
+    end: datetime | None,
+) -> list[Mask]:
+    """Which rows of each piece are the newest of their key."""
+    names = [*keys, timestamp, *([created] if created else [])]
+    tables = [piece.to_table(schema=schema, columns=names) for piece in pieces]
+    if not tables:
+        return []
+    rows = pa.concat_tables(tables)
+    times = _instants(rows[timestamp])
+    written = _instants(rows[created]) if created else np.zeros(len(rows), np.int64)
+    inside = times > _EARLIEST
+    if start is not None:
+        inside &= times >= _nanoseconds(start)
+    if end is not None:
+        inside &= times <= _nanoseconds(end)
+    (position,) = inside.nonzero()
+    order = position[np.lexsort((position, written[position], times[position]))]
+    rank = np.zeros(len(rows), np.int64)
+    rank[order] = np.arange(len(order))
+    ranked = rows.select(keys).append_column("rank", pa.array(rank))
+    if len(position) < len(rows):
+        ranked = ranked.filter(pa.array(inside))
+    newest = ranked.group_by(keys).aggregate([("rank", "max")])["rank_max"].to_numpy()
+    wins = np.zeros(len(rows), np.bool_)
+    wins[order[newest]] = True
+    return np.split(wins, np.cumsum([len(table) for table in tables])[:-1])
+
+
+def _instants(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """Times as nanoseconds since 1970; the least integer for a null."""
+    unit = pa.timestamp("ns", tz=column.type.tz)
+    return pc.fill_null(column.cast(unit).cast(pa.int64()), _EARLIEST).to_numpy()
+
+
+def _nanoseconds(instant: datetime) -> int:
+    aware = instant if instant.tzinfo else instant.replace(tzinfo=UTC)
+    elapsed = aware - datetime(1970, 1, 1, tzinfo=UTC)
+    return (elapsed.days * 86_400 + elapsed.seconds) * 1_000_000_000 + elapsed.microseconds * 1_000
