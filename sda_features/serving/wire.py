@@ -1,0 +1,173 @@
+"""Fields of many Redis hashes in one round trip, over redis-py's own connections.
+
+redis-py's pipeline builds and reads every command by itself; here the commands that differ in their
+key only are joined from prepared pieces, and replies are taken from hiredis as they are, one call
+for all that have arrived. Pools, time-outs, retries, TLS and log-ins are redis-py's. A cluster is
+read through redis-py's own pipeline, which knows where keys live and follows them when they move.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import redis
+from redis.cluster import RedisCluster
+from redis.exceptions import RedisError
+
+Server: TypeAlias = "redis.Redis | RedisCluster"
+Row: TypeAlias = "list[bytes | None]"  # the values of one hash, in the order of the fields
+
+READ_BYTES = 1 << 14
+"""`socket_read_size` for connections: hiredis moves what is left in its buffer after each reply, so
+reading much at once makes it slow."""
+CHUNK = 128  # keys that are packed and sent before the next are packed: the server starts meanwhile
+
+
+class DeadlineExceeded(RedisError):
+    """The time that a caller allowed for a call is over. Unlike a socket's time-out it is not retried."""
+
+
+def fetch_fields(
+    server: Server,
+    keys: Sequence[bytes],
+    fields: Sequence[bytes],
+    *,
+    then_get: bytes | None = None,
+    deadline: float | None = None,
+) -> tuple[list[Row], bytes | None]:
+    """Read the same fields of n hashes.
+
+    Args:
+        server: a client with `decode_responses=False`; its pool, time-outs and retries apply.
+        keys: n keys.
+        fields: names of the fields.
+        then_get: key of a string that is read after all hashes, in the same round trip (in a cluster
+            in one of its own): what it says held when the hashes were read.
+        deadline: instant of `time.monotonic()` at which to give up. Opening a connection is bounded
+            by the client's own time-outs alone.
+
+    Returns:
+        n rows, None where a hash has no such field, and the string.
+
+    Raises:
+        DeadlineExceeded: the deadline passed.
+        redis.exceptions.RedisError: what redis-py raises; a key that is no hash is a ResponseError.
+    """
+    if isinstance(server, RedisCluster):
+        return _fetch_from_cluster(server, keys, fields, then_get, deadline)
+    count = len(keys) + (then_get is not None)
+    if not count:
+        return [], None
+
+    def attempt() -> list[Any]:
+        check_deadline(deadline)
+        connection.send_packed_command(pack_commands(keys, fields, then_get))
+        return _read_replies(connection, count, deadline)
+
+    pool: Any = server.connection_pool
+    connection: Any = pool.get_connection()
+    try:
+        replies = connection.retry.call_with_retry(attempt, lambda _: connection.disconnect())
+    except BaseException:
+        connection.disconnect()  # replies may be left in it
+        raise
+    finally:
+        pool.release(connection)
+    record = replies.pop() if then_get is not None else None
+    check_replies(replies, record)
+    return replies, record
+
+
+def pack_commands(keys: Sequence[bytes], fields: Sequence[bytes], then_get: bytes | None) -> Iterator[bytes]:
+    """The requests of `fetch_fields` as the Redis protocol writes them, in a few large pieces."""
+    head = b"*%d\r\n$5\r\nHMGET\r\n$" % (2 + len(fields))
+    tail = b"".join([b"$%d\r\n%b\r\n" % (len(field), field) for field in fields])
+    for start in range(0, len(keys), CHUNK):
+        yield b"".join(
+            [b"%b%d\r\n%b\r\n%b" % (head, len(key), key, tail) for key in keys[start : start + CHUNK]]
+        )
+    if then_get is not None:
+        yield b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(then_get), then_get)
+
+
+def check_replies(rows: list[Any], record: object) -> None:
+    """Raise the first error among the replies; all of them have been read, so the connection is clean."""
+    if set(map(type, rows)) - {list} or isinstance(record, Exception):
+        raise next(reply for reply in [*rows, record] if isinstance(reply, Exception))
+
+
+def check_deadline(deadline: float | None) -> float:
+    """Seconds that are left, infinite without a deadline.
+
+    Raises:
+        DeadlineExceeded: none are.
+    """
+    left = float("inf") if deadline is None else deadline - time.monotonic()
+    if left <= 0:
+        raise DeadlineExceeded("The deadline of the call passed.")
+    return left
+
+
+def drain(connection: Any) -> Callable[[], list[Any]]:
+    """A callable that returns the whole replies which a connection has received already.
+
+    redis-py's `read_response` costs several microseconds a reply; its hiredis reader, asked
+    directly, a fraction of one. That reader is not part of redis-py's interface: where it is not
+    found as expected, or pushed messages may come between (RESP3), the callable finds nothing and
+    every reply comes from `read_response`.
+    """
+    try:
+        from redis._parsers.hiredis import NOT_ENOUGH_DATA
+
+        reader = connection._parser._reader
+        if str(connection.protocol) == "2" and type(reader).__module__.startswith("hiredis"):
+            return lambda: list(iter(reader.gets, NOT_ENOUGH_DATA))
+    except (ImportError, AttributeError):
+        pass
+    return list
+
+
+def _read_replies(connection: Any, count: int, deadline: float | None) -> list[Any]:
+    """The next `count` replies; errors of single commands are among them, not raised."""
+    replies: list[Any] = []
+    received = drain(connection)
+    while len(replies) < count:
+        if deadline is not None:
+            _wait(connection, deadline)
+        try:
+            replies.append(connection.read_response(disable_decoding=True))
+        except redis.exceptions.ResponseError as error:
+            replies.append(error)
+        replies += received()
+        if isinstance(replies[-1], redis.exceptions.ConnectionError):
+            raise replies[-1]  # the server is loading, or asks for a log-in
+    return replies
+
+
+def _wait(connection: Any, deadline: float) -> None:
+    """Until something has come, the deadline passes, or the time-out of the connection does."""
+    left = check_deadline(deadline)
+    if not connection.can_read(min(left, connection.socket_timeout or left)):
+        check_deadline(deadline)
+        raise redis.exceptions.TimeoutError("Timeout reading from socket")
+
+
+def _fetch_from_cluster(
+    server: RedisCluster,
+    keys: Sequence[bytes],
+    fields: Sequence[bytes],
+    then_get: bytes | None,
+    deadline: float | None,
+) -> tuple[list[Row], bytes | None]:
+    check_deadline(deadline)
+    rows: list[Row] = []
+    if keys:
+        pipeline = server.pipeline()  # type: ignore[no-untyped-call]
+        for key in keys:
+            pipeline.execute_command("HMGET", key, *fields)
+        rows = pipeline.execute()
+    check_deadline(deadline)
+    record: Any = server.get(then_get) if then_get is not None else None
+    return rows, record
