@@ -52,6 +52,11 @@ def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 
 
+def paired_ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
+    """Median over rounds of theirs / ours; slow drifts of the machine meet both and cancel."""
+    return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
+
+
 def percentile(values: Sequence[float], share: float) -> float:
     """The value below which `share` (0 to 1) of the sorted values lie, nearest rank."""
     ordered = sorted(values)

@@ -249,11 +249,13 @@ def diagnose_on_catalog(
             pairs = collected[prompts]
             size = min(batch_size, items, len(pairs))
             steps = (
-                pairs.batch(
-                    step_indices(len(pairs), size, seed, step),
-                    subject.encoder.backbone,
-                    prompts,
-                    micro_batch_size,
+                list(
+                    pairs.micro_batches(
+                        step_indices(len(pairs), size, seed, step),
+                        subject.encoder.backbone,
+                        prompts,
+                        micro_batch_size,
+                    )
                 )
                 for step in range(min(items, len(pairs)) // size)
             )

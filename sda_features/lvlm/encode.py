@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,9 +18,8 @@ from sda_features.config import PromptSettings
 from sda_features.images import fit_within
 from sda_features.lvlm.backbone import Backbone, Prompt, PromptBatch
 from sda_features.lvlm.checkpoint import LoadedEncoder
+from sda_features.lvlm.prefetch import ahead
 from sda_features.prompts import text_prompt
-
-T = TypeVar("T")
 
 BATCHES_AHEAD = 2  # prepared while the model runs
 TYPICAL_TOKENS = 256  # of a sequence; longer ones make smaller batches, so memory follows batch_size alone
@@ -110,28 +105,6 @@ def encode_items(
                     *_in_order(made["image"], len(step.shard), loaded.encoder.dim),
                 )
                 made = {"text": [], "image": []}
-
-
-@contextlib.contextmanager
-def ahead(source: Iterator[T], depth: int) -> Iterator[Iterator[T]]:
-    """Run an iterator in a thread of its own, at most `depth` values ahead of its reader.
-
-    Values and exceptions arrive in the source's order. Leaving the block gives up what is not yet
-    read, after the value in progress.
-    """
-    end = object()
-    worker = ThreadPoolExecutor(1)
-    waiting = deque(worker.submit(next, source, end) for _ in range(depth))
-
-    def values() -> Iterator[T]:
-        while (value := waiting.popleft().result()) is not end:
-            waiting.append(worker.submit(next, source, end))
-            yield value  # type: ignore[misc]
-
-    try:
-        yield values()
-    finally:
-        worker.shutdown(wait=False, cancel_futures=True)
 
 
 def _sources(items: Iterable[Item], prompts: PromptSettings) -> Iterator[_Source]:

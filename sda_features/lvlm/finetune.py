@@ -6,6 +6,7 @@ import logging
 import math
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,17 @@ from sda_features.catalog import Catalog, CatalogReport
 from sda_features.config import AdaptSettings
 from sda_features.errors import SettingsError
 from sda_features.evaluation.retrieval import recall_at_k
-from sda_features.lvlm.backbone import Backbone
+from sda_features.lvlm.backbone import Backbone, PromptBatch
 from sda_features.lvlm.checkpoint import save_checkpoint
 from sda_features.lvlm.cmsa import LossOutput, alignment_loss
 from sda_features.lvlm.encoder import PromptEncoder
-from sda_features.lvlm.gradient_cache import accumulate_gradients
+from sda_features.lvlm.gradient_cache import accumulate_gradients, passes
+from sda_features.lvlm.prefetch import ahead
 from sda_features.lvlm.processes import Processes
 from sda_features.lvlm.training_data import (
     Indices,
     TrainingPairs,
     hold_out,
-    prefetch_batches,
     step_indices,
     write_pairs,
 )
@@ -39,6 +40,7 @@ from sda_features.lvlm.training_state import Standing, restore_state, save_state
 logger = logging.getLogger(__name__)
 
 UNIFORM_TEACHER = 0.98  # share of log N above which the teacher teaches nothing
+BATCHES_AHEAD = 2  # micro batches prepared while the model runs
 COLLAPSED_SPREAD = 0.99  # norm of the mean unit vector above which all vectors are nearly alike
 
 
@@ -127,29 +129,36 @@ def finetune(
 
     batch_size = min(train.batch_size, len(training) // processes.count * processes.count)
     steps = range(standing.step, train.steps)
-    batches = (
-        processes.share(training[step_indices(len(training), batch_size, train.seed, step)]) for step in steps
-    )
     micro = train.micro_batch_size or batch_size
+    micro_batches = 2 * math.ceil(batch_size / processes.count / micro)
+
+    def planned() -> Iterator[PromptBatch]:
+        for step in steps:
+            drawn = step_indices(len(training), batch_size, train.seed, step)
+            own = processes.share(training[drawn])
+            for _ in range(passes(micro_batches)):
+                yield from pairs.micro_batches(own, backbone, settings.prompts, micro)
+
     rate = loss = math.nan
     encoder.train()
     started = time.perf_counter()
-    with TrainingLog(output, standing.step, processes.is_main, train.tensorboard) as log:
-        bar = tqdm(
-            zip(steps, prefetch_batches(pairs, backbone, settings.prompts, batches, micro), strict=True),
-            "adapting",
-            train.steps,
-            initial=standing.step,
-            unit="step",
-            disable=not progress,
-        )
-        for step, batch in bar:
+    with (
+        TrainingLog(output, standing.step, processes.is_main, train.tensorboard) as log,
+        ahead(planned(), BATCHES_AHEAD) as batches,
+    ):
+        bar = tqdm(steps, "adapting", train.steps, initial=standing.step, unit="step", disable=not progress)
+        for step in bar:
             learning_rate = train.learning_rate * warmup_cosine(step, train.warmup_steps, train.steps)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
             optimizer.zero_grad(set_to_none=True)
             result = accumulate_gradients(
-                encoder, batch, pair_loss, globally=processes.with_everyones, scale=scaler.scale
+                encoder,
+                batches,
+                micro_batches,
+                pair_loss,
+                globally=processes.with_everyones,
+                scale=scaler.scale,
             )
             processes.sum_gradients(weights.values())
             scaler.unscale_(optimizer)
@@ -242,7 +251,7 @@ def measure_recall(
 ) -> dict[str, float]:
     """Text-to-image R@1 and R@10 among the items at `indices`."""
     micro = settings.train.micro_batch_size or settings.train.batch_size
-    batches = pairs.batch(indices, encoder.backbone, settings.prompts, micro)
+    batches = pairs.micro_batches(indices, encoder.backbone, settings.prompts, micro)
     with torch.no_grad(), encoder.without_dropout():
         vectors = [(batch.modality, encoder(batch).cpu()) for batch in batches]
     text, image = (

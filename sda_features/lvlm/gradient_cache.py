@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -27,7 +28,8 @@ def unchanged(tensor: Tensor) -> Tensor:
 
 def accumulate_gradients(
     encode: Encode,
-    batches: Sequence[PromptBatch],
+    batches: Iterator[PromptBatch],
+    count: int,
     loss: PairLoss,
     *,
     globally: Callable[[Tensor], Tensor] = unchanged,
@@ -37,8 +39,10 @@ def accumulate_gradients(
 
     Args:
         encode: batch -> vectors [B, d], differentiable in the parameters to train.
-        batches: micro batches; those of each modality, in order, make up the same N items. With
-            one micro batch a modality this is a plain step, else gradients are cached.
+        batches: gives the micro batches of the step `passes(count)` times over; those of each
+            modality, in order, make up the same N items.
+        count: number of micro batches. With one a modality this is a plain step, else gradients
+            are cached.
         loss: (text [N, d], image [N, d]) -> loss; may have trained parameters of its own.
         globally: adds the vectors of other processes, see `Processes.with_everyones`; each process
             then gets its own part of the gradient.
@@ -47,33 +51,37 @@ def accumulate_gradients(
     Returns:
         The loss of the whole batch, detached.
     """
-    if len(batches) <= 2:
-        vectors = [encode(batch) for batch in batches]
-        output = loss(*map(globally, _by_modality(batches, vectors)))
-        scale(output.loss).backward()  # type: ignore[no-untyped-call]
-        return _detached(output)
-
+    cached = passes(count) > 1
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    states, vectors = [], []
-    with torch.no_grad():
-        for batch in batches:
+    states, modalities, vectors = [], [], []
+    with torch.set_grad_enabled(not cached):
+        for batch in islice(batches, count):
             states.append(_random_state(devices))
+            modalities.append(batch.modality)
             vectors.append(encode(batch))
-    leaves = [vector.detach().requires_grad_() for vector in vectors]
-    output = loss(*map(globally, _by_modality(batches, leaves)))
+    if cached:
+        vectors = [vector.requires_grad_() for vector in vectors]
+    output = loss(*map(globally, _by_modality(modalities, vectors)))
     scale(output.loss).backward()  # type: ignore[no-untyped-call]
-    for batch, state, leaf in zip(batches, states, leaves, strict=True):
+    if not cached:
+        return _detached(output)
+    for batch, state, leaf in zip(islice(batches, count), states, vectors, strict=True):
         with _replayed(state, devices):
             encode(batch).backward(leaf.grad)  # type: ignore[no-untyped-call]
     return _detached(output)
 
 
-def _by_modality(batches: Sequence[PromptBatch], vectors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def passes(count: int) -> int:
+    """How often a step with `count` micro batches of both modalities encodes them."""
+    return 1 if count <= 2 else 2
+
+
+def _by_modality(modalities: Sequence[str], vectors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Concatenate the vectors of each modality: (text [N, d], image [N, d])."""
-    pairs = list(zip(batches, vectors, strict=True))
+    pairs = list(zip(modalities, vectors, strict=True))
     text, image = (
-        torch.cat([vector for batch, vector in pairs if batch.modality == modality])
-        for modality in ("text", "image")
+        torch.cat([vector for modality, vector in pairs if modality == wanted])
+        for wanted in ("text", "image")
     )
     return text, image
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -66,18 +64,20 @@ class TrainingPairs:
         found: dict[str, Any] = self._file.get_batch(number).slice(row, 1).to_pylist()[0]
         return found
 
-    def batch(
+    def micro_batches(
         self, indices: Indices, backbone: Backbone, prompts: PromptSettings, micro: int
-    ) -> list[PromptBatch]:
-        """Tokenised micro batches of the items at `indices`: all text ones, then all image ones."""
-        rows = [self._row(index) for index in indices.tolist()]
-        text = [backbone.text_tokens(row["prompt"]) for row in rows]
-        image = [backbone.image_tokens(Image.open(io.BytesIO(row["picture"])), prompts) for row in rows]
-        return [
-            backbone.collate(sequence[start : start + micro], modality)
-            for modality, sequence in (("text", text), ("image", image))
-            for start in range(0, len(rows), micro)
-        ]
+    ) -> Iterator[PromptBatch]:
+        """Tokenised micro batches of the items at `indices`, all text ones, then all image ones.
+
+        Each is made when it is asked for: the patches of a large batch would fill gigabytes.
+        """
+        chunks = np.split(indices, range(micro, len(indices), micro))
+        for chunk in chunks:
+            prompted = [backbone.text_tokens(self._row(index)["prompt"]) for index in chunk.tolist()]
+            yield backbone.collate(prompted, "text")
+        for chunk in chunks:
+            pictures = [Image.open(io.BytesIO(self._row(index)["picture"])) for index in chunk.tolist()]
+            yield backbone.collate([backbone.image_tokens(shown, prompts) for shown in pictures], "image")
 
 
 def write_pairs(catalog: Catalog, prompts: PromptSettings, path: Path, progress: bool) -> None:
@@ -141,21 +141,3 @@ def step_indices(items: int, batch_size: int, seed: int, step: int) -> Indices:
 @lru_cache(maxsize=2)
 def _epoch_order(items: int, seed: int, epoch: int) -> Indices:
     return np.random.default_rng((seed, epoch)).permutation(items)
-
-
-def prefetch_batches(
-    pairs: TrainingPairs,
-    backbone: Backbone,
-    prompts: PromptSettings,
-    batches: Iterable[Indices],
-    micro: int,
-) -> Iterator[list[PromptBatch]]:
-    """Yield the micro batches of each of `batches`; the next ones are prepared in a thread meanwhile."""
-    with ThreadPoolExecutor(1) as worker:
-        ahead: deque[Future[list[PromptBatch]]] = deque()
-        for indices in batches:
-            ahead.append(worker.submit(pairs.batch, indices, backbone, prompts, micro))
-            if len(ahead) > 1:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()

@@ -23,7 +23,8 @@ from sda_features.catalog import Item
 from sda_features.config import BackboneSettings, PromptSettings
 from sda_features.lvlm.backbone import Backbone, mean_pool
 from sda_features.lvlm.checkpoint import LoadedEncoder, unadapted
-from sda_features.lvlm.encode import BATCHES_AHEAD, TYPICAL_TOKENS, EncodedItems, _plan, ahead, encode_items
+from sda_features.lvlm.encode import BATCHES_AHEAD, TYPICAL_TOKENS, EncodedItems, _plan, encode_items
+from sda_features.lvlm.prefetch import ahead
 from sda_features.prompts import text_prompt
 from tests.lvlm.conftest import ARCHITECTURES, PROMPTS, TEXTS, picture
 

@@ -8,7 +8,7 @@ import torch
 from sda_features.config import LossSettings
 from sda_features.lvlm.cmsa import alignment_loss
 from sda_features.lvlm.encoder import PromptEncoder
-from sda_features.lvlm.gradient_cache import accumulate_gradients
+from sda_features.lvlm.gradient_cache import accumulate_gradients, passes
 from tests.lvlm.conftest import PROMPTS, TEXTS, picture
 from tests.lvlm.test_moda import randomise
 
@@ -26,12 +26,18 @@ def batches(encoder: PromptEncoder, micro: int) -> list:  # type: ignore[type-ar
     ]
 
 
+def planned(micro_batches: list) -> tuple:  # type: ignore[type-arg]
+    """The arguments that name the batches of a step."""
+    count = len(micro_batches)
+    return iter(micro_batches * passes(count)), count
+
+
 def gradients(encoder: PromptEncoder, micro: int) -> tuple[float, dict[str, torch.Tensor]]:
     encoder.zero_grad()
     log_temperature = torch.zeros((), requires_grad=True)
     result = accumulate_gradients(
         encoder,
-        batches(encoder, micro),
+        *planned(batches(encoder, micro)),
         lambda text, image: alignment_loss(text, image, LossSettings(), log_temperature.exp() * 0.07),
     )
     assert log_temperature.grad is not None
@@ -73,7 +79,9 @@ def test_dropout_is_replayed(make_encoder: Callable[..., PromptEncoder]) -> None
     micro_batches = batches(encoder, 2)
     count = len(micro_batches)
     accumulate_gradients(
-        recording, micro_batches, lambda text, image: alignment_loss(text, image, LossSettings(), 0.07)
+        recording,
+        *planned(micro_batches),
+        lambda text, image: alignment_loss(text, image, LossSettings(), 0.07),
     )
     assert len(seen) == 2 * count
     assert not torch.equal(encoder(micro_batches[0]), seen[0]), "vacuous: dropout is not active"

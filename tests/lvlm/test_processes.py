@@ -23,7 +23,7 @@ from sda_features.config import AdapterSettings, BackboneSettings, LossSettings,
 from sda_features.lvlm.backbone import Backbone
 from sda_features.lvlm.cmsa import alignment_loss
 from sda_features.lvlm.encoder import PromptEncoder
-from sda_features.lvlm.gradient_cache import accumulate_gradients
+from sda_features.lvlm.gradient_cache import accumulate_gradients, passes
 from sda_features.lvlm.processes import Processes
 from tests.lvlm.conftest import PROMPTS, TEXTS, picture
 from tests.lvlm.test_moda import randomise
@@ -45,7 +45,8 @@ batches = [
 ]
 result = accumulate_gradients(
     encoder,
-    batches,
+    iter(batches * passes(len(batches))),
+    len(batches),
     lambda text, image: alignment_loss(text, image, LossSettings(), 0.07),
     globally=processes.with_everyones,
 )
