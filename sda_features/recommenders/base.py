@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Self
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from sda_features.config import RecommenderSettings
 from sda_features.evaluation.protocols import Scorer
 from sda_features.interactions import Interactions
-from sda_features.recommenders.features import ItemVectors
+from sda_features.recommenders.features import ItemEncoder, ItemVectors
 
 Batch = dict[str, Tensor]
 
@@ -37,9 +38,7 @@ class Recommender(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def build(
-        cls, train: Interactions, settings: RecommenderSettings, vectors: ItemVectors | None
-    ) -> Recommender:
+    def build(cls, train: Interactions, settings: RecommenderSettings, vectors: ItemVectors | None) -> Self:
         """A fresh model; `train` gives the counts of users and items, and a graph to those that need one."""
 
     @abstractmethod
@@ -92,3 +91,26 @@ class Recommender(nn.Module, ABC):
             return scores
 
         return score
+
+
+class SequenceRecommender(Recommender):
+    """A recommender whose user is a sequence of item representations, and whose table is `items.table()`.
+
+    It knows no user and needs no id, so it ranks items and users that came after its training, as
+    long as the items have vectors. Its `build` reads counts of `train` and nothing else, so a saved
+    run loads without its log (saved.py).
+    """
+
+    items: ItemEncoder
+
+    @abstractmethod
+    def state_after(self, representations: Tensor) -> Tensor:
+        """User state after a history.
+
+        Args:
+            representations: float32 [L, K], rows as `items` makes them, the latest last; longer
+                than `max_length`: its end counts.
+
+        Returns:
+            float32 [K]; zero without any history.
+        """

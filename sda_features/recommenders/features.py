@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Self, final
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,53 @@ Floats = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, eq=False)
+class Scaling:
+    """What `standardise` takes from the vectors of a modality; kept, so that later vectors are treated alike.
+
+    Attributes:
+        mean: float64 [d].
+        scale: root mean square norm after the mean is gone.
+    """
+
+    mean: NDArray[np.float64]
+    scale: float
+
+    @classmethod
+    def fit(cls, vectors: Floats) -> Self:
+        """Mean and scale of the rows [n, d] that are not zero; errors as for `standardise`."""
+        _check_finite(vectors)
+        rows = vectors[vectors.any(axis=1)]
+        if not len(rows):
+            return cls(np.zeros(vectors.shape[1]), 1.0)
+        mean = rows.mean(axis=0, dtype=np.float64)
+        centred = (rows - mean).astype(np.float32)
+        scale = np.sqrt(np.square(centred, dtype=np.float64).sum() / len(rows))
+        if scale <= 1e-6 * np.abs(vectors).max():
+            raise FeatureMismatchError(
+                f"All {len(rows)} item vectors are (nearly) equal; nothing can be learned from them. "
+                "The space has collapsed: look at the spread that `adapt` reports."
+            )
+        return cls(mean, float(scale))
+
+    def apply(self, vectors: Floats) -> NDArray[np.float32]:
+        """float [n, d] -> float32 [n, d]; zero rows stay zero.
+
+        Raises:
+            FeatureMismatchError: another dimension, or a value is not finite.
+        """
+        if vectors.ndim != 2 or vectors.shape[1] != len(self.mean):
+            raise FeatureMismatchError(
+                f"Expected item vectors [n, {len(self.mean)}], as in training, got {list(vectors.shape)}."
+            )
+        _check_finite(vectors)
+        found = vectors.any(axis=1)
+        centred = np.zeros(vectors.shape, dtype=np.float32)
+        centred[found] = vectors[found] - self.mean
+        centred /= np.float64(self.scale)
+        return centred
+
+
+@dataclass(frozen=True, eq=False)
 class ItemVectors:
     """Standardised vectors of all modalities side by side.
 
@@ -32,11 +79,13 @@ class ItemVectors:
         values: float32 [I + 1, D]; zero in row 0 and where a modality has no vector.
         found: bool [I + 1]; True where at least one modality has a vector.
         blocks: modality -> its dimension and how many items have a vector; D is the sum of dimensions.
+        scalings: modality -> how its vectors were standardised, in the order of the columns.
     """
 
     values: NDArray[np.float32]
     found: NDArray[np.bool_]
     blocks: dict[str, dict[str, int]]
+    scalings: dict[str, Scaling]
 
 
 def align_vectors(item_ids: Any, ids: Any, vectors: Floats) -> NDArray[np.float32]:
@@ -86,21 +135,33 @@ def standardise(vectors: Floats) -> NDArray[np.float32]:
     Raises:
         FeatureMismatchError: a value is not finite, or all vectors are equal.
     """
-    if not np.isfinite(vectors).all():
-        raise FeatureMismatchError("Item vectors hold NaN or infinity. A missing vector is a row of zeros.")
-    found = vectors.any(axis=1)
-    centred = np.zeros(vectors.shape, dtype=np.float32)
-    if not found.any():
-        return centred
-    centred[found] = vectors[found] - vectors[found].mean(axis=0, dtype=np.float64)
-    scale = np.sqrt(np.square(centred, dtype=np.float64).sum() / found.sum())
-    if scale <= 1e-6 * np.abs(vectors).max():
+    return Scaling.fit(vectors).apply(vectors)
+
+
+def join_modalities(
+    modalities: Mapping[str, Floats], scalings: Mapping[str, Scaling]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Standardise each modality and put them side by side, in training and in serving.
+
+    Args:
+        modalities: name -> float [n, d]; missing vectors are zero rows.
+        scalings: of every modality, in the order of the columns.
+
+    Returns:
+        values: float32 [n, D].
+        found: bool [n]; True where at least one modality has a vector.
+
+    Raises:
+        FeatureMismatchError: a modality is missing, or see `Scaling.apply`.
+    """
+    missing = [name for name in scalings if name not in modalities]
+    if missing:
         raise FeatureMismatchError(
-            f"All {found.sum()} item vectors are (nearly) equal; nothing can be learned from them. "
-            "The space has collapsed: look at the spread that `adapt` reports."
+            f"Expected vectors of {', '.join(scalings)}, as in training; {', '.join(missing)} did not come."
         )
-    centred /= scale
-    return centred
+    values = np.concatenate([scaling.apply(modalities[name]) for name, scaling in scalings.items()], axis=1)
+    found = np.logical_or.reduce([modalities[name].any(axis=1) for name in scalings])
+    return values, found
 
 
 def prepare_vectors(modalities: Mapping[str, Floats], item_count: int) -> ItemVectors:
@@ -128,18 +189,15 @@ def prepare_vectors(modalities: Mapping[str, Floats], item_count: int) -> ItemVe
             raise FeatureMismatchError(
                 f"{name}: row 0 is padding and must be zero; the rows look shifted by one. Use `align_vectors`."
             )
-    present = {name: vectors.any(axis=1) for name, vectors in modalities.items()}
-    found = np.logical_or.reduce(list(present.values()))
-    if not found.any():
+    if not any(vectors.any() for vectors in modalities.values()):
         raise FeatureMismatchError(f"None of {item_count} items has a vector. Check that the item ids match.")
-    return ItemVectors(
-        values=np.concatenate([standardise(vectors) for vectors in modalities.values()], axis=1),
-        found=found,
-        blocks={
-            name: {"dim": vectors.shape[1], "items": int(present[name].sum())}
-            for name, vectors in modalities.items()
-        },
-    )
+    scalings = {name: Scaling.fit(vectors) for name, vectors in modalities.items()}
+    values, found = join_modalities(modalities, scalings)
+    blocks = {
+        name: {"dim": vectors.shape[1], "items": int(vectors.any(axis=1).sum())}
+        for name, vectors in modalities.items()
+    }
+    return ItemVectors(values, found, blocks, scalings)
 
 
 @final
@@ -180,28 +238,45 @@ class ItemEncoder(nn.Module):
 
     def table(self) -> Tensor:
         """All items, float32 [I + 1, hidden]; row 0 is zero."""
-        adapted = self._adapt(slice(None))
-        if self.ids is None:
-            assert adapted is not None
-            return adapted
-        return self.ids.weight if adapted is None else self.ids.weight + adapted
+        if self.values is None or self.found is None:
+            assert self.ids is not None
+            return self.ids.weight
+        adapted = self._adapt(self.values, self.found)
+        return adapted if self.ids is None else self.ids.weight + adapted
 
     def forward(self, codes: Tensor) -> Tensor:
         """int64 [...] item codes -> float32 [..., hidden]; each distinct item is adapted once."""
-        if self.values is None:
+        if self.values is None or self.found is None:
             assert self.ids is not None
             vectors: Tensor = self.ids(codes)
             return vectors
         distinct, place = torch.unique(codes, return_inverse=True)
-        rows = self._adapt(distinct)
-        assert rows is not None
-        if self.ids is not None:
-            rows = rows + self.ids(distinct)
-        return F.embedding(place, rows)
+        return F.embedding(place, self.represent(distinct, self.values[distinct], self.found[distinct]))
 
-    def _adapt(self, codes: Tensor | slice) -> Tensor | None:
-        if self.values is None or self.found is None or self.down is None or self.out is None:
-            return None
-        weight = self.out.weight @ self.down.weight
-        bias = self.out.weight @ self.down.bias + self.out.bias
-        return F.linear(self.values[codes], weight, bias) * self.found[codes]
+    def represent(
+        self, codes: Tensor, values: Tensor, found: Tensor, adapter: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """Representations of items whose vectors come with the call, float32 [n, hidden].
+
+        Args:
+            codes: int64 [n]; 0 for an item that was not in training, which has its vector alone.
+            values: float32 [n, D], standardised as in training (`join_modalities`).
+            found: float32 [n, 1], 1 where there is a vector.
+            adapter: see `folded_adapter`; worth keeping between calls that train nothing.
+        """
+        rows = self._adapt(values, found, adapter)
+        return rows if self.ids is None else rows + self.ids(codes)
+
+    def folded_adapter(self) -> tuple[Tensor, Tensor]:
+        """W_2 W_1, float32 [hidden, D], and W_2 b_1 + b_2, float32 [hidden]."""
+        assert self.down is not None
+        assert self.out is not None
+        return self.out.weight @ self.down.weight, self.out.weight @ self.down.bias + self.out.bias
+
+    def _adapt(self, values: Tensor, found: Tensor, adapter: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        return F.linear(values, *(adapter or self.folded_adapter())) * found
+
+
+def _check_finite(vectors: Floats) -> None:
+    if not np.isfinite(vectors).all():
+        raise FeatureMismatchError("Item vectors hold NaN or infinity. A missing vector is a row of zeros.")

@@ -21,7 +21,7 @@ from sda_features.config import RecommenderSettings
 from sda_features.errors import SettingsError
 from sda_features.evaluation.negatives import UnseenItems
 from sda_features.interactions import Interactions
-from sda_features.recommenders.base import Batch, Recommender
+from sda_features.recommenders.base import Batch, SequenceRecommender
 from sda_features.recommenders.features import ItemEncoder, ItemVectors
 from sda_features.recommenders.packing import Packing, attention, pack
 
@@ -84,7 +84,7 @@ class Block(nn.Module):
 
 
 @final
-class SASRec(Recommender):
+class SASRec(SequenceRecommender):
     """See the module's docstring. Item representations serve as input (times sqrt(d)) and as output."""
 
     def __init__(self, item_count: int, settings: RecommenderSettings, vectors: ItemVectors | None) -> None:
@@ -153,6 +153,14 @@ class SASRec(Recommender):
     def user_states(self, users: Tensor, histories: Tensor) -> Tensor:
         """State after the last item, float32 [B, d]; `users` is not used. Without any history: zero."""
         return self.states(histories)[:, -1]
+
+    def state_after(self, representations: Tensor) -> Tensor:
+        """See `SequenceRecommender`; the last row of `states` for one user."""
+        recent = representations[-self.settings.max_length :]
+        if not len(recent):
+            return recent.new_zeros(self.settings.hidden_dim)
+        packing = pack(torch.ones(1, len(recent), dtype=torch.bool, device=recent.device))
+        return self._packed_states(recent, packing)[-1]
 
     def item_table(self) -> Tensor:
         """Item representations, float32 [I + 1, d]."""

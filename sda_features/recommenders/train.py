@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -27,10 +30,11 @@ from sda_features.errors import SettingsError
 from sda_features.evaluation.protocols import Evaluation, evaluate
 from sda_features.interactions import Interactions, Split, leave_one_out
 from sda_features.recommenders.base import Recommender
-from sda_features.recommenders.features import prepare_vectors
+from sda_features.recommenders.features import ItemVectors, prepare_vectors
 from sda_features.recommenders.sasrec import SASRec
 
 MANIFEST, RANKS, WEIGHTS = "manifest.json", "ranks.npz", "model.safetensors"
+ITEMS, SCALING = "items.parquet", "scaling.safetensors"
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ class TrainResult:
         settings: of the recommender.
         evaluation: settings of the protocol.
         split: the data, split.
-        vectors: modality -> dimension and items with a vector; empty when ids alone were used.
+        item_vectors: the vectors, standardised; None when ids alone were used.
+        vectors_version: version of the checkpoint that made them, if it was given.
         epochs: in order.
         best_epoch: number of the epoch whose weights were kept.
         test: ranks of the test items under both protocols.
@@ -69,10 +74,16 @@ class TrainResult:
     settings: RecommenderSettings
     evaluation: EvaluationSettings
     split: Split
-    vectors: dict[str, dict[str, int]]
+    item_vectors: ItemVectors | None
+    vectors_version: str | None
     epochs: list[Epoch]
     best_epoch: int
     test: Evaluation
+
+    @property
+    def vectors(self) -> dict[str, dict[str, int]]:
+        """Modality -> dimension and items with a vector; empty when ids alone were used."""
+        return self.item_vectors.blocks if self.item_vectors else {}
 
     def manifest(self) -> dict[str, Any]:
         """What a reader needs to judge or repeat the run, ready for JSON."""
@@ -91,16 +102,21 @@ class TrainResult:
                 "users_not_evaluated": self.split.short_users,
             },
             "vectors": self.vectors,
+            "vectors_version": self.vectors_version,
             "best_epoch": self.best_epoch,
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "metrics": self.test.metrics(),
         }
 
     def save(self, folder: Path) -> None:
-        """Write a run folder: manifest.json, ranks.npz (no pickle) and model.safetensors.
+        """Write a run folder, without pickle; `saved.load_run` reads it.
 
-        ranks.npz holds `user_ids`, `item_ids` (the targets), one bool array `group/NAME` a group and
-        one float64 array `rank/PROTOCOL` a protocol, all [T], so that two runs compare user by user.
+        manifest.json, model.safetensors, and
+        ranks.npz: `user_ids`, `item_ids` (the targets), one bool array `group/NAME` a group and one
+        float64 array `rank/PROTOCOL` a protocol, all [T], so that two runs compare user by user;
+        items.parquet, one row for each item code from 1: `item_id`, `interactions` in the whole log,
+        `has_vector`, and `representation`, its float32 row of the item table;
+        scaling.safetensors, where vectors were used: `MODALITY/mean` and `MODALITY/scale`.
         """
         data = self.split.interactions
         arrays: dict[str, NDArray[Any]] = {
@@ -113,6 +129,26 @@ class TrainResult:
             write_json(temporary / MANIFEST, self.manifest())
             np.savez_compressed(temporary / RANKS, allow_pickle=False, **arrays)
             save_file(_weights(self.model), temporary / WEIGHTS)
+            pq.write_table(self._items(), temporary / ITEMS)
+            if self.item_vectors:
+                scalings = self.item_vectors.scalings
+                means = {f"{name}/mean": scaling.mean for name, scaling in scalings.items()}
+                scales = {f"{name}/scale": np.array([scaling.scale]) for name, scaling in scalings.items()}
+                save_arrays(means | scales, temporary / SCALING)
+
+    def _items(self) -> pa.Table:
+        data = self.split.interactions
+        with torch.inference_mode():
+            table = self.model.item_table()[1:].float().cpu().numpy()
+        has_vector = self.item_vectors.found[1:] if self.item_vectors else np.zeros(len(table), bool)
+        return pa.table(
+            {
+                "item_id": data.item_ids,
+                "interactions": data.item_counts[1:],
+                "has_vector": has_vector,
+                "representation": pa.FixedSizeListArray.from_arrays(table.ravel(), table.shape[1]),
+            }
+        )
 
 
 def train(
@@ -121,6 +157,7 @@ def train(
     evaluation: EvaluationSettings,
     vectors: NDArray[Any] | Mapping[str, NDArray[Any]] | None = None,
     *,
+    vectors_version: str | None = None,
     recommender: type[Recommender] = SASRec,
     progress: bool = True,
 ) -> TrainResult:
@@ -132,6 +169,7 @@ def train(
         evaluation: the protocol.
         vectors: frozen item vectors float [I + 1, D] (see `features.align_vectors`), or several by
             modality name, e.g. {"text": ..., "image": ...}; none: ids alone.
+        vectors_version: version of the checkpoint that made them; goes into the manifest.
         recommender: which model.
         progress: show a bar on standard error.
 
@@ -153,7 +191,8 @@ def train(
         settings=settings,
         evaluation=evaluation,
         split=split,
-        vectors=prepared.blocks if prepared else {},
+        item_vectors=prepared,
+        vectors_version=vectors_version,
         epochs=epochs,
         best_epoch=best_epoch,
         test=test,

@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sda_features.config import RecommenderSettings
@@ -22,6 +22,7 @@ def raw(items=7, dim=6, seed=0):
     return vectors.astype(np.float32)
 
 
+@settings(deadline=None)
 @given(st.permutations(["p", "q", "r", "s"]), st.integers(0, 4))
 def test_vectors_meet_their_items_end_to_end(order, kept):
     log = index_interactions(["u"] * 4, ["s", "q", "r", "p"])

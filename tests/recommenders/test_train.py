@@ -110,6 +110,7 @@ def test_vectors_help_where_data_is_scarce(fusion, loss):
 def test_a_run_folder_holds_everything(trained, tmp_path):
     trained.save(tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "items.parquet",
         "manifest.json",
         "model.safetensors",
         "ranks.npz",
