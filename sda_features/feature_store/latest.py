@@ -20,7 +20,7 @@ Mask: TypeAlias = npt.NDArray[np.bool_]
 
 BATCH_ROWS = 1_000
 READAHEAD = 4  # batches that Arrow decodes while the caller is busy with one
-_EARLIEST = np.iinfo(np.int64).min
+NO_TIME = np.iinfo(np.int64).min  # before any time
 
 
 def latest_rows(
@@ -106,9 +106,9 @@ def _winners(
     if not tables:
         return []
     rows = pa.concat_tables(tables)
-    times = _instants(rows[timestamp])
-    written = _instants(rows[created]) if created else np.zeros(len(rows), np.int64)
-    inside = times > _EARLIEST
+    times = epoch_nanoseconds(rows[timestamp])
+    written = epoch_nanoseconds(rows[created]) if created else np.zeros(len(rows), np.int64)
+    inside = times > NO_TIME
     if start is not None:
         inside &= times >= _nanoseconds(start)
     if end is not None:
@@ -126,10 +126,10 @@ def _winners(
     return np.split(wins, np.cumsum([len(table) for table in tables])[:-1])
 
 
-def _instants(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """Times as nanoseconds since 1970; the least integer for a null."""
+def epoch_nanoseconds(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """Times of a timestamp column [n] as nanoseconds since 1970 in UTC; `NO_TIME` for a null."""
     unit = pa.timestamp("ns", tz=column.type.tz)
-    return pc.fill_null(column.cast(unit).cast(pa.int64()), _EARLIEST).to_numpy()
+    return np.asarray(pc.fill_null(column.cast(unit).cast(pa.int64()), NO_TIME))
 
 
 def _nanoseconds(instant: datetime) -> int:

@@ -25,6 +25,7 @@ from sda_features.errors import FeatureMismatchError
 Matrix: TypeAlias = npt.NDArray[np.float32]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 StoreDtype: TypeAlias = Literal["float32", "float16", "int8"]
+ValueKind: TypeAlias = Literal["floats", "bytes", "string"]
 
 STORE_DTYPES: tuple[StoreDtype, ...] = get_args(StoreDtype)
 _BYTES_TAG, _STRING_TAG, _FLOAT_LIST_TAG = 0x0A, 0x12, b"\x82\x01"
@@ -144,7 +145,20 @@ def encode_string(text: str | None) -> bytes:
     if text is None:
         return b""
     payload = text.encode()
-    return bytes([_STRING_TAG]) + _varint(len(payload)) + payload
+    return value_header("string", len(payload)) + payload
+
+
+def value_header(kind: ValueKind, size: int) -> bytes:
+    """What comes before the payload of a ValueProto.
+
+    Args:
+        kind: `floats` is a list of float32.
+        size: bytes of the payload, 4d for d floats.
+    """
+    if kind != "floats":
+        return bytes([_BYTES_TAG if kind == "bytes" else _STRING_TAG]) + _varint(size)
+    inner = b"\x0a" + _varint(size) if size else b""  # protobuf leaves an empty packed list out
+    return _FLOAT_LIST_TAG + _varint(len(inner) + size) + inner
 
 
 def decode_string(value: bytes | None) -> str | None:
@@ -187,10 +201,9 @@ def _prefix(dtype: StoreDtype, dim: int) -> bytes:
     """What comes before the numbers of a vector, the same for all vectors of one dtype and dimension."""
     body = _body_size(dtype, dim)
     if dtype == "float32":
-        inner = b"\x0a" + _varint(body)
-        return _FLOAT_LIST_TAG + _varint(len(inner) + body) + inner
+        return value_header("floats", body)
     header = _PACKED.pack(b"SV", _CODES[dtype], 0, dim)
-    return bytes([_BYTES_TAG]) + _varint(len(header) + body) + header
+    return value_header("bytes", len(header) + body) + header
 
 
 def _body_size(dtype: StoreDtype, dim: int) -> int:
