@@ -46,12 +46,14 @@ class Scores:
         known: bool [n]; False for an item that was not in training and has no vector.
         usable_history: items of the history that are known, at most the model's `max_length`; when
             it is 0, all scores are 0.
-        stale: items of history and candidates that had a vector in training and came without one.
+        fresh: items of history and candidates that came with a vector.
+        stale: those that had one in training and came without.
     """
 
     scores: NDArray[np.float32]
     known: NDArray[np.bool_]
     usable_history: int
+    fresh: int
     stale: int
 
 
@@ -109,7 +111,8 @@ class LoadedRecommender:
         with torch.inference_mode():
             recent = rows[:split][torch.from_numpy(past)][-self.model.settings.max_length :]
             scores = (rows[split:] @ self.model.state_after(recent)).numpy()
-        return Scores(scores, known[split:], len(recent), int((self.has_vector[codes] & ~found).sum()))
+        stale = self.has_vector[codes] & ~found
+        return Scores(scores, known[split:], len(recent), fresh=int(found.sum()), stale=int(stale.sum()))
 
     def codes(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Item codes, int64 [n]; 0 for an item that was not in training."""

@@ -64,8 +64,8 @@ def test_a_loaded_run_scores_as_the_trained_model(run):
             np.testing.assert_allclose(found.scores, expected[user], rtol=0, atol=2e-6)
             assert found.known.all()
             assert found.usable_history == min(len(history), SETTINGS.max_length)
-            with_vector = 0 if vectors or not loaded.scalings else len(ids) - ids.count(str(NO_VECTOR - 1))
-            assert found.stale == with_vector
+            with_vector = len(ids) - ids.count(str(NO_VECTOR - 1)) if loaded.scalings else 0
+            assert (found.fresh, found.stale) == ((with_vector, 0) if vectors else (0, with_vector))
 
 
 def test_the_vectors_of_the_call_decide(run):

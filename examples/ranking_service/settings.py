@@ -1,0 +1,49 @@
+"""Settings of the service: environment variables RANKING_..., each described once, on its field."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field
+
+from sda_features.config import Settings
+from sda_features.serving.layout import IdType
+
+PREFIX = "RANKING_"
+
+
+class ServiceSettings(Settings):
+    """Read by `from_environment`: RANKING_RUN sets `run`, and so on."""
+
+    run: Path = Field(description="Run folder of a trained recommender.")
+    redis: str = Field("redis://localhost:6379", repr=False, description="Redis URL; may hold a password.")
+    project: str = Field(description="Feast project.")
+    feature_set: str = Field("sda", description="Feature set whose vectors the run was trained on.")
+    join_key: str = Field("item_id", description="Join key of the item entity.")
+    id_type: IdType = Field("string", description="Type of item ids in Feast.")
+    deadline_ms: float = Field(50, gt=0, description="Longest wait for Redis, in milliseconds.")
+    max_candidates: int = Field(1000, gt=0, description="Most candidates of a request.")
+    max_history: int = Field(200, gt=0, description="Most history items of a request.")
+    concurrency: int = Field(2, gt=0, description="Requests in work at a time; others wait their turn.")
+    breaker_failures: int = Field(
+        3, gt=0, description="Failed reads in a row after which Redis is left alone."
+    )
+    breaker_pause_s: float = Field(1.0, gt=0, description="Seconds until one request tries Redis again.")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """Read the variables that start with RANKING_.
+
+        Raises:
+            SettingsError: a variable is unknown, missing or not usable.
+        """
+        return cls.parse(
+            **{
+                name.removeprefix(PREFIX).lower(): value
+                for name, value in environment.items()
+                if name.startswith(PREFIX)
+            }
+        )
