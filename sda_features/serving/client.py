@@ -6,75 +6,29 @@ ranking service starts in a fraction of a second and never turns vectors into Py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
-import redis
+from redis import asyncio as async_redis
+from redis.cluster import RedisCluster
 
-from sda_features.errors import FeatureMismatchError, SettingsError
-from sda_features.serving import codec, layout
-from sda_features.serving.codec import Mask, Matrix
+from sda_features.errors import SettingsError
+from sda_features.serving.cache import CacheStatistics
 from sda_features.serving.connection import RedisAddress, read_repo_config, redis_errors
 from sda_features.serving.layout import IdType
+from sda_features.serving.reading import Embeddings, Reader
+from sda_features.serving.wire import Server, fetch_fields
 
 
-@dataclass(frozen=True)
-class Embeddings:
-    """Vectors of n requested items, row i for item i.
-
-    Attributes:
-        item_ids: the n ids, as requested.
-        text: float32 [n, d]; zero where not found.
-        text_found: bool [n].
-        image: float32 [n, d]; zero where not found.
-        image_found: bool [n].
-        versions: n adapter versions; None where the item is unknown.
-    """
-
-    item_ids: tuple[str | int, ...]
-    text: Matrix
-    text_found: Mask
-    image: Matrix
-    image_found: Mask
-    versions: tuple[str | None, ...]
-
-    def __len__(self) -> int:
-        return len(self.item_ids)
-
-    @property
-    def dim(self) -> int:
-        """Dimension d of the vectors; 0 if none was found and the client was not told."""
-        return int(self.text.shape[1])
-
-
-class EmbeddingClient:
-    """Reads item vectors from the Redis online store of a Feast project. Safe to share between threads.
-
-    Args:
-        server: a Redis URL, Feast's connection string (`host:port,db=0,password=...`), or a
-            `redis.Redis` that you configured (Sentinel, a pool of your own); its
-            `decode_responses` must be off.
-        project: Feast project (`project` in feature_store.yaml).
-        feature_set: name of the feature set; its view is `{feature_set}_item_embeddings`.
-        view: name of the feature view, instead of `feature_set`.
-        join_key: join key of the item entity.
-        id_type: type of its ids in Feast.
-        dim: the dimension that vectors must have. Give it in a service: a store that was filled
-            by another model then fails at once, and unknown items have rows of d zeros.
-        version: the adapter version that vectors must have.
-        timeout: seconds to wait for a connection and for a reply.
-
-    Example:
-        >>> client = EmbeddingClient("redis://localhost:6379", project="shop", feature_set="sda")
-        >>> found = client.get(["B001", "B002"])
-        >>> scores = found.text @ query  # [2]
-    """
+class BaseClient:
+    """What the clients for threads and for asyncio share; see `EmbeddingClient`."""
 
     def __init__(
         self,
-        server: str | RedisAddress | redis.Redis = "redis://localhost:6379",
+        server: str | RedisAddress | Any = "redis://localhost:6379",
         *,
         project: str,
         feature_set: str = "sda",
@@ -83,25 +37,43 @@ class EmbeddingClient:
         id_type: IdType = "string",
         dim: int | None = None,
         version: str | None = None,
+        max_age: timedelta | None = None,
+        cache_items: int = 0,
         timeout: float = 2.0,
     ) -> None:
+        self._reader = Reader(
+            project=project,
+            feature_set=feature_set,
+            view=view,
+            join_key=join_key,
+            id_type=id_type,
+            dim=dim,
+            version=version,
+            max_age=max_age,
+            cache_items=cache_items,
+        )
         if isinstance(server, str | RedisAddress):
             address = RedisAddress.parse(server) if isinstance(server, str) else server
-            self._redis = address.connect(timeout=timeout)
+            self._redis = self._connect(address, timeout)
             self.address = str(address)
         else:
-            options: dict[str, Any] = server.connection_pool.connection_kwargs
-            if options.get("decode_responses"):
+            if _options_of(server).get("decode_responses"):
                 raise SettingsError("Vectors are bytes: expected a Redis client with decode_responses=False.")
             self._redis = server
-            self.address = f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
-        self.view = view or layout.view_name(feature_set)
-        self.project = project
-        self.join_key = join_key
-        self.id_type = id_type
-        self.dim = dim
-        self.version = version
-        self._fields = tuple(layout.hash_field(self.view, feature) for feature in layout.FEATURES)
+            self.address = _address_of(server)
+
+    def _connect(self, address: RedisAddress, timeout: float) -> Any:
+        raise NotImplementedError
+
+    @property
+    def project(self) -> str:
+        """Feast project."""
+        return self._reader.project
+
+    @property
+    def view(self) -> str:
+        """Feature view that is read where no version record says otherwise."""
+        return self._reader.view
 
     @classmethod
     def from_repo(cls, repo_path: Path | str, feature_set: str = "sda", **options: Any) -> Self:
@@ -114,32 +86,84 @@ class EmbeddingClient:
 
         Raises:
             FeatureStoreError: there is no readable feature_store.yaml.
-            OnlineStoreError: the online store is not one Redis server.
+            OnlineStoreError: the online store is not Redis.
         """
         config = read_repo_config(repo_path)
         return cls(config.redis_address(), project=config.project, feature_set=feature_set, **options)
 
-    def get(self, item_ids: Sequence[str | int]) -> Embeddings:
+    @property
+    def cache_statistics(self) -> CacheStatistics:
+        """Hits and misses of the cache, zeros without one."""
+        cache = self._reader.cache
+        return cache.statistics if cache else CacheStatistics()
+
+
+class EmbeddingClient(BaseClient):
+    """Reads item vectors from the Redis online store of a Feast project. Safe to share between threads.
+
+    The live version is served: which one that is, and where it is, says a record in Redis that is
+    read together with the vectors. A feature set without a record is served from its first slot.
+
+    Args:
+        server: a Redis URL, Feast's connection string (`host:port,db=0,password=...`), a
+            `RedisAddress` (for a cluster or Sentinel), or a `redis.Redis` or `RedisCluster` that you
+            configured; its `decode_responses` must be off.
+        project: Feast project (`project` in feature_store.yaml).
+        feature_set: name of the feature set.
+        view: name of one feature view to read, whatever version is live.
+        join_key: join key of the item entity.
+        id_type: type of its ids in Feast.
+        dim: the dimension that vectors must have. Give it in a service: a store that was filled
+            by another model then fails at once, and unknown items have rows of d zeros.
+        version: the adapter version to read instead of the live one.
+        max_age: items whose vectors are older count as not found, as a ranking that goes on without
+            one item beats a request that fails.
+        cache_items: keep the rows of so many items in this process. Only the version record is then
+            asked for when all are there. Without a record nothing is kept.
+        timeout: seconds to wait for a connection and for a reply; what is tried again waits again.
+
+    Example:
+        >>> client = EmbeddingClient("redis://localhost:6379", project="shop", feature_set="sda")
+        >>> found = client.get(["B001", "B002"])
+        >>> scores = found.text @ query  # [2]
+    """
+
+    _redis: Server
+
+    def _connect(self, address: RedisAddress, timeout: float) -> Server:
+        return address.connect(timeout=timeout)
+
+    def get(
+        self, item_ids: Sequence[str | int], version: str | None = None, *, deadline: float | None = None
+    ) -> Embeddings:
         """Vectors of items, in the order of the request.
 
         Ids may repeat. An unknown id is not an error: its masks are False and its rows zero.
         All ids go in one round trip; ask for some thousands at a time.
 
+        Args:
+            item_ids: n ids.
+            version: the adapter version to read, for this call.
+            deadline: seconds for the whole call, retries included. A connection that has to be
+                opened may take `timeout` on top.
+
         Raises:
-            OnlineStoreError: Redis cannot be reached, or does not hold Feast's hashes.
-            FeatureMismatchError: stored values are not float32 vectors of one dimension, or not of
-                the dimension and version this client was made for.
+            OnlineStoreError: Redis cannot be reached, does not answer in time, or does not hold
+                Feast's hashes.
+            FeatureMismatchError: the version is not stored, or stored values are not vectors of one
+                version and dimension, the ones that were asked for.
         """
-        ids = tuple(item_ids)
-        texts, images, encoded_versions = self._fetch(ids)
-        dim = self.dim or _first_dim(texts, ids) or _first_dim(images, ids)
-        text, text_found = codec.decode_vectors(texts, dim, names=ids)
-        image, image_found = codec.decode_vectors(images, dim, names=ids)
-        # Versions repeat: decode each encoding once.
-        decoded = {value: codec.decode_string(value) for value in set(encoded_versions)}
-        versions = tuple(decoded[value] for value in encoded_versions)
-        self._check_versions(ids, versions)
-        return Embeddings(ids, text, text_found, image, image_found, versions)
+        ends = None if deadline is None else time.monotonic() + deadline
+        reading = self._reader.read(item_ids, version)
+        with redis_errors(self.address):
+            ask = next(reading)
+            while True:
+                reply = fetch_fields(self._redis, ask.keys, ask.fields, then_get=ask.then_get, deadline=ends)
+                try:
+                    ask = reading.send(reply)
+                except StopIteration as end:
+                    found: Embeddings = end.value
+                    return found
 
     def ping(self) -> None:
         """Check that the online store answers.
@@ -160,29 +184,18 @@ class EmbeddingClient:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _fetch(self, ids: tuple[str | int, ...]) -> tuple[tuple[bytes | None, ...], ...]:
-        """The stored values of each feature: three tuples of n."""
-        if not ids:
-            return (), (), ()
-        keys = layout.redis_keys(ids, project=self.project, join_key=self.join_key, id_type=self.id_type)
-        with redis_errors(self.address), self._redis.pipeline(transaction=False) as pipeline:
-            queue: Callable[..., object] = pipeline.execute_command  # half the cost of `hmget`
-            for key in keys:
-                queue("HMGET", key, *self._fields)
-            rows = pipeline.execute()
-        return tuple(zip(*rows, strict=True))
 
-    def _check_versions(self, ids: tuple[str | int, ...], versions: tuple[str | None, ...]) -> None:
-        if self.version is None:
-            return
-        for item_id, version in zip(ids, versions, strict=True):
-            if version is not None and version != self.version:
-                raise FeatureMismatchError(
-                    f"Item {item_id!r} has vectors of adapter version {version!r}, expected {self.version!r}. "
-                    f"Materialize {self.view} with that checkpoint, or ask for the version that is stored."
-                )
+def _options_of(server: Any) -> dict[str, Any]:
+    """Keyword arguments of the connections of a client that the caller made."""
+    if isinstance(server, async_redis.RedisCluster):
+        return server.connection_kwargs
+    options: dict[str, Any] = server.get_connection_kwargs()
+    return options
 
 
-def _first_dim(values: Sequence[bytes | None], ids: Sequence[str | int]) -> int:
-    """Dimension of the first vector that is there; 0 without one."""
-    return next((codec.vector_dim(value, name) for value, name in zip(values, ids, strict=True) if value), 0)
+def _address_of(server: Any) -> str:
+    """Where it connects to, for messages."""
+    if isinstance(server, RedisCluster | async_redis.RedisCluster):
+        return ",".join(node.name for node in server.get_nodes()) or "a cluster"
+    options = _options_of(server)
+    return f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"

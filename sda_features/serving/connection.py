@@ -10,44 +10,72 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, TypeAlias, cast, get_args
 from urllib.parse import urlsplit
 
 import redis
+from redis import asyncio as async_redis
 from redis.backoff import NoBackoff
+from redis.cluster import ClusterNode, RedisCluster
 from redis.retry import Retry
+from redis.sentinel import Sentinel
 
 from sda_features.errors import FeatureStoreError, OnlineStoreError
+from sda_features.serving.wire import READ_BYTES, DeadlineExceeded
 
 DEFAULT_PORT = 6379
-REDIS_TYPES = ("redis", "feast.infra.online_stores.redis.RedisOnlineStore")
+RedisType: TypeAlias = Literal["redis", "redis_cluster", "redis_sentinel"]  # Feast's redis_type
+REDIS_TYPES: tuple[RedisType, ...] = get_args(RedisType)
+REDIS_STORES = (
+    "redis",
+    "feast.infra.online_stores.redis.RedisOnlineStore",
+    "sda_features.feature_store.online.VectorRedisOnlineStore",
+)
 YAML_PATH_VARIABLE = "FEAST_FS_YAML_FILE_PATH"  # Feast's own
 
 
 @dataclass(frozen=True)
 class RedisAddress:
-    """One Redis server.
+    """A Redis server, a cluster, or a master that Sentinel watches.
 
     Attributes:
-        host: name or IP address; the path of a unix socket.
+        host: name or IP address; the path of a unix socket. Of a cluster: of one of its nodes; with
+            Sentinel: of a Sentinel.
         port: TCP port; 0 for a unix socket.
         options: keyword arguments of `redis.Redis`; may hold a password, so they are never printed.
+            With Sentinel they are those of the master.
+        redis_type: what is at the address, in Feast's words.
+        others: host and port of further nodes or Sentinels, asked when the first does not answer.
+        sentinel_master: name under which Sentinel knows the master.
     """
 
     host: str
     port: int
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    redis_type: RedisType = "redis"
+    others: tuple[tuple[str, int], ...] = ()
+    sentinel_master: str = "mymaster"
 
     @classmethod
-    def parse(cls, address: str) -> Self:
+    def parse(
+        cls, address: str, redis_type: RedisType = "redis", *, sentinel_master: str = "mymaster"
+    ) -> Self:
         """Read a URL (`redis://`, `rediss://`, `unix://`) or Feast's `host:port,db=0,password=...,ssl=true`.
 
+        A cluster or Sentinel may be given by several servers: `host1:port,host2:port,password=...`.
+
         Raises:
-            OnlineStoreError: the text is neither, or names several servers.
+            OnlineStoreError: the text is neither, or names several servers for `redis_type` redis.
         """
-        return cls._from_url(address) if "://" in address else cls._from_feast(address)
+        parsed = cls._from_url(address) if "://" in address else cls._from_feast(address)
+        if redis_type == "redis" and parsed.others:
+            raise OnlineStoreError(
+                f"Expected one Redis server as host:port,db=0,ssl=true,..., got {1 + len(parsed.others)} servers. "
+                "For a cluster set redis_type to redis_cluster, for Sentinel to redis_sentinel."
+            )
+        return replace(parsed, redis_type=redis_type, sentinel_master=sentinel_master)
 
     @classmethod
     def _from_url(cls, url: str) -> Self:
@@ -70,52 +98,85 @@ class RedisAddress:
     @classmethod
     def _from_feast(cls, text: str) -> Self:
         parts = [part.strip() for part in text.split(",") if part.strip()]
-        servers = [part for part in parts if "=" not in part]
-        if len(servers) != 1:
-            raise OnlineStoreError(
-                f"Expected one Redis server as host:port,db=0,ssl=true,..., got {len(servers)} servers. "
-                "A cluster cannot be read by this client: give it the address of one server."
-            )
-        unset = re.search(r"\$\{?(\w+)", servers[0])
-        if unset:
-            raise OnlineStoreError(
-                f"The Redis address is the environment variable {unset[1]}, which is not set. "
-                f"Set it, for example: export {unset[1]}=localhost:{DEFAULT_PORT}"
-            )
-        host, _, port = (
-            servers[0].rpartition(":") if ":" in servers[0] else (servers[0], "", str(DEFAULT_PORT))
-        )
-        if not port.isdecimal() or int(port) > 65535:
-            raise OnlineStoreError("The Redis port is not a number up to 65535. Expected host:port,db=0,...")
+        servers = [_host_and_port(part) for part in parts if "=" not in part]
+        if not servers:
+            raise OnlineStoreError("Expected a Redis server as host:port,db=0,ssl=true,..., got 0 servers.")
         options = dict(part.split("=", 1) for part in parts if "=" in part)
+        (host, port), *others = servers
         return cls(
-            host or "localhost", int(port), {key: _option(key, value) for key, value in options.items()}
+            host, port, {key: _option(key, value) for key, value in options.items()}, others=tuple(others)
         )
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}" if self.port else self.host
+        servers = [(self.host, self.port), *self.others]
+        text = ",".join(f"{host}:{port}" if port else host for host, port in servers)
+        return f"{text} (master {self.sentinel_master})" if self.redis_type == "redis_sentinel" else text
 
     def connect(self, *, timeout: float) -> redis.Redis:
-        """A client of this server; it connects on first use.
+        """A client; it connects on first use. For a cluster it is a `RedisCluster`, which connects at once.
 
         Args:
             timeout: seconds to wait for a connection and for a reply; one retry after a lost connection.
+
+        Raises:
+            OnlineStoreError: an option is unknown, or no node of the cluster answers.
         """
-        settings: dict[str, Any] = {
+        settings = self._settings(timeout, Retry(NoBackoff(), 1))
+        with self._unknown_options():
+            if self.redis_type == "redis_cluster":
+                nodes = [ClusterNode(host, port) for host, port in self._servers()]  # type: ignore[no-untyped-call]
+                with redis_errors(self):
+                    return cast(redis.Redis, RedisCluster(startup_nodes=nodes, **settings))
+            if self.redis_type == "redis_sentinel":
+                master = Sentinel(self._servers(), **settings).master_for(self.sentinel_master)  # type: ignore[no-untyped-call]
+                return _read_in_small_pieces(master)
+            return _read_in_small_pieces(redis.Redis(**self._place(), **settings))
+
+    def connect_async(self, *, timeout: float) -> async_redis.Redis:
+        """As `connect`, for asyncio; every client connects on first use."""
+        settings = self._settings(timeout, async_redis.retry.Retry(NoBackoff(), 1))
+        with self._unknown_options():
+            if self.redis_type == "redis_cluster":
+                nodes = [async_redis.cluster.ClusterNode(host, port) for host, port in self._servers()]
+                return cast(async_redis.Redis, async_redis.RedisCluster(startup_nodes=nodes, **settings))
+            if self.redis_type == "redis_sentinel":
+                sentinel = async_redis.Sentinel(self._servers(), **settings)  # type: ignore[no-untyped-call]
+                return sentinel.master_for(self.sentinel_master)  # type: ignore[no-any-return]
+            return async_redis.Redis(**self._place(), **settings)
+
+    def _servers(self) -> list[tuple[str, int]]:
+        return [(self.host, self.port), *self.others]
+
+    def _place(self) -> dict[str, Any]:
+        return {"host": self.host, "port": self.port or DEFAULT_PORT}
+
+    def _settings(self, timeout: float, retry: object) -> dict[str, Any]:
+        """Keyword arguments of a client."""
+        options = dict(self.options)
+        if self.redis_type == "redis_cluster" and not options.get("db"):
+            options.pop("db", None)  # a cluster has one database
+        return {
             "socket_timeout": timeout,
             "socket_connect_timeout": timeout,
-            "retry": Retry(NoBackoff(), 1),
-            "host": self.host,
-            "port": self.port or DEFAULT_PORT,
-            **self.options,
+            "retry": retry,
+            **options,
             "decode_responses": False,
         }
+
+    @contextlib.contextmanager
+    def _unknown_options(self) -> Iterator[None]:
         try:
-            return redis.Redis(**settings)
+            yield
         except TypeError as error:
             raise OnlineStoreError(
                 f"Redis at {self}: an option of the connection string is unknown: {error}"
             ) from None
+
+
+def _read_in_small_pieces(client: redis.Redis) -> redis.Redis:
+    """Set how much is read from a socket at once, which redis-py offers for connections only."""
+    client.connection_pool.connection_kwargs.setdefault("socket_read_size", READ_BYTES)
+    return client
 
 
 @contextlib.contextmanager
@@ -123,6 +184,8 @@ def redis_errors(address: object) -> Iterator[None]:
     """Turn errors of the Redis client in the block into `OnlineStoreError`s that name `address`."""
     try:
         yield
+    except DeadlineExceeded:
+        message = "the deadline of the call passed before it had answered. Check its load, or allow more time"
     except redis.exceptions.AuthenticationError:
         message = "it refused the user or the password. Correct them in the connection string"
     except redis.exceptions.TimeoutError:
@@ -136,6 +199,8 @@ def redis_errors(address: object) -> Iterator[None]:
             message = (
                 "it asks for a user or a password with more rights. Correct them in the connection string"
             )
+        elif str(error).startswith(("MOVED", "ASK", "CROSSSLOT")):
+            message = "it is a node of a cluster. Set redis_type to redis_cluster (online_store in feature_store.yaml)"
         else:
             message = f"it holds something else than Feast's hashes ({error}). Check the database number"
     except redis.exceptions.RedisError as error:
@@ -167,23 +232,26 @@ class RepoConfig:
     @property
     def has_plain_redis(self) -> bool:
         """Whether the online store is one Redis server: no cluster, no Sentinel."""
-        return self.online_type in REDIS_TYPES and self.online_store.get("redis_type", "redis") == "redis"
+        return self.online_type in REDIS_STORES and self.online_store.get("redis_type", "redis") == "redis"
 
     def redis_address(self) -> RedisAddress:
-        """Address of the repo's Redis server.
+        """Address of the repo's Redis server, cluster or Sentinel.
 
         Raises:
-            OnlineStoreError: the online store is not one Redis server, or its address cannot be read.
+            OnlineStoreError: the online store is not Redis, or its address cannot be read.
         """
-        if not self.has_plain_redis:
+        redis_type = self.online_store.get("redis_type", "redis")
+        if self.online_type not in REDIS_STORES or redis_type not in REDIS_TYPES:
             got = f"{self.online_type} {self.online_store.get('redis_type', '')}".strip()
             raise OnlineStoreError(
-                f"Expected an online store of type redis with redis_type redis in {self.path}, got {got}. "
-                "Set online_store to {type: redis, connection_string: 'localhost:6379'} and run `feast apply`; "
-                "for a cluster or Sentinel, use Feast's get_online_features."
+                f"Expected an online store of type redis in {self.path}, got {got}. Set online_store to "
+                "{type: redis, connection_string: 'localhost:6379'} and run `feast apply`; "
+                "with another store, use Feast's get_online_features."
             )
         return RedisAddress.parse(
-            str(self.online_store.get("connection_string", f"localhost:{DEFAULT_PORT}"))
+            str(self.online_store.get("connection_string", f"localhost:{DEFAULT_PORT}")),
+            redis_type,
+            sentinel_master=str(self.online_store.get("sentinel_master", "mymaster")),
         )
 
 
@@ -226,6 +294,20 @@ def read_repo_config(repo_path: Path | str) -> RepoConfig:
     if isinstance(online_store, str):
         online_store = {"type": online_store}
     return RepoConfig(path, content["project"], online_store or {})
+
+
+def _host_and_port(server: str) -> tuple[str, int]:
+    """Host and port of `host:port`."""
+    unset = re.search(r"\$\{?(\w+)", server)
+    if unset:
+        raise OnlineStoreError(
+            f"The Redis address is the environment variable {unset[1]}, which is not set. "
+            f"Set it, for example: export {unset[1]}=localhost:{DEFAULT_PORT}"
+        )
+    host, _, port = server.rpartition(":") if ":" in server else (server, "", str(DEFAULT_PORT))
+    if not port.isdecimal() or int(port) > 65535:
+        raise OnlineStoreError("The Redis port is not a number up to 65535. Expected host:port,db=0,...")
+    return host or "localhost", int(port)
 
 
 def _option(key: str, text: str) -> Any:

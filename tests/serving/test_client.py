@@ -40,7 +40,7 @@ def client_of(redis_server, project, **options):
 def test_order_repeats_nulls_and_unknown_ids(server, redis_server, new_project):
     project = new_project()
     put(server, project, "a", [1, 2, 3], [4, 5, 6])
-    put(server, project, "b", [7, 8, 9], None, version="v2")
+    put(server, project, "b", [7, 8, 9], None)
     put(server, project, "ü/漢:1", None, [0.5, -0.0, 1e-40])
     with client_of(redis_server, project) as client:
         found = client.get(["ü/漢:1", "b", "?", "a", "b"])
@@ -49,7 +49,7 @@ def test_order_repeats_nulls_and_unknown_ids(server, redis_server, new_project):
     assert found.text_found.tolist() == [False, True, False, True, True]
     assert found.image[0].tobytes() == np.array([0.5, -0.0, 1e-40], np.float32).tobytes()
     assert found.image_found.tolist() == [True, False, False, True, False]
-    assert found.versions == ("v1", "v2", None, "v1", "v2")
+    assert found.versions == ("v1", "v1", None, "v1", "v1")
     assert found.text.flags.c_contiguous
     assert (len(found), found.dim) == (5, 3)
 

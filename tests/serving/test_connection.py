@@ -119,8 +119,7 @@ def test_an_unreadable_repo_file(tmp_path, text, message):
     [
         ("", "got sqlite"),
         ("online_store: {type: dynamodb}", "got dynamodb"),
-        ("online_store: {type: redis, redis_type: redis_cluster}", "got redis redis_cluster"),
-        ("online_store: {type: redis, redis_type: redis_sentinel}", "got redis redis_sentinel"),
+        ("online_store: {type: redis, redis_type: rediss}", "got redis rediss"),
     ],
 )
 def test_another_online_store(tmp_path, online_store, got):

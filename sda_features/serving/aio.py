@@ -1,0 +1,139 @@
+"""AsyncEmbeddingClient: what `EmbeddingClient` does, for asyncio; the rules are shared (reading.py)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Self
+
+import redis
+from redis.asyncio import Redis, RedisCluster
+
+from sda_features.serving import wire
+from sda_features.serving.client import BaseClient
+from sda_features.serving.connection import RedisAddress, redis_errors
+from sda_features.serving.reading import Embeddings
+from sda_features.serving.wire import DeadlineExceeded, Row
+
+
+class AsyncEmbeddingClient(BaseClient):
+    """Reads item vectors from the Redis online store of a Feast project, for asyncio.
+
+    Arguments, results and errors are those of `EmbeddingClient`; a client of your own is a
+    `redis.asyncio.Redis` or `RedisCluster`. Use it in one event loop; tasks may share it.
+
+    Example:
+        >>> async with AsyncEmbeddingClient("redis://localhost:6379", project="shop") as client:
+        ...     found = await client.get(["B001", "B002"], deadline=0.05)
+    """
+
+    _redis: Redis | RedisCluster
+
+    def _connect(self, address: RedisAddress, timeout: float) -> Redis | RedisCluster:
+        return address.connect_async(timeout=timeout)
+
+    async def get(
+        self, item_ids: Sequence[str | int], version: str | None = None, *, deadline: float | None = None
+    ) -> Embeddings:
+        """Vectors of items, in the order of the request; see `EmbeddingClient.get`.
+
+        Args:
+            item_ids: n ids.
+            version: the adapter version to read, for this call.
+            deadline: seconds for the whole call, opening a connection and retries included.
+
+        Raises:
+            OnlineStoreError, FeatureMismatchError: as there.
+        """
+        reading = self._reader.read(item_ids, version)
+        with redis_errors(self.address):
+            try:
+                async with asyncio.timeout(deadline):
+                    ask = next(reading)
+                    while True:
+                        reply = await fetch_fields(self._redis, ask.keys, ask.fields, then_get=ask.then_get)
+                        try:
+                            ask = reading.send(reply)
+                        except StopIteration as end:
+                            found: Embeddings = end.value
+                            return found
+            except TimeoutError:
+                raise DeadlineExceeded("The deadline of the call passed.") from None
+
+    async def ping(self) -> None:
+        """Check that the online store answers.
+
+        Raises:
+            OnlineStoreError: it does not.
+        """
+        with redis_errors(self.address):
+            await self._redis.ping()  # type: ignore[misc]
+
+    async def close(self) -> None:
+        """Close the connections of this client."""
+        await self._redis.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+
+async def fetch_fields(
+    server: Redis | RedisCluster,
+    keys: Sequence[bytes],
+    fields: Sequence[bytes],
+    *,
+    then_get: bytes | None = None,
+) -> tuple[list[Row], bytes | None]:
+    """Read the same fields of n hashes; as `wire.fetch_fields`, to be cancelled instead of a deadline."""
+    if isinstance(server, RedisCluster):
+        return await _fetch_from_cluster(server, keys, fields, then_get)
+    count = len(keys) + (then_get is not None)
+    if not count:
+        return [], None
+
+    async def attempt() -> list[Any]:
+        await connection.send_packed_command(wire.pack_commands(keys, fields, then_get))
+        return await _read_replies(connection, count)
+
+    pool: Any = server.connection_pool
+    connection: Any = await pool.get_connection()
+    try:
+        replies = await connection.retry.call_with_retry(attempt, lambda _: connection.disconnect())
+    except BaseException:
+        await connection.disconnect(nowait=True)  # replies may be left in it
+        raise
+    finally:
+        await pool.release(connection)
+    record = replies.pop() if then_get is not None else None
+    wire.check_replies(replies, record)
+    return replies, record
+
+
+async def _read_replies(connection: Any, count: int) -> list[Any]:
+    replies: list[Any] = []
+    received = wire.drain(connection)
+    while len(replies) < count:
+        try:
+            replies.append(await connection.read_response(disable_decoding=True))
+        except redis.exceptions.ResponseError as error:
+            replies.append(error)
+        replies += received()
+        if isinstance(replies[-1], redis.exceptions.ConnectionError):
+            raise replies[-1]  # the server is loading, or asks for a log-in
+    return replies
+
+
+async def _fetch_from_cluster(
+    server: RedisCluster, keys: Sequence[bytes], fields: Sequence[bytes], then_get: bytes | None
+) -> tuple[list[Row], bytes | None]:
+    rows: list[Row] = []
+    if keys:
+        pipeline = server.pipeline()
+        for key in keys:
+            pipeline.execute_command("HMGET", key, *fields)
+        rows = await pipeline.execute()
+    record: Any = await server.get(then_get) if then_get is not None else None
+    return rows, record

@@ -1,0 +1,252 @@
+"""What a read of item vectors asks Redis and makes of the answers: pure logic, no input or output.
+
+`Reader.read` is a generator that yields what to fetch and is sent what came, so that the client for
+threads and the one for asyncio share every rule: which slot holds the wanted version, when to ask
+again, what is refused.
+
+Why a result never mixes versions: the version record is read after the vectors, in the same round
+trip. If it is the record by which the slot was chosen, the slot held that version all the while,
+since a slot is emptied only after the record has let go of it. If it moved, the reader asks again.
+Each item's own adapter version is compared on top of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from sda_features.errors import FeatureMismatchError
+from sda_features.serving import codec, layout
+from sda_features.serving.cache import RowCache
+from sda_features.serving.codec import Mask, Matrix
+from sda_features.serving.layout import IdType
+from sda_features.serving.pointer import Pointer, StoredVersion, pointer_key
+from sda_features.serving.wire import Row
+
+ItemId: TypeAlias = str | int
+Times: TypeAlias = npt.NDArray[np.datetime64]
+
+ATTEMPTS = 4  # reads of one request before giving up on a record that keeps moving
+NOT_A_TIME = int(np.iinfo(np.int64).min)  # how numpy stores NaT
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Vectors of n requested items, row i for item i; all of one version.
+
+    Attributes:
+        item_ids: the n ids, as requested.
+        text: float32 [n, d], C-contiguous; zero where not found.
+        text_found: bool [n].
+        image: float32 [n, d], C-contiguous; zero where not found.
+        image_found: bool [n].
+        versions: n adapter versions; None where the item is unknown.
+        event_times: datetime64[us] [n] in UTC, when the vectors were made; NaT where the item is unknown.
+    """
+
+    item_ids: tuple[ItemId, ...]
+    text: Matrix
+    text_found: Mask
+    image: Matrix
+    image_found: Mask
+    versions: tuple[str | None, ...]
+    event_times: Times
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    @property
+    def dim(self) -> int:
+        """Dimension d of the vectors; 0 if none was found and the client was not told."""
+        return int(self.text.shape[1])
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What to fetch next; the arguments of `wire.fetch_fields`."""
+
+    keys: Sequence[bytes] = ()
+    fields: Sequence[bytes] = ()
+    then_get: bytes | None = None
+
+
+Reading: TypeAlias = Generator[Ask, tuple[list[Row], bytes | None], Embeddings]
+
+
+class Reader:
+    """The rules of reading one feature set; arguments as for `EmbeddingClient`.
+
+    It keeps the version record that was read last. Threads may share it: the record is replaced in
+    one assignment, and a read that went by an older one notices when the newer one comes back.
+    """
+
+    def __init__(
+        self,
+        *,
+        project: str,
+        feature_set: str = "sda",
+        view: str | None = None,
+        join_key: str = "item_id",
+        id_type: IdType = "string",
+        dim: int | None = None,
+        version: str | None = None,
+        max_age: timedelta | None = None,
+        cache_items: int = 0,
+    ) -> None:
+        self.project, self.feature_set = project, feature_set
+        self.view = view or layout.view_name(feature_set)
+        self.join_key = join_key
+        self.id_type: IdType = id_type
+        self.dim, self.version, self.max_age = dim, version, max_age
+        self.cache = RowCache(cache_items) if cache_items else None
+        # A view that was named has no record, which is as good as an absent one.
+        self._record_key = None if view else pointer_key(project, feature_set)
+        self._record: tuple[bytes | None, Pointer] | None = (None, Pointer()) if view else None
+
+    def read(self, item_ids: Sequence[ItemId], version: str | None = None) -> Reading:
+        """Read items: yields what to fetch, is sent what came, returns the result.
+
+        Raises:
+            FeatureMismatchError, OnlineStoreError: see `EmbeddingClient.get`.
+        """
+        ids = tuple(item_ids)
+        version = version or self.version
+        if self._record is None:
+            _, record = yield Ask(then_get=self._record_key)
+            known, pointer = self._record = record, Pointer.parse(record)
+        else:
+            known, pointer = self._record
+        for attempt in range(1, ATTEMPTS + 1):
+            place = self._place(pointer, version)
+            cache = self.cache if place.stored else None
+            cached = cache.get(place.stored, ids) if cache else {}
+            wanted = [item_id for item_id in ids if item_id not in cached] if cached else ids
+            keys = layout.redis_keys(
+                wanted, project=self.project, join_key=self.join_key, id_type=self.id_type
+            )
+            rows, record = yield Ask(keys, place.fields, self._record_key)
+            if record != known:
+                known, pointer = self._record = record, Pointer.parse(record)
+                if self._place(pointer, version) != place:
+                    continue
+            if cached:
+                fetched = {**cached, **dict(zip(wanted, rows, strict=True))}
+                rows = [fetched[item_id] for item_id in ids]
+            try:
+                found = self._decode(ids, rows, place)
+            except _OtherVersion as error:
+                if place.stored is None or attempt == ATTEMPTS:
+                    raise FeatureMismatchError(str(error)) from None
+                continue
+            if cache:
+                cache.put(place.stored, dict(zip(ids, rows, strict=True)))
+            return found
+        raise FeatureMismatchError(
+            f"The version record of feature set {self.feature_set!r} changed during each of {ATTEMPTS} reads. "
+            "Ask again; if it goes on, look for jobs that promote or materialize all the time."
+        )
+
+    def _place(self, pointer: Pointer, version: str | None) -> _Place:
+        """The slot that holds a version, by default the live one; without a record slot 1."""
+        stored = pointer.versions.get(version or pointer.live or "")
+        if stored is not None:
+            return _place_of(layout.view_name(self.feature_set, stored.slot), stored.version, stored)
+        if not pointer.versions:
+            return _place_of(self.view, version)
+        held = ", ".join(sorted(pointer.versions))
+        if version is None:
+            raise FeatureMismatchError(
+                f"No version of feature set {self.feature_set!r} is live; the online store holds {held}. "
+                "Promote one of them."
+            )
+        raise FeatureMismatchError(
+            f"Expected version {version!r} of feature set {self.feature_set!r} in the online store, which holds "
+            f"{held}. Ask for one of these, or materialize that version."
+        )
+
+    def _decode(self, ids: tuple[ItemId, ...], rows: Sequence[Row], place: _Place) -> Embeddings:
+        """The result that `rows` make, checked."""
+        texts, images, encoded, stamps = zip(*rows, strict=True) if rows else ((), (), (), ())
+        decoded = {value: codec.decode_string(value) for value in set(encoded)}  # they repeat
+        versions = tuple(map(decoded.__getitem__, encoded))
+        self._check_versions(ids, versions, texts, images, place.version)
+        dim = self.dim or (place.stored.dim if place.stored else 0)
+        dim = dim or _first_dim(texts, ids) or _first_dim(images, ids)
+        text, text_found = codec.decode_vectors(texts, dim, names=ids)
+        image, image_found = codec.decode_vectors(images, dim, names=ids)
+        times = np.fromiter(map(_microseconds, stamps), np.int64, len(stamps)).view("datetime64[us]")
+        found = Embeddings(ids, text, text_found, image, image_found, versions, times)
+        if self.max_age is not None:
+            forget_older(found, datetime.now(UTC) - self.max_age)
+        return found
+
+    def _check_versions(
+        self,
+        ids: Sequence[ItemId],
+        versions: Sequence[str | None],
+        texts: Sequence[bytes | None],
+        images: Sequence[bytes | None],
+        expected: str | None,
+    ) -> None:
+        """All items with a vector must be of the expected version; of one, if none is expected."""
+        known = set(versions)
+        if None in known:  # unknown items, or vectors without a version
+            rows = zip(versions, texts, images, strict=True)
+            known = {version for version, text, image in rows if version is not None or text or image}
+        if expected is None and len(known) > 1:
+            raise _OtherVersion(
+                f"The items have vectors of several adapter versions ({', '.join(sorted(map(str, known)))}), "
+                f"which do not lie in one space. Materialize all of {self.view} with one checkpoint."
+            )
+        if expected is not None and known - {expected}:
+            other = next(iter(known - {expected}))
+            raise _OtherVersion(
+                f"Item {ids[versions.index(other)]!r} has vectors of adapter version {other!r}, expected "
+                f"{expected!r}. Materialize {self.view} with that checkpoint, or ask for the version that is stored."
+            )
+
+
+def forget_older(found: Embeddings, limit: datetime) -> None:
+    """Mark vectors made before `limit`, or at an unknown time, as not found, in place."""
+    instant = np.datetime64(limit.astimezone(UTC).replace(tzinfo=None), "us")
+    old = ~(found.event_times >= instant)  # NaT is neither
+    for matrix, mask in ((found.text, found.text_found), (found.image, found.image_found)):
+        matrix[old] = 0
+        mask[old] = False
+
+
+class _OtherVersion(Exception):
+    """Items are of another version than the expected one, or of several."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where to read, and what must be there."""
+
+    fields: tuple[bytes, ...]
+    version: str | None
+    stored: StoredVersion | None
+
+
+@lru_cache(maxsize=64)
+def _place_of(view: str, version: str | None, stored: StoredVersion | None = None) -> _Place:
+    fields = [layout.hash_field(view, feature) for feature in layout.FEATURES]
+    return _Place((*fields, layout.timestamp_field(view)), version, stored)
+
+
+@lru_cache(maxsize=4096)
+def _microseconds(stamp: bytes | None) -> int:
+    """Microseconds since 1970, as numpy stores them."""
+    nanoseconds = codec.decode_timestamp(stamp)
+    return NOT_A_TIME if nanoseconds is None else nanoseconds // 1000
+
+
+def _first_dim(values: Sequence[bytes | None], ids: Sequence[ItemId]) -> int:
+    """Dimension of the first vector that is there; 0 without one."""
+    return next((codec.vector_dim(value, name) for value, name in zip(values, ids, strict=True) if value), 0)
