@@ -17,6 +17,13 @@ import click
     metavar="A,B,...",
     help="Feature sets to define.",
 )
+@click.option(
+    "--slots",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="Versions of a feature set that can be stored side by side.",
+)
 @click.option("--entity", help="The repo's item entity: its name, its variable, or module:variable.")
 @click.option("--join-key", default="item_id", show_default=True, help="Join key of the item entity.")
 @click.option(
@@ -30,6 +37,7 @@ import click
 def command(
     repo: Path,
     feature_sets: str,
+    slots: int,
     entity: str | None,
     join_key: str,
     source_folder: str,
@@ -52,6 +60,7 @@ def command(
     result = init_repo(
         repo,
         feature_sets=[name.strip() for name in feature_sets.split(",") if name.strip()],
+        slots=slots,
         entity=entity,
         join_key=join_key,
         source_folder=source_folder,

@@ -30,6 +30,14 @@ if TYPE_CHECKING:
 @click.option("--feature-set", help="Feature set to write.  [default: sda, or vanilla without --checkpoint]")
 @click.option("--batch-size", default=32, show_default=True, help="Sequences encoded together.")
 @click.option("--shard-rows", default=1024, show_default=True, help="Items of one offline part.")
+@click.option("--promote", is_flag=True, help="Serve the version as soon as it is complete.")
+@click.option(
+    "--max-removed",
+    type=click.FloatRange(0, 1),
+    default=0.1,
+    show_default=True,
+    help="Share of stored items that may be gone from CATALOG; their vectors are deleted.",
+)
 @settings_options(CatalogSettings, skip=("path",))
 @click.option("--report", type=click.Path(path_type=Path), help="Write bad catalogue rows here (JSONL).")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
@@ -44,6 +52,8 @@ def command(
     feature_set: str | None,
     batch_size: int,
     shard_rows: int,
+    promote: bool,
+    max_removed: float,
     report: Path | None,
     as_json: bool,
     **values: Any,
@@ -51,7 +61,8 @@ def command(
     """Encode the items of CATALOG and write their vectors to Feast, offline and online.
 
     Items whose content and version are stored already are skipped, so an interrupted run goes on
-    where it stopped.
+    where it stopped; items that are gone from CATALOG are deleted. Vectors of a new version are
+    written beside those that are served, and served after `promote`; the first version is at once.
 
     \b
     Example:
@@ -79,6 +90,8 @@ def command(
         load,
         batch_size=batch_size,
         shard_rows=shard_rows,
+        promote=promote,
+        max_removed=max_removed,
         progress=not as_json,
     )
     if report is not None:
@@ -89,8 +102,10 @@ def command(
                 {
                     "view": result.view,
                     "version": result.version,
+                    "live": result.live,
                     "encoded": result.encoded,
                     "unchanged": result.unchanged,
+                    "removed": result.removed,
                     "online_rows": result.online_rows,
                     "bad_rows": result.report.bad_rows,
                 }
@@ -98,5 +113,11 @@ def command(
         )
         return
     click.echo(f"catalogue  {result.report}")
-    click.echo(f"encoded    {result.encoded:,} items, {result.unchanged:,} unchanged")
+    click.echo(
+        f"encoded    {result.encoded:,} items, {result.unchanged:,} unchanged, {result.removed:,} removed"
+    )
     click.echo(f"online     {result.online_rows:,} items in {result.view}, version {result.version}")
+    if result.live != result.version:
+        click.echo(
+            f"live       {result.live}; to serve the new version: sda-features promote {result.version}"
+        )

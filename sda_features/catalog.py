@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
@@ -41,8 +41,9 @@ class Item:
         row: 1-based position in the catalogue.
         item_id: the id, as text.
         fields: text column -> value, in prompt order, blanks left out; empty when there is no text.
-        image: RGB picture, or None when missing or not usable.
-        content_hash: 128 bits (hex) over fields and picture bytes; changes when the item does.
+        image: RGB picture, or None when missing, not usable, or of an item known already.
+        content_hash: 128 bits (hex) over fields, picture bytes and what is wrong with the picture;
+            changes when the item does.
     """
 
     row: int
@@ -118,8 +119,17 @@ class Catalog:
             raise CatalogError(f"{settings.path} has no rows; expected at least one item.")
         self.report = CatalogReport(self.rows)
 
-    def items(self) -> Iterator[Item]:
+    def ids(self) -> Iterator[str]:
+        """Yield the ids in file order, repeated ones too; reads no other column."""
+        for batch in self._batches([self.settings.id_column]):
+            yield from filter(None, map(_as_text, batch.column(0).to_pylist()))
+
+    def items(self, known: Mapping[str, str] | None = None) -> Iterator[Item]:
         """Yield usable items in file order, pictures decoded ahead in threads; fills `self.report`.
+
+        Args:
+            known: item id -> content hash from an earlier reading; an item that has not changed
+                comes without its picture, which saves the decoding.
 
         Raises:
             CatalogError: as soon as the share of bad rows is sure to exceed `max_bad_rows`.
@@ -129,7 +139,8 @@ class Catalog:
         with ThreadPoolExecutor(DECODERS) as decoders:
             try:
                 for row in self._unique_rows():
-                    ahead.append((row, decoders.submit(_picture, row.image, self.settings)))
+                    known_hash = known.get(row.item_id) if known else None
+                    ahead.append((row, decoders.submit(self._picture, row, known_hash)))
                     if len(ahead) > DECODE_AHEAD:
                         yield self._item(*ahead.popleft())
                 while ahead:
@@ -140,15 +151,26 @@ class Catalog:
 
     def _item(self, row: _Row, decoded: Future[_Picture]) -> Item:
         picture = decoded.result()
-        digest = hashlib.blake2b(json.dumps(row.fields).encode(), digest_size=16)
         if self.text_columns and not row.fields:
             self.report.add(row.number, row.item_id, "missing_text", "every text column is empty")
-        if self.image_column is not None:
-            digest.update(picture.encoded or b"")
-            if picture.problem is not None:
-                self.report.add(row.number, row.item_id, picture.problem.reason, picture.problem.detail)
+        if self.image_column is not None and picture.problem is not None:
+            self.report.add(row.number, row.item_id, picture.problem.reason, picture.problem.detail)
         self._check_share()
-        return Item(row.number, row.item_id, row.fields, picture.image, digest.hexdigest())
+        return Item(row.number, row.item_id, row.fields, picture.image, picture.content_hash)
+
+    def _picture(self, row: _Row, known_hash: str | None) -> _Picture:
+        digest = hashlib.blake2b(json.dumps(row.fields).encode(), digest_size=16)
+        image = problem = None
+        try:
+            if self.image_column is not None:
+                encoded = read_image_bytes(row.image, self.settings)
+                digest.update(encoded)
+                if digest.hexdigest() != known_hash:
+                    image = decode_image(encoded, self.settings)
+        except ImageProblem as error:
+            problem = error
+            digest.update(error.reason.encode())  # so that a bad picture is decoded, and reported, every time
+        return _Picture(digest.hexdigest(), image, problem)
 
     def _unique_rows(self) -> Iterator[_Row]:
         """Rows whose id is present and was not seen before."""
@@ -215,18 +237,9 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Picture:
-    image: Image | None = None
-    encoded: bytes | None = None
-    problem: ImageProblem | None = None
-
-
-def _picture(value: bytes | str | None, settings: CatalogSettings) -> _Picture:
-    encoded = None
-    try:
-        encoded = read_image_bytes(value, settings)
-        return _Picture(decode_image(encoded, settings), encoded)
-    except ImageProblem as problem:
-        return _Picture(None, encoded, problem)
+    content_hash: str
+    image: Image | None
+    problem: ImageProblem | None
 
 
 def _open(path: Path) -> pa_dataset.Dataset:

@@ -25,7 +25,8 @@ from sda_features.config import (
 from sda_features.demo.catalogue import make_catalogue
 from sda_features.demo.interactions import make_interactions
 from sda_features.demo.model import build_tiny_model
-from sda_features.errors import FeatureMismatchError, FeatureStoreError, OnlineStoreError
+from sda_features.errors import CatalogError, FeatureMismatchError, FeatureStoreError, OnlineStoreError
+from sda_features.feature_store.versions import list_versions, open_versions
 from sda_features.lvlm.checkpoint import LoadedEncoder, unadapted
 from sda_features.serving import EmbeddingClient
 from sda_features.workflows import materialize, train_recommender
@@ -44,14 +45,21 @@ def shop(
     catalogue.write(folder / "items.parquet")
     pq.write_table(make_interactions(catalogue, users=60), folder / "log.parquet")
     build_tiny_model(folder / "model", ["title is oak table"], hidden_size=64, layers=1, vision_layers=1)
-    (folder / "repo").mkdir()
-    (folder / "repo" / "feature_store.yaml").write_text(
+    make_repo(
+        folder / "repo",
         f"project: {new_project()}\nprovider: local\nregistry: data/registry.db\nonline_store:\n  type: redis\n"
-        f"  connection_string: {redis_server[0]}:{redis_server[1]}\nentity_key_serialization_version: 3\n"
+        f"  connection_string: {redis_server[0]}:{redis_server[1]}\nentity_key_serialization_version: 3\n",
     )
-    assert CliRunner().invoke(cli, ["init", str(folder / "repo")]).exit_code == 0
-    subprocess.run([FEAST, "apply"], cwd=folder / "repo", check=True, capture_output=True)
     return folder
+
+
+def make_repo(repo: Path, config: str, slots: int = 2) -> Path:
+    """An applied Feast repo with the feature sets `sda` and `vanilla`."""
+    repo.mkdir()
+    (repo / "feature_store.yaml").write_text(config)
+    assert CliRunner().invoke(cli, ["init", str(repo), "--slots", str(slots)]).exit_code == 0
+    subprocess.run([FEAST, "apply"], cwd=repo, check=True, capture_output=True)
+    return repo
 
 
 def vanilla(shop: Path, **prompts: Any) -> Callable[[], LoadedEncoder]:
@@ -79,7 +87,7 @@ def test_commands_run_from_catalogue_to_ranking(shop: Path, tmp_path: Path) -> N
     assert f"5 of {ITEMS + 2} rows have problems" in adapted
     checkpoint = str(tmp_path / "run" / "checkpoint")
     first = run("materialize", str(items), "--checkpoint", checkpoint, "--repo", repo, "--shard-rows", "25")
-    assert f"encoded    {ITEMS:,} items, 0 unchanged" in first
+    assert f"encoded    {ITEMS:,} items, 0 unchanged, 0 removed" in first
 
     table = pq.read_table(items)
     titles = table["title"].to_pylist()
@@ -121,8 +129,9 @@ def test_vectors_online_are_those_of_the_encoder(shop: Path) -> None:
     assert set(found.versions) == {result.version}
 
 
-def test_an_interrupted_run_keeps_its_finished_shards(shop: Path, tmp_path: Path) -> None:
-    """The catalogue turns bad half-way; what was encoded until then is not encoded again."""
+@pytest.fixture
+def half_bad(shop: Path, tmp_path: Path) -> tuple[CatalogSettings, CatalogSettings]:
+    """A catalogue of 40 items, and the same with pictures that turn bad half-way."""
     table = pq.read_table(shop / "items.parquet").slice(0, 40)
     pictures = table["image"].to_pylist()
     pq.write_table(table, tmp_path / "good.parquet")
@@ -130,29 +139,44 @@ def test_an_interrupted_run_keeps_its_finished_shards(shop: Path, tmp_path: Path
         table.schema.get_field_index("image"), "image", pa.array([*pictures[:20], *[b"broken"] * 20])
     )
     pq.write_table(bad, tmp_path / "bad.parquet")
-    encoder = vanilla(shop, text_instruction="Another version.")
-    from sda_features.errors import CatalogError
+    return catalog_settings(tmp_path / "good.parquet"), catalog_settings(tmp_path / "bad.parquet")
 
+
+def test_an_interrupted_run_keeps_its_finished_shards(
+    shop: Path, half_bad: tuple[CatalogSettings, CatalogSettings]
+) -> None:
+    """What was encoded until the catalogue turned bad is not encoded again; the live version stays live."""
+    good, bad = half_bad
+    encoder = vanilla(shop, text_instruction="Another version.")
+    ids = pq.read_table(shop / "items.parquet")["item_id"].to_pylist()[:2]
+    with EmbeddingClient.from_repo(shop / "repo", "vanilla") as client:
+        before = client.get(ids)
     with pytest.raises(CatalogError, match="above --max-bad-rows"):
-        materialize(
-            shop / "repo",
-            "vanilla",
-            catalog_settings(tmp_path / "bad.parquet"),
-            encoder,
-            shard_rows=5,
-            progress=False,
-        )
-    result = materialize(
-        shop / "repo", "vanilla", catalog_settings(tmp_path / "good.parquet"), encoder, progress=False
-    )
+        materialize(shop / "repo", "vanilla", bad, encoder, shard_rows=5, progress=False)
+    with open_versions(shop / "repo", "vanilla") as versions:
+        assert [state.state for state in list_versions(versions)] == ["live", "unrecorded"]
+    result = materialize(shop / "repo", "vanilla", good, encoder, progress=False)
     assert result.unchanged >= 15
     assert result.encoded == 40 - result.unchanged
+    assert result.live != result.version
+    with EmbeddingClient.from_repo(shop / "repo", "vanilla") as client:
+        after = client.get(ids)
+    assert after.text.tobytes() == before.text.tobytes()
+    assert after.versions == before.versions
 
 
-def test_vectors_of_two_versions_do_not_train_together(shop: Path) -> None:
+def test_vectors_of_two_versions_do_not_train_together(
+    shop: Path, half_bad: tuple[CatalogSettings, CatalogSettings]
+) -> None:
+    """A feature set with one slot is written over; half-way it is no input for a trainer."""
+    good, bad = half_bad
+    repo = make_repo(shop / "narrow", (shop / "repo" / "feature_store.yaml").read_text(), slots=1)
+    materialize(repo, "vanilla", good, vanilla(shop), progress=False)
+    with pytest.raises(CatalogError):
+        materialize(repo, "vanilla", bad, vanilla(shop, text_instruction="B"), shard_rows=5, progress=False)
     with pytest.raises(FeatureMismatchError, match="2 adapter versions"):
         train_recommender(
-            shop / "log.parquet", "vanilla", RecommenderSettings(), EvaluationSettings(), repo=shop / "repo"
+            shop / "log.parquet", "vanilla", RecommenderSettings(), EvaluationSettings(), repo=repo
         )
 
 

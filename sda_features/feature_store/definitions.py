@@ -1,9 +1,11 @@
 """What a repo's definition file imports: the item entity, the parquet source and the feature view.
 
     item = item_entity()
-    sda_item_embeddings = embedding_view("sda", embedding_source("sda", "data/item_embeddings/sda", item), item)
+    sda_source = embedding_source("sda", "data/item_embeddings/sda", item)
+    sda_item_embeddings = embedding_view("sda", sda_source, item)
 
-Feast registers an object only if it is a module-level name of some file of the repo: not inside a
+A feature set that keeps two versions side by side has a second view, with `slot=2` and a folder of
+its own. Feast registers an object only if it is a module-level name of some file of the repo: not inside a
 list, and an entity of another file only if it is imported by name.
 """
 
@@ -40,17 +42,18 @@ def item_entity(join_key: str = ITEM_ID, *, name: str = "item", id_type: IdType 
     return Entity(name=name, join_keys=[join_key], value_type=_VALUE_TYPES[id_type], description="An item.")
 
 
-def embedding_source(feature_set: str, path: str, entity: Entity) -> FileSource:
-    """The folder of parquet parts that holds a feature set.
+def embedding_source(feature_set: str, path: str, entity: Entity, *, slot: int = 1) -> FileSource:
+    """The folder of parquet parts that holds one slot of a feature set.
 
     Args:
         feature_set: name of the feature set.
-        path: folder, relative to the repo or absolute.
+        path: folder, relative to the repo or absolute; no other slot has it.
         entity: entity of items; its join key names the id column, which the parts call `item_id`.
+        slot: number of the slot, from 1.
     """
     mapping = {} if entity.join_key == ITEM_ID else {ITEM_ID: entity.join_key}
     return FileSource(
-        name=f"{view_name(feature_set)}_source",
+        name=f"{view_name(feature_set, slot)}_source",
         path=path,
         timestamp_field=EVENT_TIMESTAMP,
         field_mapping=mapping,
@@ -58,9 +61,10 @@ def embedding_source(feature_set: str, path: str, entity: Entity) -> FileSource:
     )
 
 
-def embedding_view(feature_set: str, source: DataSource, entity: Entity) -> FeatureView:
-    """The feature view `{feature_set}_item_embeddings`: text and image vector and adapter version.
+def embedding_view(feature_set: str, source: DataSource, entity: Entity, *, slot: int = 1) -> FeatureView:
+    """The feature view of one slot of a feature set: text and image vector and adapter version.
 
+    It is named `{feature_set}_item_embeddings`, from the second slot on with `_{slot}` behind.
     Vectors do not expire: an old vector beats none.
 
     Args:
@@ -68,6 +72,7 @@ def embedding_view(feature_set: str, source: DataSource, entity: Entity) -> Feat
         source: where its rows are, see `embedding_source`.
         entity: entity of items, with ids of type STRING, INT32, INT64, or of no declared type
             (taken as STRING).
+        slot: number of the slot, from 1.
 
     Raises:
         FeatureStoreError: the entity's ids have another type.
@@ -78,7 +83,7 @@ def embedding_view(feature_set: str, source: DataSource, entity: Entity) -> Feat
             f"got {entity.value_type.name}. Define an item entity of one of these types."
         )
     return FeatureView(
-        name=view_name(feature_set),
+        name=view_name(feature_set, slot),
         entities=[entity],
         source=source,
         ttl=timedelta(0),
@@ -89,5 +94,5 @@ def embedding_view(feature_set: str, source: DataSource, entity: Entity) -> Feat
             Field(name=VERSION, dtype=String, description="Version of the checkpoint that made the vectors."),
         ],
         description=f"Item vectors of the feature set {feature_set}.",
-        tags={"feature_set": feature_set},
+        tags={"feature_set": feature_set, "slot": str(slot)},
     )

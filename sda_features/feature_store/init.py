@@ -71,6 +71,7 @@ def init_repo(
     repo_path: Path | str,
     *,
     feature_sets: Sequence[str] = ("sda", "vanilla"),
+    slots: int = 2,
     entity: str | None = None,
     join_key: str = "item_id",
     source_folder: str = "data/item_embeddings",
@@ -81,6 +82,7 @@ def init_repo(
     Args:
         repo_path: folder with feature_store.yaml.
         feature_sets: names of the feature sets; each becomes the view `{name}_item_embeddings`.
+        slots: versions of a feature set that can be stored side by side; each has a view of its own.
         entity: the repo's entity of items, by its name in Feast, its variable, or `module:variable`;
             None: the one with this join key, or a new one.
         join_key: join key of the item entity.
@@ -94,11 +96,14 @@ def init_repo(
     """
     config = read_repo_config(repo_path)
     repo = Path(repo_path)
-    views = tuple(view_name(feature_set) for feature_set in dict.fromkeys(feature_sets))
-    if not views:
-        raise FeatureStoreError("Expected at least one feature set, got none.")
+    names = tuple(dict.fromkeys(feature_sets))
+    if not names or slots < 1:
+        raise FeatureStoreError(
+            f"Expected at least one feature set and one slot, got {len(names)} and {slots}."
+        )
+    views = tuple(view_name(name, slot) for name in names for slot in range(1, slots + 1))
     found = _choose_entity(list(_entities(repo)), entity, join_key)
-    content = _seal(_source(tuple(dict.fromkeys(feature_sets)), found, join_key, source_folder))
+    content = _seal(_source(names, slots, found, join_key, source_folder))
     path = repo / FILE_NAME
     action: Literal["created", "updated", "unchanged"] = "created"
     if path.exists():
@@ -116,7 +121,7 @@ def init_repo(
 
 
 def _source(
-    feature_sets: tuple[str, ...], found: FoundEntity | None, join_key: str, source_folder: str
+    feature_sets: tuple[str, ...], slots: int, found: FoundEntity | None, join_key: str, source_folder: str
 ) -> str:
     """Text of the definition file, without its seal."""
     names = ["embedding_source", "embedding_view", *([] if found else ["item_entity"])]
@@ -133,12 +138,16 @@ def _source(
         lines.append(f"item = item_entity({json.dumps(join_key)})")
         item = "item"
     for feature_set in feature_sets:
-        name, path = json.dumps(feature_set), json.dumps(f"{source_folder.rstrip('/')}/{feature_set}")
-        lines += [
-            "",
-            f"{feature_set}_source = embedding_source({name}, {path}, {item})",
-            f"{view_name(feature_set)} = embedding_view({name}, {feature_set}_source, {item})",
-        ]
+        name = json.dumps(feature_set)
+        lines.append("")
+        for slot in range(1, slots + 1):
+            suffix, option = (f"_{slot}", f", slot={slot}") if slot > 1 else ("", "")
+            path = json.dumps(f"{source_folder.rstrip('/')}/{feature_set}{suffix}")
+            source = f"{feature_set}_source{suffix}"
+            lines += [
+                f"{source} = embedding_source({name}, {path}, {item}{option})",
+                f"{view_name(feature_set, slot)} = embedding_view({name}, {source}, {item}{option})",
+            ]
     return "\n".join(lines) + "\n"
 
 

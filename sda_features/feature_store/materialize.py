@@ -13,6 +13,7 @@ import redis
 
 from sda_features.errors import FeatureStoreError, OnlineStoreError
 from sda_features.feature_store.offline import pull_latest
+from sda_features.feature_store.online import TIMEOUT, check_online_store
 from sda_features.feature_store.parts import stored_rows
 from sda_features.feature_store.repo import FeatureSet, open_feature_set, quiet_feast
 from sda_features.feature_store.schema import EVENT_TIMESTAMP, ITEM_ID
@@ -22,7 +23,6 @@ from sda_features.serving.connection import RedisAddress, redis_errors
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 BATCH_ROWS = 10_000
 SAMPLE = 100
-TIMEOUT = 10.0  # seconds; a busy server that loads a catalogue may take a while
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,10 @@ class Materialized:
     seconds: float
 
 
-def materialize_view(repo_path: Path | str, feature_set: str, end: datetime | None = None) -> Materialized:
-    """Copy the newest row of each item of a feature set into the online store, through stock Feast.
+def materialize_view(
+    repo_path: Path | str, feature_set: str, end: datetime | None = None, *, slot: int = 1
+) -> Materialized:
+    """Copy the newest row of each item of a slot into the online store, through stock Feast.
 
     Registry and stores are those of the repo's feature_store.yaml. A Redis server is looked up
     first, and afterwards each item's event timestamp is read back from it. With another online
@@ -55,6 +57,7 @@ def materialize_view(repo_path: Path | str, feature_set: str, end: datetime | No
         repo_path: an applied Feast repo.
         feature_set: name of the feature set.
         end: rows after this instant are left out, with a time zone; None: now.
+        slot: number of the slot.
 
     Raises:
         FeatureStoreError: the repo is not applied, lacks the view, or there are no rows.
@@ -62,7 +65,7 @@ def materialize_view(repo_path: Path | str, feature_set: str, end: datetime | No
     """
     started = time.monotonic()
     end = end or datetime.now(UTC)
-    opened = open_feature_set(repo_path, feature_set)
+    opened = open_feature_set(repo_path, feature_set, slot)
     address = check_online_store(opened)
     rows = _newest_rows(opened, end)
     if not len(rows):
@@ -77,20 +80,6 @@ def materialize_view(repo_path: Path | str, feature_set: str, end: datetime | No
         _materialize(opened, end)
     checked = _check_redis(opened, address, rows) if address else _check_sample(opened, rows)
     return Materialized(opened.view.name, len(rows), checked, end, time.monotonic() - started)
-
-
-def check_online_store(opened: FeatureSet) -> RedisAddress | None:
-    """Look whether the repo's Redis server answers; None for another kind of online store, unchecked.
-
-    Raises:
-        OnlineStoreError: it does not.
-    """
-    if not opened.config.has_plain_redis:
-        return None
-    address = opened.config.redis_address()
-    with redis_errors(address), address.connect(timeout=TIMEOUT) as server:
-        server.ping()
-    return address
 
 
 def _materialize(opened: FeatureSet, end: datetime) -> None:

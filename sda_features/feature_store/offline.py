@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sda_features.errors import FeatureMismatchError, FeatureStoreError
-from sda_features.feature_store.repo import FeatureSet, open_feature_set, quiet_feast
+from sda_features.feature_store.repo import FeatureSet, quiet_feast
 from sda_features.feature_store.schema import EVENT_TIMESTAMP, ID_TYPES, ITEM_ID, column_dim
+from sda_features.feature_store.versions import open_version
 from sda_features.serving.codec import Mask, Matrix
 from sda_features.serving.layout import IMAGE, TEXT, VERSION, parse_item_id
 
@@ -41,7 +42,12 @@ class ItemVectors:
 
 
 def load_vectors(
-    repo_path: Path | str, feature_set: str, item_ids: Sequence[str], *, end: datetime | None = None
+    repo_path: Path | str,
+    feature_set: str,
+    item_ids: Sequence[str],
+    *,
+    version: str | None = None,
+    end: datetime | None = None,
 ) -> ItemVectors:
     """The newest vectors of items, read through the offline store that the repo names.
 
@@ -54,13 +60,14 @@ def load_vectors(
         repo_path: an applied Feast repo.
         feature_set: name of the feature set.
         item_ids: n ids; they may repeat. An unknown id has masks of False and rows of zeros.
+        version: adapter version whose slot is read; None: the live one, see `versions.open_version`.
         end: rows after this instant are not seen; None: now.
 
     Raises:
         FeatureStoreError: the repo is not applied, lacks the view, or holds no rows.
         FeatureMismatchError: stored vectors differ in dimension, or an id is not of the entity's type.
     """
-    opened = open_feature_set(repo_path, feature_set)
+    opened = open_version(repo_path, feature_set, version)
     rows = pull_latest(opened, end=end or datetime.now(UTC))
     if not len(rows):
         raise FeatureStoreError(

@@ -1,14 +1,17 @@
-"""The offline rows of a feature set as a folder of parquet parts.
+"""The offline rows of a slot as a folder of parquet parts.
 
 A part is written once, whole or not at all, and never changed; a newer row of an item lies in a
-later part and wins by its event timestamp.
+later part and wins by its event timestamp. compact.py replaces parts by fewer ones with the same
+newest rows.
 """
 
 from __future__ import annotations
 
 import hashlib
-from datetime import datetime
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +31,10 @@ from sda_features.feature_store.schema import (
 )
 from sda_features.serving.layout import IMAGE, TEXT, VERSION, IdType, parse_item_id
 
+T = TypeVar("T")
+
 DIM_KEY = b"sda_features.dim"  # in a part's schema metadata
+ATTEMPTS = 10  # to read parts that are being replaced
 
 
 def write_part(folder: Path | str, table: pa.Table, *, id_type: IdType = "string") -> Path:
@@ -49,25 +55,90 @@ def write_part(folder: Path | str, table: pa.Table, *, id_type: IdType = "string
             is not of `id_type`.
     """
     folder = Path(folder)
-    dim = check_table(table)
+    dim = check_table(table, newest=lambda: newest_timestamp(folder))
     ids = pa.array(
         [parse_item_id(item_id, id_type) for item_id in table[ITEM_ID].to_pylist()], ID_TYPES[id_type]
     )
     table = table.set_column(0, pa.field(ITEM_ID, ids.type, nullable=False), ids)
     if not len(table):
         raise FeatureStoreError("Expected rows to write, got an empty table.")
-    known = next((known for part in _parts(folder) if (known := _part_dim(part)) is not None), None)
+    known = stored_dim(folder)
     if None not in (dim, known) and dim != known:
         raise FeatureMismatchError(
             f"The parts in {folder} have vectors of dimension {known}, got {dim}. "
             "Write the vectors of another model to a feature set of their own."
         )
     _check_later(folder, table)
+    return save_part(folder, table, dim)
+
+
+def save_part(folder: Path, table: pa.Table, dim: int | None) -> Path:
+    """Write rows as a part without a look at what is there; see `write_part`."""
     table = table.replace_schema_metadata({DIM_KEY: str(dim or "")})
     target = folder / _part_name(table)
     with atomic_file(target) as temporary:
         pq.write_table(table, temporary, compression="zstd", use_dictionary=[VERSION])
     return target
+
+
+def part_paths(folder: Path | str) -> list[str]:
+    """The parts in a folder, sorted by name; none if it is missing.
+
+    A folder is listed until two lists agree: one that is made while parts are replaced could miss
+    both an old part and the one that has taken its place.
+    """
+    paths = None
+    while paths != (again := [str(path) for path in sorted(Path(folder).glob("*.parquet"))]):
+        paths = again
+    return again
+
+
+def read_parts(folder: Path | str, read: Callable[[list[str]], T]) -> T:
+    """`read` the parts in a folder, again if some of them are replaced meanwhile.
+
+    Raises:
+        FeatureStoreError: parts keep vanishing.
+    """
+    for _ in range(ATTEMPTS):
+        before = part_paths(folder)
+        try:
+            result = read(before)
+        except FileNotFoundError:
+            if before == part_paths(folder):
+                raise  # what is missing is not a part
+            continue
+        if set(before) <= set(part_paths(folder)):
+            return result
+    raise FeatureStoreError(
+        f"The parts in {folder} were replaced {ATTEMPTS} times while they were read. "
+        "Read again when no run is writing there."
+    )
+
+
+def stored_dim(folder: Path | str) -> int | None:
+    """Dimension of the vectors in a folder of parts; None without a vector."""
+    return read_parts(
+        folder,
+        lambda paths: next((dim for path in paths if (dim := _part_dim(path)) is not None), None),
+    )
+
+
+def newest_timestamp(folder: Path | str) -> datetime | None:
+    """The latest event timestamp in a folder of parts; None without a row."""
+
+    def newest(paths: list[str]) -> datetime | None:
+        if not paths:
+            return None
+        column = pa_dataset.dataset(paths).to_table(columns=[EVENT_TIMESTAMP])[EVENT_TIMESTAMP]
+        return pc.max(column).as_py()  # type: ignore[no-any-return]
+
+    return read_parts(folder, newest)
+
+
+def next_timestamp(folder: Path | str) -> datetime:
+    """Event timestamp for new rows: now, or just after the newest stored row if the clock is behind it."""
+    now, newest = datetime.now(UTC), newest_timestamp(folder)
+    return now if newest is None else max(now, newest + timedelta(microseconds=1))
 
 
 def stored_rows(folder: Path | str, *, end: datetime | None = None) -> pa.Table:
@@ -80,8 +151,11 @@ def stored_rows(folder: Path | str, *, end: datetime | None = None) -> pa.Table:
     Returns:
         Columns item_id, adapter_version, content_hash and event_timestamp, in no order.
     """
+    return read_parts(folder, lambda paths: _newest_rows(paths, end))
+
+
+def _newest_rows(paths: list[str], end: datetime | None) -> pa.Table:
     columns = [ITEM_ID, VERSION, CONTENT_HASH, EVENT_TIMESTAMP]
-    paths = _parts(Path(folder))
     if not paths:
         schema = pa.schema([pa.field(name, pa.string()) for name in columns[:3]])
         return schema.append(pa.field(EVENT_TIMESTAMP, pa.timestamp("us", tz="UTC"))).empty_table()
@@ -94,6 +168,12 @@ def stored_rows(folder: Path | str, *, end: datetime | None = None) -> pa.Table:
         .aggregate([("row", "min")])
     )
     return rows.take(first["row_min"])
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what runs that were killed have half written; only for the one who may write there."""
+    for path in folder.glob(".part-*"):
+        path.unlink(missing_ok=True)
 
 
 def _part_dim(path: str) -> int | None:
@@ -114,7 +194,7 @@ def _part_name(table: pa.Table) -> str:
 
 def _check_later(folder: Path, table: pa.Table) -> None:
     """Every item of `table` that has rows in `folder` must be newer than all of them."""
-    paths = _parts(folder)
+    paths = part_paths(folder)
     if not paths:
         return
     stored = pa_dataset.dataset(paths)
@@ -138,7 +218,3 @@ def _check_later(folder: Path, table: pa.Table) -> None:
             f"{row[f'{EVENT_TIMESTAMP}_stored'].isoformat()}, new {row[EVENT_TIMESTAMP].isoformat()}. Feast keeps "
             "the stored vectors on a tie. Stamp the new rows with a later event_timestamp."
         )
-
-
-def _parts(folder: Path) -> list[str]:
-    return [str(path) for path in sorted(folder.glob("*.parquet"))]

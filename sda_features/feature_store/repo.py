@@ -7,7 +7,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +23,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """One feature set of a Feast repo, as its registry describes it.
+    """One slot of a feature set, as the registry of a Feast repo describes it.
 
     Attributes:
         name: name of the feature set.
         config: the repo's feature_store.yaml.
         store: Feast's store.
-        view: the feature view.
+        slot: number of the slot, from 1.
+        view: its feature view.
         join_key: join key of its entity.
         id_type: type of its ids.
     """
@@ -37,13 +38,14 @@ class FeatureSet:
     name: str
     config: RepoConfig
     store: FeatureStore
+    slot: int
     view: FeatureView
     join_key: str
     id_type: IdType
 
     @property
     def folder(self) -> Path:
-        """Local folder with the parts of this feature set.
+        """Local folder with the parts of this slot.
 
         Raises:
             FeatureStoreError: the view's source is not a local folder.
@@ -59,14 +61,14 @@ class FeatureSet:
         return Path(self.store.repo_path, source.path.removeprefix("file://"))
 
 
-def open_feature_set(repo_path: Path | str, feature_set: str) -> FeatureSet:
-    """Find a feature set in the registry of a Feast repo.
+def open_feature_set(repo_path: Path | str, feature_set: str, slot: int = 1) -> FeatureSet:
+    """Find a slot of a feature set in the registry of a Feast repo.
 
     Raises:
         FeatureStoreError: the folder is not a Feast repo, `feast apply` has not been run there, or
             the registry has no such view.
     """
-    name = view_name(feature_set)
+    name = view_name(feature_set, slot)
     config = read_repo_config(repo_path)
     with quiet_feast():
         from feast import FeatureStore
@@ -91,7 +93,20 @@ def open_feature_set(repo_path: Path | str, feature_set: str) -> FeatureSet:
             "Define it with `embedding_view` of sda_features.feature_store.definitions."
         )
     ((join_key, value_type),) = columns.items()
-    return FeatureSet(feature_set, config, store, view, join_key, id_types[value_type])
+    return FeatureSet(feature_set, config, store, slot, view, join_key, id_types[value_type])
+
+
+def open_slots(repo_path: Path | str, feature_set: str) -> list[FeatureSet]:
+    """All slots of a feature set, from slot 1 to the first that the registry lacks.
+
+    Raises:
+        FeatureStoreError: see `open_feature_set`.
+    """
+    slots = [open_feature_set(repo_path, feature_set)]
+    views = {view.name: view for view in slots[0].store.list_feature_views()}
+    while view := views.get(view_name(feature_set, len(slots) + 1)):
+        slots.append(replace(slots[0], slot=len(slots) + 1, view=view))
+    return slots
 
 
 @contextlib.contextmanager
@@ -119,8 +134,8 @@ def _missing_view(store: Any, repo_path: Path | str, name: str) -> str:
     present = [view.name for view in store.list_feature_views()]
     if not present:
         return f"Nothing is registered in the Feast repo {repo_path}. Run `feast apply` there first."
-    ours = sorted(view for view in present if view.endswith(view_name("x")[1:]))
+    ours = sorted(view for view in present if view_name("x")[1:] in view)
     return (
         f"The Feast repo {repo_path} has no feature view {name}; item vectors there: {', '.join(ours) or 'none'}. "
-        "Add it with `sda-features init --feature-sets ...` and `feast apply`."
+        "Add it with `sda-features init --feature-sets ... --slots ...` and `feast apply`."
     )

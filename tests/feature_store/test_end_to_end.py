@@ -107,7 +107,7 @@ def test_a_view_without_rows(shop):
 def test_a_view_that_is_missing(shop):
     with pytest.raises(
         FeatureStoreError,
-        match=r"no feature view vit_item_embeddings; .*: sda_item_embeddings, vanilla_item_embeddings",
+        match=r"no feature view vit_item_embeddings; .*: sda_item_embeddings, sda_item_embeddings_2, vanilla_",
     ):
         load_vectors(shop, "vit", ["a"])
 

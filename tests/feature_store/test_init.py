@@ -35,7 +35,9 @@ def test_a_repo_without_items_gets_an_entity(repo):
     write(repo, 'driver = Entity(name="driver", join_keys=["driver_id"])')
     done = init_repo(repo)
     assert (done.action, done.entity, done.online_store) == ("created", None, "sqlite")
-    assert done.views == ("sda_item_embeddings", "vanilla_item_embeddings")
+    assert done.views == tuple(
+        f"{name}_item_embeddings{slot}" for name in ("sda", "vanilla") for slot in ("", "_2")
+    )
     assert entity_lines(done) == ['item = item_entity("item_id")']
 
 
@@ -95,7 +97,8 @@ def test_an_entity_made_by_a_function_is_named_by_its_place(repo):
         ("", {"entity": "goods"}, "found: none"),
         (ITEM.replace("STRING", "DOUBLE"), {}, "value_type STRING, INT32, INT64, got DOUBLE"),
         (ITEM.replace("item_id", "sku"), {}, "entity `item` at definitions:item with the join key 'sku'"),
-        ("", {"feature_sets": []}, "at least one feature set"),
+        ("", {"feature_sets": []}, "at least one feature set and one slot, got 0 and 2"),
+        ("", {"slots": 0}, "at least one feature set and one slot, got 2 and 0"),
     ],
 )
 def test_an_entity_that_does_not_fit(repo, source, options, message):
@@ -115,10 +118,26 @@ def test_again_is_the_same_and_other_options_update(repo):
     text = first.path.read_text()
     assert init_repo(repo).action == "unchanged"
     assert first.path.read_text() == text
-    done = init_repo(repo, feature_sets=["sda", "sda"], source_folder="/srv/vectors/", join_key="sku")
+    done = init_repo(
+        repo, feature_sets=["sda", "sda"], slots=1, source_folder="/srv/vectors/", join_key="sku"
+    )
     assert (done.action, done.views) == ("updated", ("sda_item_embeddings",))
     assert 'embedding_source("sda", "/srv/vectors/sda", item)' in done.path.read_text()
     assert 'item_entity("sku")' in done.path.read_text()
+
+
+def test_each_slot_has_a_view_and_a_folder_of_its_own(repo):
+    text = init_repo(repo, feature_sets=["sda"], slots=3).path.read_text()
+    assert text.endswith(
+        """
+sda_source = embedding_source("sda", "data/item_embeddings/sda", item)
+sda_item_embeddings = embedding_view("sda", sda_source, item)
+sda_source_2 = embedding_source("sda", "data/item_embeddings/sda_2", item, slot=2)
+sda_item_embeddings_2 = embedding_view("sda", sda_source_2, item, slot=2)
+sda_source_3 = embedding_source("sda", "data/item_embeddings/sda_3", item, slot=3)
+sda_item_embeddings_3 = embedding_view("sda", sda_source_3, item, slot=3)
+"""
+    )
 
 
 @pytest.mark.parametrize("edit", ["{}# mine\n", "# mine\n", "# mine\n{}", "", "{}\n"])
@@ -139,7 +158,11 @@ def test_the_command(repo):
     assert run.exit_code == 0
     assert "yours, definitions:item" in run.output
     assert "--join-key sku --id-type int64" in run.output
-    again = CliRunner().invoke(command, [str(repo), "--join-key", "sku", "--feature-sets", "a,b", "--json"])
+    again = CliRunner().invoke(
+        command, [str(repo), "--join-key", "sku", "--feature-sets", "a,b", "--slots", "2", "--json"]
+    )
     result = json.loads(again.output)
     assert (result["action"], result["entity"]) == ("unchanged", "definitions:item")
-    assert result["views"] == ["a_item_embeddings", "b_item_embeddings"]
+    assert result["views"] == [
+        *("a_item_embeddings", "a_item_embeddings_2", "b_item_embeddings", "b_item_embeddings_2")
+    ]

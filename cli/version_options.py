@@ -1,0 +1,44 @@
+"""What the verbs about versions share: options, and the table of versions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from sda_features.feature_store.versions import VersionState
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+def version_options(function: Decorated) -> Decorated:
+    """Decorate a command with `--repo`, `--feature-set` and `--json`."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object."),
+        click.option("--feature-set", default="sda", show_default=True, help="Feature set."),
+        click.option(
+            "--repo", type=click.Path(path_type=Path), default=".", show_default=True, help="Feast repo."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def show_versions(states: Sequence[VersionState], feature_set: str, as_json: bool) -> None:
+    """Print versions, one a line."""
+    if as_json:
+        versions = [asdict(state) for state in states]
+        click.echo(json.dumps({"feature_set": feature_set, "versions": versions}))
+        return
+    for state in states:
+        click.echo(
+            f"{state.version}  slot {state.slot}  {state.state:<10}  {state.items:>9,} items  "
+            f"dimension {state.dim}  {state.written or ''}".rstrip()
+        )
+    if not states:
+        click.echo(f"No version of {feature_set} is stored. Write one with `sda-features materialize`.")

@@ -1,0 +1,373 @@
+"""Versions of a feature set: which slot holds which, which one is live, and how they come and go.
+
+A slot is a feature view with a folder of parts (definitions.py). The record in Redis
+(serving/pointer.py) names complete versions only, so a version is not in it before its first
+materialisation has ended, and leaves it before its rows are deleted. Whatever is interrupted leaves
+a slot that holds rows and is not in the record: *unrecorded*. Materialise that version again to
+complete it, or prune it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import pyarrow.compute as pc
+import redis
+
+from sda_features.errors import FeatureStoreError, OnlineStoreError
+from sda_features.feature_store.lock import writing
+from sda_features.feature_store.online import delete_online, missing_online, online_server
+from sda_features.feature_store.parts import part_paths, remove_leftovers, stored_dim, stored_rows
+from sda_features.feature_store.repo import FeatureSet, open_slots
+from sda_features.feature_store.schema import ITEM_ID
+from sda_features.serving.layout import VERSION
+from sda_features.serving.pointer import Pointer, StoredVersion, move_pointer, pointer_key, read_pointer
+
+Held = Mapping[int, Collection[str]]
+
+
+@dataclass(frozen=True)
+class Versions:
+    """A feature set with a version record, and the server that keeps it.
+
+    Attributes:
+        name: name of the feature set.
+        slots: its slots; slot k is `slots[k - 1]`.
+        server: the online store.
+        key: key of the record.
+    """
+
+    name: str
+    slots: Sequence[FeatureSet]
+    server: redis.Redis
+    key: bytes
+
+    def record(self) -> Pointer:
+        """The record as it is now."""
+        return read_pointer(self.server, self.key)
+
+    def held(self) -> dict[int, tuple[str, ...]]:
+        """Slot -> versions of its newest offline rows, sorted; none for an empty slot."""
+        return {opened.slot: held_versions(opened) for opened in self.slots}
+
+
+@dataclass(frozen=True)
+class VersionState:
+    """One version of a feature set.
+
+    Attributes:
+        version: adapter version; several, joined by "+", in a slot that was written over before
+            versions had slots.
+        slot: number of its slot.
+        state: live: readers get it; previous: `rollback` returns to it; unrecorded: incomplete, or
+            from before there was a record.
+        items: items with a vector.
+        dim: dimension of the vectors; 0 if all are null.
+        store_dtype: how numbers are stored; None if unrecorded.
+        written: ISO time at which its last materialisation ended; None if unrecorded.
+    """
+
+    version: str
+    slot: int
+    state: Literal["live", "previous", "stored", "unrecorded"]
+    items: int
+    dim: int
+    store_dtype: str | None
+    written: str | None
+
+
+@contextlib.contextmanager
+def open_versions(repo_path: Path | str, feature_set: str) -> Iterator[Versions]:
+    """The slots and the record of a feature set; the connection is closed after the block.
+
+    Raises:
+        FeatureStoreError: it has one slot, or see `open_feature_set`.
+        OnlineStoreError: the online store is not a Redis server, or cannot be reached.
+    """
+    slots = open_slots(repo_path, feature_set)
+    with open_record(slots) as versions:
+        if versions is None and len(slots) == 1:
+            raise FeatureStoreError(
+                f"{slots[0].view.name} is the only slot of feature set {feature_set!r}: it holds one version, which "
+                "is live, and a new one replaces it item by item. Add a slot with `sda-features init --slots 2` "
+                "and `feast apply`."
+            )
+        if versions is None:
+            raise OnlineStoreError(
+                f"Versions are kept in Redis, and the online store of {slots[0].config.path} is "
+                f"{slots[0].config.online_type}: there, slot 1 is served and written over. Set online_store to "
+                "{type: redis, connection_string: 'localhost:6379'} and run `feast apply`."
+            )
+        yield versions
+
+
+@contextlib.contextmanager
+def open_record(slots: Sequence[FeatureSet]) -> Iterator[Versions | None]:
+    """As `open_versions`, for slots that are open; None if they have no record: one slot, or no Redis."""
+    with online_server(slots[0]) as server:
+        if server is None or len(slots) == 1:
+            yield None
+        else:
+            name = slots[0].name
+            yield Versions(name, slots, server, pointer_key(slots[0].config.project, name))
+
+
+def choose_slot(record: Pointer, version: str, held: Held) -> int:
+    """The slot to write a version to: the one that holds it, else an empty one.
+
+    Args:
+        record: the version record.
+        version: adapter version.
+        held: slot -> versions of its offline rows, for every slot.
+
+    Raises:
+        FeatureStoreError: neither exists.
+    """
+    if slot := record.slot_of(version):
+        return slot
+    taken = {stored.slot: stored.version for stored in record.versions.values()}
+    free = [slot for slot in sorted(held) if slot not in taken]
+    for contents in ({version}, set()):
+        if fitting := [slot for slot in free if set(held[slot]) == contents]:
+            return fitting[0]
+    contents_of = ", ".join(
+        f"slot {slot} holds {taken.get(slot) or ' and '.join(held[slot]) + ' (incomplete)'}"
+        + (" (live)" if taken.get(slot) and taken[slot] == record.live else "")
+        for slot in sorted(held)
+    )
+    raise FeatureStoreError(
+        f"There is no free slot for version {version}: {contents_of}. Remove a version that is no longer needed with "
+        "`sda-features prune VERSION`, or add a slot with `sda-features init --slots` and `feast apply`."
+    )
+
+
+@contextlib.contextmanager
+def slot_for(slots: Sequence[FeatureSet], versions: Versions | None, version: str) -> Iterator[FeatureSet]:
+    """The slot to write a version to, locked for this process while the block runs.
+
+    Without a record it is slot 1. Rows that were served before there was a record are recorded
+    first, so that they stay live.
+
+    Args:
+        slots: the slots of the feature set.
+        versions: their record, see `open_record`.
+        version: adapter version.
+
+    Raises:
+        FeatureStoreError: no slot is free, or another run is writing there.
+    """
+    if versions is None:
+        with writing(slots[0].folder):
+            yield slots[0]
+        return
+    _adopt(versions, version)
+    chosen = choose_slot(versions.record(), version, versions.held())
+    with writing(slots[chosen - 1].folder):
+        if choose_slot(versions.record(), version, versions.held()) != chosen:
+            raise FeatureStoreError(f"Another run has just taken slot {chosen}. Run again.")
+        yield slots[chosen - 1]
+
+
+def record_version(versions: Versions, opened: FeatureSet, version: str, *, promote: bool) -> Pointer:
+    """Enter a version that is complete in its slot, offline and online, into the record.
+
+    The first version of a feature set becomes live, a later one only with `promote`.
+    """
+    stored = _stored_version(opened, version)
+
+    def change(record: Pointer) -> Pointer:
+        entered = record.with_version(stored)
+        return entered.promoted(version) if promote or entered.live is None else entered
+
+    return move_pointer(versions.server, versions.key, change)
+
+
+def list_versions(versions: Versions) -> list[VersionState]:
+    """What every slot that is not empty holds, in the order of the slots."""
+    record = versions.record()
+    listed = []
+    for opened in versions.slots:
+        held = held_versions(opened)
+        complete = [stored for stored in record.versions.values() if stored.slot == opened.slot]
+        for stored in complete:
+            names: dict[str | None, Literal["live", "previous"]] = {
+                record.previous: "previous",
+                record.live: "live",
+            }
+            listed.append(
+                VersionState(
+                    stored.version,
+                    stored.slot,
+                    names.get(stored.version, "stored"),
+                    stored.items,
+                    stored.dim,
+                    stored.store_dtype,
+                    stored.written,
+                )
+            )
+        if held and not complete:
+            items, dim = len(stored_rows(opened.folder)), stored_dim(opened.folder) or 0
+            listed.append(VersionState("+".join(held), opened.slot, "unrecorded", items, dim, None, None))
+    return listed
+
+
+def promote(versions: Versions, version: str) -> Pointer:
+    """Make a version live, in one step; `version` may be an unambiguous beginning of it.
+
+    Raises:
+        FeatureStoreError: no such complete version, or several begin like that.
+    """
+    return move_pointer(
+        versions.server,
+        versions.key,
+        lambda record: record.promoted(match_version(version, list(record.versions), versions.name)),
+    )
+
+
+def rollback(versions: Versions) -> Pointer:
+    """Make the version live that was live before; a second call returns.
+
+    Raises:
+        FeatureStoreError: none was, or it has been pruned.
+    """
+
+    def change(record: Pointer) -> Pointer:
+        if record.previous is None:
+            others = [version for version in record.versions if version != record.live]
+            raise FeatureStoreError(
+                f"There is nothing to roll back to: no version of feature set {versions.name!r} was live before "
+                f"{record.live or 'now'}, or it has been pruned. Stored besides: {', '.join(others) or 'none'}."
+            )
+        return record.promoted(record.previous)
+
+    return move_pointer(versions.server, versions.key, change)
+
+
+def prune(
+    versions: Versions, names: Collection[str] = (), *, keep: Collection[str] = ()
+) -> list[VersionState]:
+    """Delete versions, online by exact key and field, and offline: those named, or all that are not live.
+
+    A version leaves the record first, then its rows go; a run that was interrupted is completed by
+    the next. Without a live version, slot 1 is served, and goes only if it is named.
+
+    Args:
+        names: versions to delete, or unambiguous beginnings of them.
+        keep: versions to keep when none is named.
+
+    Returns:
+        What was deleted.
+
+    Raises:
+        FeatureStoreError: a name is unknown, ambiguous or live, or a run is writing to its slot.
+    """
+    listed = {state.version: state for state in list_versions(versions)}
+    live = versions.record().live
+    chosen = {match_version(name, list(listed), versions.name) for name in names}
+    if not names:
+        kept = {match_version(name, list(listed), versions.name) for name in keep}
+        served = {live} if live else {state.version for state in listed.values() if state.slot == 1}
+        chosen = set(listed) - kept - served
+    for version in chosen:
+        _empty_slot(versions, listed[version])
+    return [state for state in listed.values() if state.version in chosen]
+
+
+def match_version(name: str, known: Collection[str], feature_set: str) -> str:
+    """The one version of `known` that is `name` or begins with it.
+
+    Raises:
+        FeatureStoreError: there is none, or several.
+    """
+    matches = [version for version in known if version.startswith(name)] if name else []
+    if name in matches:
+        return name
+    if len(matches) != 1:
+        raise FeatureStoreError(
+            f"Expected one version of feature set {feature_set!r} that begins with {name!r}, found "
+            f"{len(matches)}; stored: {', '.join(sorted(known)) or 'none'}."
+        )
+    return matches[0]
+
+
+def open_version(repo_path: Path | str, feature_set: str, version: str | None = None) -> FeatureSet:
+    """The slot whose offline rows are of a version, by default the live one.
+
+    Redis is asked only if the folders leave a choice, so that a trainer needs none as a rule.
+
+    Raises:
+        FeatureStoreError: no slot holds that version, or see `open_feature_set`.
+        OnlineStoreError: the record is needed and cannot be read.
+    """
+    slots = open_slots(repo_path, feature_set)
+    held = {opened.slot: held_versions(opened) for opened in slots}
+    filled = [opened for opened in slots if held[opened.slot]]
+    if version is not None:
+        name = match_version(version, [name for names in held.values() for name in names], feature_set)
+        return next(opened for opened in slots if name in held[opened.slot])
+    if len(filled) == 1:
+        return filled[0]
+    with open_record(slots) as versions:
+        slot = versions.record().slot_of() if versions else None
+    return slots[(slot or 1) - 1]
+
+
+def held_versions(opened: FeatureSet) -> tuple[str, ...]:
+    """Versions of the newest offline rows of a slot, sorted; none if its rows are not in a local folder."""
+    try:
+        rows = stored_rows(opened.folder)
+    except FeatureStoreError:
+        return ()
+    return tuple(sorted(pc.unique(rows[VERSION]).to_pylist()))
+
+
+def _adopt(versions: Versions, version: str) -> None:
+    """Record what slot 1 holds as live if there is no record and all of it is online, as one version."""
+    first = versions.slots[0]
+    held = held_versions(first)
+    if len(held) != 1 or held[0] == version or versions.record() != Pointer():
+        return
+    if missing_online(versions.server, first, stored_rows(first.folder)):
+        return
+    stored = _stored_version(first, held[0])
+    move_pointer(
+        versions.server,
+        versions.key,
+        lambda record: record if record != Pointer() else record.with_version(stored).promoted(held[0]),
+    )
+
+
+def _stored_version(opened: FeatureSet, version: str) -> StoredVersion:
+    return StoredVersion(
+        version,
+        opened.slot,
+        items=len(stored_rows(opened.folder)),
+        dim=stored_dim(opened.folder) or 0,
+        store_dtype="float32",
+        written=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _empty_slot(versions: Versions, state: VersionState) -> None:
+    """Take a version out of the record, then delete its rows online, then offline."""
+    opened = versions.slots[state.slot - 1]
+
+    def forget(record: Pointer) -> Pointer:
+        if record.live == state.version:
+            raise FeatureStoreError(
+                f"Version {state.version} is live. Promote another version before pruning it; stored: "
+                f"{', '.join(sorted(record.versions))}."
+            )
+        return record.without_version(state.version)
+
+    with writing(opened.folder):
+        move_pointer(versions.server, versions.key, forget)
+        delete_online(opened, stored_rows(opened.folder)[ITEM_ID].to_pylist())
+        for path in part_paths(opened.folder):
+            Path(path).unlink()
+        remove_leftovers(opened.folder)

@@ -1,0 +1,7 @@
+"""Jobs that join parts which do not know each other: encoder to feature store, feature store to trainer."""
+
+from sda_features.workflows.adapt import adapt, plan_adapt
+from sda_features.workflows.materialize import MaterializeResult, materialize
+from sda_features.workflows.train import train_recommender
+
+__all__ = ["MaterializeResult", "adapt", "materialize", "plan_adapt", "train_recommender"]

@@ -1,0 +1,189 @@
+"""Catalogue to vectors to Feast: the incremental run behind `sda-features materialize`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from sda_features.catalog import Catalog, CatalogReport, Item
+from sda_features.config import CatalogSettings
+from sda_features.errors import CatalogError, FeatureStoreError
+
+if TYPE_CHECKING:
+    from sda_features.feature_store.repo import FeatureSet
+    from sda_features.lvlm.checkpoint import LoadedEncoder
+
+MODALITIES = 2  # vectors of a complete item
+
+
+@dataclass(frozen=True)
+class MaterializeResult:
+    """What `materialize` did.
+
+    Attributes:
+        view: feature view that was written.
+        version: adapter version of its vectors.
+        live: version that readers get now.
+        encoded: items encoded in this run.
+        unchanged: items whose stored vectors are of this version and content.
+        removed: items that were stored and are gone from the catalogue.
+        online_rows: items of the view, all seen in the online store afterwards.
+        report: bad catalogue rows.
+    """
+
+    view: str
+    version: str
+    live: str
+    encoded: int
+    unchanged: int
+    removed: int
+    online_rows: int
+    report: CatalogReport
+
+
+def materialize(
+    repo: Path,
+    feature_set: str,
+    catalog_settings: CatalogSettings,
+    load_encoder: Callable[[], LoadedEncoder],
+    *,
+    batch_size: int = 32,
+    shard_rows: int = 1024,
+    promote: bool = False,
+    max_removed: float = 0.1,
+    progress: bool = True,
+) -> MaterializeResult:
+    """Encode the items of a catalogue and write their vectors to Feast, offline then online.
+
+    Vectors of another version than the stored ones go to a free slot of the feature set, and are
+    not served before they are promoted; the first version is live at once. Vectors of a stored
+    version are brought up to date in place. A feature set with one slot, or with an online store
+    that is not Redis, has no versions: slot 1 is written over, and what it holds is live.
+
+    Each shard becomes one offline part as soon as it is encoded. A run that follows an interrupted
+    one, or a change of the catalogue, encodes only items whose content or version is not stored,
+    and deletes those that are gone. An item whose row is no longer usable keeps its vectors; the
+    report names it.
+
+    Args:
+        repo: an applied Feast repo that defines the feature set.
+        feature_set: e.g. "sda".
+        catalog_settings: the catalogue.
+        load_encoder: gives the encoder; called after repo, catalogue and online store have been
+            found usable, because a model takes long to load.
+        batch_size: sequences encoded together.
+        shard_rows: items of one offline part.
+        promote: make the version live when it is complete.
+        max_removed: share of the stored items that may be gone from the catalogue; more look like
+            the wrong or half a catalogue, and nothing is done.
+        progress: show a bar on standard error.
+
+    Raises:
+        CatalogError, FeatureStoreError, OnlineStoreError, CheckpointError: see the message.
+    """
+    from sda_features.feature_store.compact import compact
+    from sda_features.feature_store.materialize import materialize_view
+    from sda_features.feature_store.online import delete_online
+    from sda_features.feature_store.parts import next_timestamp, remove_leftovers, stored_rows
+    from sda_features.feature_store.repo import open_slots
+    from sda_features.feature_store.versions import open_record, record_version, slot_for
+
+    catalog = Catalog(catalog_settings)
+    slots = open_slots(repo, feature_set)
+    with open_record(slots) as versions:
+        if promote and versions is None:
+            raise FeatureStoreError(
+                f"--promote is for feature sets with versions; {slots[0].view.name} is written over and served as it "
+                "is. Versions need a Redis server as online store and two slots (`sda-features init --slots 2`)."
+            )
+        loaded = load_encoder()
+        with slot_for(slots, versions, loaded.version) as opened:
+            remove_leftovers(opened.folder)
+            stored = stored_rows(opened.folder)
+            gone = _gone(stored["item_id"].to_pylist(), catalog, max_removed)
+            known = {
+                str(row["item_id"]): row["content_hash"]
+                for row in stored.select(["item_id", "adapter_version", "content_hash"]).to_pylist()
+                if row["adapter_version"] == loaded.version
+            }
+            stamp = next_timestamp(opened.folder)
+            encoded, unchanged = _encode(
+                opened, catalog, loaded, known, stamp, batch_size, shard_rows, progress
+            )
+            delete_online(opened, gone)  # before the rows that name them
+            compact(opened.folder, remove=gone)
+            online = materialize_view(repo, feature_set, max(stamp, datetime.now(UTC)), slot=opened.slot)
+            live = loaded.version
+            if versions:
+                record = record_version(versions, opened, loaded.version, promote=promote)
+                live = record.live or live
+    return MaterializeResult(
+        online.view, loaded.version, live, encoded, unchanged, len(gone), online.rows, catalog.report
+    )
+
+
+def _encode(
+    opened: FeatureSet,
+    catalog: Catalog,
+    loaded: LoadedEncoder,
+    known: Mapping[str, str],
+    stamp: datetime,
+    batch_size: int,
+    shard_rows: int,
+    progress: bool,
+) -> tuple[int, int]:
+    """Write a part for each shard of items that are not `known`; return how many items were not, and were."""
+    from sda_features.feature_store.parts import write_part
+    from sda_features.feature_store.schema import vectors_table
+    from sda_features.lvlm.encode import encode_items
+
+    unchanged = encoded = 0
+
+    def changed_items() -> Iterator[Item]:
+        nonlocal unchanged
+        for item in catalog.items(known):
+            if known.get(item.item_id) == item.content_hash:
+                unchanged += 1
+                bar.update(MODALITIES)
+            else:
+                yield item
+
+    with tqdm(desc="encoding", total=MODALITIES * catalog.rows, unit="vector", disable=not progress) as bar:
+        for shard in encode_items(loaded, changed_items(), batch_size, shard_rows, bar.update):
+            table = vectors_table(
+                shard.item_ids,
+                text=shard.text,
+                text_found=shard.text_found,
+                image=shard.image,
+                image_found=shard.image_found,
+                adapter_version=loaded.version,
+                content_hashes=shard.content_hashes,
+                event_timestamp=stamp,
+            )
+            write_part(opened.folder, table, id_type=opened.id_type)
+            encoded += len(shard.item_ids)
+    return encoded, unchanged
+
+
+def _gone(stored: Sequence[str | int], catalog: Catalog, max_removed: float) -> list[str | int]:
+    """Stored ids that the catalogue lacks.
+
+    Raises:
+        CatalogError: they are more than the share `max_removed`.
+    """
+    if not stored:
+        return []
+    present = set(catalog.ids())
+    gone = [item_id for item_id in stored if str(item_id) not in present]
+    if len(gone) > max_removed * len(stored):
+        raise CatalogError(
+            f"{len(gone):,} of {len(stored):,} stored items, such as {gone[0]!r}, are not in "
+            f"{catalog.settings.path}: above --max-removed {max_removed:g}. Nothing was changed. Give the whole "
+            "catalogue, or raise the limit to delete their vectors."
+        )
+    return gone
