@@ -89,7 +89,7 @@ def read_rows(dataset: pa_dataset.FileSystemDataset, rows: Integers, columns: Se
     tables, start = [schema.empty_table()], 0
     for fragment in dataset.get_fragments():
         for piece in fragment.split_by_row_group(schema=dataset.schema):
-            count = piece.count_rows()
+            count = sum(group.num_rows for group in piece.row_groups)
             here = rows[slice(*np.searchsorted(rows, [start, start + count]))] - start
             if len(here):
                 table = piece.to_table(schema=dataset.schema, columns=list(columns))
