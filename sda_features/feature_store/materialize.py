@@ -13,7 +13,7 @@ import redis
 
 from sda_features.errors import FeatureStoreError, OnlineStoreError
 from sda_features.feature_store.offline import pull_latest
-from sda_features.feature_store.online import TIMEOUT, check_online_store
+from sda_features.feature_store.online_rows import TIMEOUT, check_online_store
 from sda_features.feature_store.parts import stored_rows
 from sda_features.feature_store.repo import FeatureSet, open_feature_set, quiet_feast
 from sda_features.feature_store.schema import EVENT_TIMESTAMP, ITEM_ID

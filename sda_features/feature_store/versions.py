@@ -21,7 +21,7 @@ import redis
 
 from sda_features.errors import FeatureStoreError, OnlineStoreError
 from sda_features.feature_store.lock import writing
-from sda_features.feature_store.online import delete_online, missing_online, online_server
+from sda_features.feature_store.online_rows import delete_online, missing_online, online_server
 from sda_features.feature_store.parts import part_paths, remove_leftovers, stored_dim, stored_rows
 from sda_features.feature_store.repo import FeatureSet, open_slots
 from sda_features.feature_store.schema import ITEM_ID
@@ -349,7 +349,7 @@ def _stored_version(opened: FeatureSet, version: str) -> StoredVersion:
         items=len(stored_rows(opened.folder)),
         dim=stored_dim(opened.folder) or 0,
         store_dtype="float32",
-        written=datetime.now(UTC).isoformat(timespec="seconds"),
+        written=datetime.now(UTC).isoformat(timespec="microseconds"),  # readers' caches go by it
     )
 
 

@@ -88,7 +88,7 @@ def materialize(
     """
     from sda_features.feature_store.compact import compact
     from sda_features.feature_store.materialize import materialize_view
-    from sda_features.feature_store.online import delete_online
+    from sda_features.feature_store.online_rows import delete_online
     from sda_features.feature_store.parts import next_timestamp, remove_leftovers, stored_rows
     from sda_features.feature_store.repo import open_slots
     from sda_features.feature_store.versions import open_record, record_version, slot_for
