@@ -5,10 +5,9 @@ uvicorn --factory examples.ranking_service.app:create_app
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import gc
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 import torch
@@ -20,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sda_features.errors import FeatureMismatchError, SettingsError
 from sda_features.recommenders.saved import LoadedRecommender, load_run
-from sda_features.serving import EmbeddingClient, Embeddings
+from sda_features.serving import AsyncEmbeddingClient
 from sda_features.serving.layout import parse_item_id
 
 from .breaker import CircuitBreaker
@@ -63,30 +62,16 @@ class RankResponse(BaseModel):
     vectors_version: str | None
 
 
-class ThreadedReader:
-    """`EmbeddingClient` in a thread, so that the event loop goes on."""
-
-    def __init__(self, client: EmbeddingClient) -> None:
-        self._client = client
-
-    async def get(self, item_ids: Sequence[str]) -> Embeddings:
-        """See `EmbeddingClient.get`."""
-        return await asyncio.to_thread(self._client.get, item_ids)
-
-    async def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
-
-
 def create_app(settings: ServiceSettings | None = None, reader: VectorReader | None = None) -> FastAPI:
     """The service.
 
     Args:
         settings: none: from the environment.
-        reader: of vectors; none: Feast's online store in Redis, as the settings name it.
+        reader: of vectors; none: the online store of the repo.
 
     Raises:
-        SettingsError, CheckpointError: the service cannot start; Redis may be away.
+        SettingsError, CheckpointError, FeatureStoreError, OnlineStoreError: the service is set up
+            wrongly. A Redis that is away is no such error.
     """
     settings = settings or ServiceSettings.from_environment()
     run = _load(settings)
@@ -171,17 +156,14 @@ def _load(settings: ServiceSettings) -> LoadedRecommender:
 
 def _reader(settings: ServiceSettings, run: LoadedRecommender) -> VectorReader:
     dims = {len(scaling.mean) for scaling in run.scalings.values()}
-    client = EmbeddingClient(
-        settings.redis,
-        project=settings.project,
-        feature_set=settings.feature_set,
+    return AsyncEmbeddingClient.from_repo(
+        settings.repo,
+        settings.feature_set,
         join_key=settings.join_key,
         id_type=settings.id_type,
         dim=dims.pop() if dims else None,
         version=run.vectors_version,
-        timeout=settings.deadline_ms / 1000,
     )
-    return ThreadedReader(client)
 
 
 def _check(request: RankRequest, settings: ServiceSettings) -> None:

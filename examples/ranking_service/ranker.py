@@ -18,18 +18,16 @@ from .breaker import CircuitBreaker
 from .metrics import Metrics
 
 Basis: TypeAlias = Literal["vectors", "run", "popularity"]
-Reason: TypeAlias = Literal[
-    "redis_timeout", "redis_unavailable", "redis_paused", "wrong_vectors", "missing_vectors"
-]
+Reason: TypeAlias = Literal["redis_unavailable", "redis_paused", "wrong_vectors", "missing_vectors"]
 Vectors: TypeAlias = dict[str, NDArray[np.float32]]  # modality -> [n, d]
-PROBES = 32  # items that `check` looks up
+PROBES, CHECK_DEADLINE = 32, 1.0  # items that `check` looks up; its patience in seconds
 
 
 class VectorReader(Protocol):
-    """Reads vectors; `EmbeddingClient` behind an await."""
+    """What is used of `AsyncEmbeddingClient`."""
 
-    async def get(self, item_ids: Sequence[str]) -> Embeddings:
-        """Vectors in the order of the request."""
+    async def get(self, item_ids: Sequence[str], *, deadline: float) -> Embeddings:
+        """Vectors in the order of the request, or an error within `deadline` seconds."""
 
     async def close(self) -> None:
         """Close the connections."""
@@ -100,11 +98,8 @@ class Ranker:
         popular = np.argsort(-self.run.interactions * self.run.has_vector, kind="stable")[:PROBES]
         ids = [self.run.item_ids[code - 1] for code in popular.tolist() if code]
         try:
-            async with asyncio.timeout(max(self.deadline, 1.0)):
-                found = await self.reader.get(ids)
+            found = await self.reader.get(ids, deadline=CHECK_DEADLINE)
             scored = self.run.score([], ids, self._vectors(found))
-        except TimeoutError:
-            return "Redis does not answer."
         except (OnlineStoreError, FeatureMismatchError) as error:
             return str(error)
         if not scored.fresh:
@@ -121,15 +116,12 @@ class Ranker:
         reason: Reason | None = None
         with self.metrics.lookup_seconds.time():
             try:
-                async with asyncio.timeout(self.deadline):
-                    vectors = self._vectors(await self.reader.get(ids))
-            except TimeoutError:
-                reason = "redis_timeout"
+                vectors = self._vectors(await self.reader.get(ids, deadline=self.deadline))
             except OnlineStoreError:
                 reason = "redis_unavailable"
             except FeatureMismatchError:
                 reason = "wrong_vectors"
-        if reason in ("redis_timeout", "redis_unavailable"):
+        if reason == "redis_unavailable":
             self.breaker.failure()
         else:
             self.breaker.success()

@@ -19,8 +19,7 @@ class ServiceSettings(Settings):
     """Read by `from_environment`: RANKING_RUN sets `run`, and so on."""
 
     run: Path = Field(description="Run folder of a trained recommender.")
-    redis: str = Field("redis://localhost:6379", repr=False, description="Redis URL; may hold a password.")
-    project: str = Field(description="Feast project.")
+    repo: Path = Field(description="Feast repo: a folder with feature_store.yaml.")
     feature_set: str = Field("sda", description="Feature set whose vectors the run was trained on.")
     join_key: str = Field("item_id", description="Join key of the item entity.")
     id_type: IdType = Field("string", description="Type of item ids in Feast.")
