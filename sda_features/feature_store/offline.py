@@ -12,11 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sda_features.errors import FeatureMismatchError, FeatureStoreError
+from sda_features.feature_store.parts import read_parts
 from sda_features.feature_store.repo import FeatureSet, quiet_feast
 from sda_features.feature_store.schema import EVENT_TIMESTAMP, ID_TYPES, ITEM_ID, column_dim
 from sda_features.feature_store.versions import open_version
 from sda_features.serving.codec import Mask, Matrix
 from sda_features.serving.layout import IMAGE, TEXT, VERSION, parse_item_id
+
+END_OF_TIME = datetime(2200, 1, 1, tzinfo=UTC)  # pandas counts nanoseconds and ends in 2262
 
 
 @dataclass(frozen=True)
@@ -61,14 +64,14 @@ def load_vectors(
         feature_set: name of the feature set.
         item_ids: n ids; they may repeat. An unknown id has masks of False and rows of zeros.
         version: adapter version whose slot is read; None: the live one, see `versions.open_version`.
-        end: rows after this instant are not seen; None: now.
+        end: rows after this instant are not seen; None: all are.
 
     Raises:
         FeatureStoreError: the repo is not applied, lacks the view, or holds no rows.
         FeatureMismatchError: stored vectors differ in dimension, or an id is not of the entity's type.
     """
     opened = open_version(repo_path, feature_set, version)
-    rows = pull_latest(opened, end=end or datetime.now(UTC))
+    rows = pull_latest(opened, end=end or END_OF_TIME)
     if not len(rows):
         raise FeatureStoreError(
             f"The offline store has no rows of {opened.view.name}. Write them with `sda-features materialize`."
@@ -101,7 +104,8 @@ def pull_latest(opened: FeatureSet, *, end: datetime) -> pa.Table:
         from feast.infra.offline_stores.offline_utils import get_offline_store_from_config
 
         offline_store = get_offline_store_from_config(opened.store.config.offline_store)
-        try:
+
+        def pull() -> pa.Table:
             job = offline_store.pull_latest_from_table_or_query(
                 config=opened.store.config,
                 data_source=source,
@@ -112,7 +116,11 @@ def pull_latest(opened: FeatureSet, *, end: datetime) -> pa.Table:
                 start_date=datetime(1970, 1, 1, tzinfo=UTC),
                 end_date=end,
             )
-            table = job.to_arrow()
+            return job.to_arrow()
+
+        try:
+            # Feast lists and reads a folder itself, so this side only looks whether parts vanished meanwhile.
+            table = read_parts(opened.folder, lambda _: pull()) if opened.is_local else pull()
         except FileNotFoundError:
             raise FeatureStoreError(
                 f"The offline store has no rows of {opened.view.name}: {source.name} names no existing file. "

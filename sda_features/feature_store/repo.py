@@ -44,16 +44,22 @@ class FeatureSet:
     id_type: IdType
 
     @property
+    def is_local(self) -> bool:
+        """Whether the rows are in a local folder of parts."""
+        from feast import FileSource
+
+        source = self.view.batch_source
+        return isinstance(source, FileSource) and "://" not in source.path.removeprefix("file://")
+
+    @property
     def folder(self) -> Path:
         """Local folder with the parts of this slot.
 
         Raises:
             FeatureStoreError: the view's source is not a local folder.
         """
-        from feast import FileSource
-
         source = self.view.batch_source
-        if not isinstance(source, FileSource) or "://" in source.path.removeprefix("file://"):
+        if not self.is_local:
             raise FeatureStoreError(
                 f"Expected {self.view.name} to read a local folder of parquet parts, got "
                 f"{type(source).__name__}. Write its rows with the tools of that source."

@@ -319,10 +319,9 @@ def open_version(repo_path: Path | str, feature_set: str, version: str | None = 
 
 def held_versions(opened: FeatureSet) -> tuple[str, ...]:
     """Versions of the newest offline rows of a slot, sorted; none if its rows are not in a local folder."""
-    try:
-        rows = stored_rows(opened.folder)
-    except FeatureStoreError:
+    if not opened.is_local:
         return ()
+    rows = stored_rows(opened.folder)
     return tuple(sorted(pc.unique(rows[VERSION]).to_pylist()))
 
 

@@ -84,10 +84,15 @@ class Rows:
 
 @pytest.fixture
 def make_repo(tmp_path, redis_server, new_project) -> Callable[..., Path]:
-    """Make a repo with a view `sda`, applied in this process."""
+    """Make a repo with views of the feature set `sda`, one a slot, applied in this process."""
 
     def make(
-        *, server: tuple[str, int] | None = redis_server, name: str = "repo", entity: bool = True
+        *,
+        server: tuple[str, int] | None = redis_server,
+        name: str = "repo",
+        entity: bool = True,
+        slots: int = 1,
+        project: str | None = None,
     ) -> Path:
         from feast import FeatureStore
 
@@ -95,11 +100,13 @@ def make_repo(tmp_path, redis_server, new_project) -> Callable[..., Path]:
 
         repo = tmp_path / name
         repo.mkdir()
-        (repo / "feature_store.yaml").write_text(config(new_project(), server))
+        (repo / "feature_store.yaml").write_text(config(project or new_project(), server))
         item = item_entity()
-        source = embedding_source("sda", "data/sda", item)
+        folders = {slot: "data/sda" + (f"_{slot}" if slot > 1 else "") for slot in range(1, slots + 1)}
+        sources = {slot: embedding_source("sda", path, item, slot=slot) for slot, path in folders.items()}
+        views = [embedding_view("sda", source, item, slot=slot) for slot, source in sources.items()]
         with quiet_feast():
-            objects = [source, embedding_view("sda", source, item), *([item] if entity else [])]
+            objects = [*sources.values(), *views, *([item] if entity else [])]
             FeatureStore(repo_path=str(repo)).apply(objects)
         return repo
 

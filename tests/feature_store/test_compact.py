@@ -1,0 +1,222 @@
+"""Compaction: the same newest rows before, between any two of its steps, and afterwards."""
+
+import os
+import random
+import subprocess
+import sys
+import threading
+from datetime import timedelta
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pa_dataset
+import pytest
+
+from sda_features.errors import FeatureStoreError
+from sda_features.feature_store import compact as compact_module
+from sda_features.feature_store.compact import compact
+from sda_features.feature_store.offline import load_vectors
+from sda_features.feature_store.parts import part_paths, read_parts, stored_rows
+from sda_features.feature_store.repo import quiet_feast
+from tests.feature_store.conftest import NOON, Rows
+
+
+def fill(folder: Path, runs: int = 6, items: int = 40, dim: int = 3) -> None:
+    """So many runs that each rewrite a random half of the items."""
+    rng = random.Random(0)
+    ids = [f"i{number:03}" for number in range(items)]
+    Rows.random(ids, dim).write(folder)
+    for run in range(1, runs):
+        chosen = sorted(rng.sample(ids, items // 2))
+        Rows.random(chosen, dim, seed=run).write(folder, time=NOON + timedelta(hours=run))
+
+
+def newest(folder: Path) -> dict[str, tuple]:
+    """Item -> its newest row, by a slow plain reading of every row."""
+    rows: dict[str, tuple] = {}
+    for row in pa_dataset.dataset(part_paths(folder)).to_table().to_pylist():
+        found = (row["event_timestamp"], row["text_embedding"], row["image_embedding"], row["content_hash"])
+        if row["item_id"] not in rows or found[0] > rows[row["item_id"]][0]:
+            rows[row["item_id"]] = found
+    return rows
+
+
+def test_nothing_is_done_without_need(tmp_path):
+    assert compact(tmp_path / "absent") is None
+    Rows.random(list("abcdefgh")).write(tmp_path)
+    Rows.random(["a", "b"], seed=1).write(tmp_path, time=NOON + timedelta(hours=1))
+    before = part_paths(tmp_path)
+    assert compact(tmp_path) is None  # a quarter is superseded, which is put up with
+    assert part_paths(tmp_path) == before
+    Rows.random(["a"], seed=2).write(tmp_path, time=NOON + timedelta(hours=2))
+    done = compact(tmp_path)
+    assert (done.parts_before, done.parts, done.rows_before, done.rows) == (3, 1, 11, 8)
+
+
+def test_many_parts_become_few(tmp_path, monkeypatch):
+    monkeypatch.setattr(compact_module, "PART_ROWS", 16)
+    monkeypatch.setattr("sda_features.feature_store.latest.BATCH_ROWS", 5)
+    for number in range(40):
+        Rows.random([f"{number}"], seed=number).write(tmp_path, time=NOON + timedelta(minutes=number))
+    expected = newest(tmp_path)
+    done = compact(tmp_path)
+    assert (done.parts_before, done.rows_before, done.rows) == (40, 40, 40)
+    assert done.parts == len(part_paths(tmp_path)) <= 4
+    assert newest(tmp_path) == expected
+    assert compact(tmp_path) is None
+
+
+def test_removed_items_leave_and_nothing_else(tmp_path):
+    fill(tmp_path)
+    expected = newest(tmp_path)
+    gone = ["i003", "i017", "never"]
+    compact(tmp_path, remove=gone)
+    assert newest(tmp_path) == {key: row for key, row in expected.items() if key not in gone}
+    compact(tmp_path, remove=list(expected))
+    assert part_paths(tmp_path) == []
+
+
+def test_integer_ids(tmp_path):
+    Rows.random(["7", "8"]).write(tmp_path, id_type="int64")
+    compact(tmp_path, remove=[7])
+    assert stored_rows(tmp_path)["item_id"].to_pylist() == [8]
+
+
+def test_between_any_two_steps_and_after_a_crash_the_newest_rows_are_the_same(tmp_path, monkeypatch):
+    """Stop before every deletion in turn, as a crash would; look; go on with a new run."""
+    monkeypatch.setattr(compact_module, "PART_ROWS", 16)
+    fill(tmp_path)
+    expected = newest(tmp_path)
+    steps = 0
+
+    class Crash(Exception):
+        pass
+
+    real = Path.unlink
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        nonlocal steps
+        if path.suffix != ".parquet":
+            return real(path, missing_ok=missing_ok)
+        assert newest(tmp_path) == expected
+        assert len(stored_rows(tmp_path)) == len(expected)
+        steps += 1
+        if steps % 3 == 0:
+            raise Crash
+        return real(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    crashes = 0
+    while True:
+        try:
+            if compact(tmp_path) is None:
+                break
+        except Crash:
+            crashes += 1
+    assert crashes >= 2
+    assert newest(tmp_path) == expected
+    assert pa_dataset.dataset(part_paths(tmp_path)).count_rows() <= 1.25 * len(expected)
+
+
+def test_stock_feast_and_load_vectors_do_not_mind_equal_rows(make_repo):
+    """What a crash between writing and deleting leaves: every newest row twice."""
+    repo = make_repo()
+    folder = repo / "data/sda"
+    fill(folder)
+    ids = sorted(newest(folder))
+    before = load_vectors(repo, "sda", ids)
+    old = {path: Path(path).read_bytes() for path in part_paths(folder)}
+    compact(folder)
+    for path, content in old.items():
+        Path(path).write_bytes(content)
+    rows = pa_dataset.dataset(part_paths(folder)).to_table(columns=["item_id", "event_timestamp"])
+    assert (
+        rows.group_by(["item_id", "event_timestamp"]).aggregate([([], "count_all")])["count_all"].to_pylist()
+    )
+    after = load_vectors(repo, "sda", ids)
+    assert after.text.tobytes() == before.text.tobytes()
+    assert after.image.tobytes() == before.image.tobytes()
+    assert after.image_found.tolist() == before.image_found.tolist()
+    with quiet_feast():
+        import pandas as pd
+        from feast import FeatureStore
+
+        entities = pd.DataFrame({"item_id": ids, "event_timestamp": [NOON + timedelta(days=1)] * len(ids)})
+        found = (
+            FeatureStore(repo_path=str(repo))
+            .get_historical_features(entities, features=["sda_item_embeddings:text_embedding"])
+            .to_df()
+            .sort_values("item_id")
+        )
+    assert found["item_id"].tolist() == ids  # one row an item
+    vectors = [vector for vector in found["text_embedding"] if vector is not None]
+    assert np.array(vectors, np.float32).tobytes() == before.text[before.text_found].tobytes()
+
+
+def test_readers_see_all_rows_while_parts_are_replaced(tmp_path):
+    """A process compacts again and again; readers in threads never fail and never miss a row."""
+    fill(tmp_path)
+    expected = {key: row[0] for key, row in newest(tmp_path).items()}
+    writer = """
+import sys, time
+from pathlib import Path
+from sda_features.feature_store import compact, parts
+folder, ends = Path(sys.argv[1]), time.monotonic() + 2
+turns = 0
+while time.monotonic() < ends:
+    compact.PART_ROWS = 7 + turns % 5
+    compact.SUPERSEDED = -1  # always
+    compact.compact(folder)
+    turns += 1
+print(turns)
+"""
+    command = [sys.executable, "-c", writer, str(tmp_path)]
+    reads = [0] * 2
+    failures: list[BaseException] = []
+
+    def read(number: int) -> None:
+        try:
+            while process.poll() is None:
+                rows = stored_rows(tmp_path)
+                stamps = dict(
+                    zip(rows["item_id"].to_pylist(), rows["event_timestamp"].to_pylist(), strict=True)
+                )
+                assert stamps == expected
+                reads[number] += 1
+        except BaseException as error:
+            failures.append(error)
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as process:
+        readers = [threading.Thread(target=read, args=(number,)) for number in range(len(reads))]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        turns = int(process.stdout.read())
+    assert not failures
+    assert turns > 5
+    assert min(reads) > 5
+
+
+def test_parts_that_keep_vanishing_are_an_error(tmp_path):
+    folder = tmp_path / "slot"
+
+    Rows.random(["a"]).write(folder)
+    minutes = count(1)
+
+    def replace(paths: list[str]) -> None:
+        for path in paths:
+            Path(path).unlink()
+        Rows.random(["a"]).write(folder, time=NOON + timedelta(minutes=next(minutes)))
+
+    with pytest.raises(FeatureStoreError, match="were replaced 10 times"):
+        read_parts(folder, replace)
+
+
+def test_a_file_that_is_missing_for_another_reason_is_said_at_once(tmp_path):
+    Rows.random(["a"]).write(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        read_parts(tmp_path, lambda paths: Path("/nowhere/at/all").read_bytes())
+    assert isinstance(read_parts(tmp_path, lambda paths: pa_dataset.dataset(paths).to_table()), pa.Table)
