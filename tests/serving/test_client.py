@@ -20,24 +20,11 @@ DIM = 3
 SECRET = "s3cret"
 
 
-@pytest.fixture(scope="module")
-def server(redis_server):
-    with redis.Redis(*redis_server) as client:
-        yield client
-
-
-def put(server, project, item_id, text=None, image=None, version="v1", *, view="sda_item_embeddings", **key):
-    (name,) = layout.redis_keys([item_id], project=project, **key)
-    values = (codec.encode_vector(text), codec.encode_vector(image), codec.encode_string(version))
-    fields = [layout.hash_field(view, feature) for feature in layout.FEATURES]
-    server.hset(name, mapping=dict(zip(fields, values, strict=True)))
-
-
 def client_of(redis_server, project, **options):
     return EmbeddingClient("redis://{}:{}".format(*redis_server), project=project, **options)
 
 
-def test_order_repeats_nulls_and_unknown_ids(server, redis_server, new_project):
+def test_order_repeats_nulls_and_unknown_ids(put, server, redis_server, new_project):
     project = new_project()
     put(server, project, "a", [1, 2, 3], [4, 5, 6])
     put(server, project, "b", [7, 8, 9], None)
@@ -69,7 +56,7 @@ def test_nothing_asked_and_nothing_found(redis_server, new_project, dim, width):
     stored=st.dictionaries(st.text(max_size=8), st.tuples(st.booleans(), st.booleans()), max_size=8),
     data=st.data(),
 )
-def test_what_is_put_is_got(server, redis_server, new_project, stored, data):
+def test_what_is_put_is_got(put, server, redis_server, new_project, stored, data):
     project = new_project()
     rng = np.random.default_rng(0)
     vectors = {item_id: rng.normal(size=(2, DIM)).astype(np.float32) for item_id in stored}
@@ -87,7 +74,7 @@ def test_what_is_put_is_got(server, redis_server, new_project, stored, data):
         assert found.image[row].tolist() == (image * has_image).tolist()
 
 
-def test_projects_views_and_keys_are_apart(server, redis_server, new_project):
+def test_projects_views_and_keys_are_apart(put, server, redis_server, new_project):
     project = new_project()
     put(server, project, "1", [1, 1, 1], view="vanilla_item_embeddings")
     put(server, project, "1", [2, 2, 2], id_type="int64")
@@ -105,7 +92,7 @@ def test_projects_views_and_keys_are_apart(server, redis_server, new_project):
     assert first(join_key="sku") == [[3, 3, 3]]
 
 
-def test_the_dimension_and_the_version_asked_for(server, redis_server, new_project):
+def test_the_dimension_and_the_version_asked_for(put, server, redis_server, new_project):
     project = new_project()
     put(server, project, "a", [1, 2, 3], [1, 2, 3])
     put(server, project, "b", [1, 2, 3], [1, 2])
@@ -147,7 +134,7 @@ def test_a_key_that_is_no_hash(server, redis_server, new_project):
         client.get(["a"])
 
 
-def test_a_client_of_your_own(server, redis_server, new_project):
+def test_a_client_of_your_own(put, server, redis_server, new_project):
     project = new_project()
     put(server, project, "a", [1, 2, 3])
     client = EmbeddingClient(server, project=project)
@@ -160,7 +147,7 @@ def test_a_client_of_your_own(server, redis_server, new_project):
         EmbeddingClient(decoding, project=project)
 
 
-def test_threads_share_a_client(server, redis_server, new_project):
+def test_threads_share_a_client(put, server, redis_server, new_project):
     project = new_project()
     ids = [str(number) for number in range(50)]
     for item_id in ids:
@@ -204,7 +191,7 @@ def test_a_server_that_does_not_answer():
             client.get(["a"])
 
 
-def test_passwords():
+def test_passwords(put):
     with embedded_redis() as (host, port):
         with redis.Redis(host, port) as admin:
             admin.config_set("requirepass", SECRET)
@@ -227,7 +214,7 @@ def test_passwords():
             client.get(["a"])
 
 
-def test_a_repo(server, redis_server, new_project, tmp_path):
+def test_a_repo(put, server, redis_server, new_project, tmp_path):
     project = new_project()
     put(server, project, "a", [1, 2, 3])
     address = "{}:{}".format(*redis_server)
@@ -240,7 +227,7 @@ def test_a_repo(server, redis_server, new_project, tmp_path):
         EmbeddingClient.from_repo(tmp_path / "absent")
 
 
-def test_the_client_and_lookup_import_nothing_heavy(server, redis_server, new_project, tmp_path):
+def test_the_client_and_lookup_import_nothing_heavy(put, server, redis_server, new_project, tmp_path):
     project = new_project()
     put(server, project, "a", [3, 0, 4], None)
     address = "{}:{}".format(*redis_server)

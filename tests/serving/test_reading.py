@@ -1,0 +1,239 @@
+"""Which version a read returns while versions come and go; on a real server, step by step."""
+
+import threading
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+
+from sda_features.errors import FeatureMismatchError, OnlineStoreError
+from sda_features.serving import EmbeddingClient, layout
+from sda_features.serving.pointer import pointer_key
+from sda_features.serving.reading import ATTEMPTS, Reader
+from sda_features.serving.wire import fetch_fields
+
+IDS = ["a", "b", "?"]
+
+
+@pytest.fixture
+def project(new_project):
+    return new_project()
+
+
+@pytest.fixture
+def fill(server, project, put):
+    """Items a and b of a version in a slot, every number of a vector equal to `value`."""
+
+    def fill(version, slot, value):
+        for item_id in "ab":
+            put(server, project, item_id, [value] * 3, [value] * 3, version, slot=slot)
+
+    return fill
+
+
+@pytest.fixture
+def empty(server, project):
+    """Delete the fields of a slot, as pruning does."""
+
+    def empty(slot):
+        view = layout.view_name("sda", slot)
+        fields = [layout.hash_field(view, name) for name in layout.FEATURES] + [layout.timestamp_field(view)]
+        for key in layout.redis_keys("ab", project=project):
+            server.hdel(key, *fields)
+
+    return empty
+
+
+@pytest.fixture
+def client(redis_server, project):
+    with EmbeddingClient("redis://{}:{}".format(*redis_server), project=project) as client:
+        yield client
+
+
+def answer(server, reader, between=lambda step: None, **options):
+    """Run a reader, with something done before each of its fetches."""
+    reading, step = reader.read(IDS, **options), 0
+    ask = next(reading)
+    while True:
+        between(step)
+        reply = fetch_fields(server, ask.keys, ask.fields, then_get=ask.then_get)
+        step += 1
+        try:
+            ask = reading.send(reply)
+        except StopIteration as end:
+            return end.value
+
+
+def test_the_live_version_and_the_one_asked_for(server, project, fill, record, client):
+    fill("v1", 1, 1)
+    fill("v2", 2, 2)
+    record(server, project, "v1", {"v1": 1, "v2": 2})
+    assert client.get(IDS).text[:, 0].tolist() == [1, 1, 0]
+    found = client.get(IDS, "v2")
+    assert found.image[:, 0].tolist() == [2, 2, 0]
+    assert found.versions == ("v2", "v2", None)
+    record(server, project, "v2", {"v1": 1, "v2": 2})
+    assert client.get(IDS).versions == ("v2", "v2", None)
+    assert client.get(IDS, "v1").text[:, 0].tolist() == [1, 1, 0]
+    with pytest.raises(FeatureMismatchError, match=r"'v3' of feature set 'sda'.* holds v1, v2"):
+        client.get(IDS, "v3")
+
+
+def test_nothing_live(server, project, fill, record, client):
+    fill("v1", 1, 1)
+    assert client.get(IDS).versions == ("v1", "v1", None)  # no record: whatever slot 1 holds
+    record(server, project, None, {"v1": 1})
+    with pytest.raises(
+        FeatureMismatchError, match=r"No version .* is live; the online store holds v1. Promote"
+    ):
+        client.get(IDS)
+    assert client.get(IDS, "v1").versions == ("v1", "v1", None)
+
+
+def test_the_dimension_is_that_of_the_record(server, project, fill, record, client):
+    record(server, project, "v1", {"v1": 1})
+    assert client.get(IDS).text.shape == (3, 3)  # nothing is stored, and the width is known
+    fill("v1", 1, 1)
+    record(server, project, "v1", {"v1": 1}, dim=4)
+    with pytest.raises(FeatureMismatchError, match="dimension 3, expected 4"):
+        client.get(IDS)
+
+
+def test_a_damaged_record(server, project, client):
+    server.set(pointer_key(project, "sda"), b"{")
+    with pytest.raises(OnlineStoreError, match="version record in the online store is damaged"):
+        client.get(IDS)
+
+
+def test_promoted_while_reading(server, project, fill, record):
+    fill("v1", 1, 1)
+    fill("v2", 2, 2)
+    record(server, project, "v1", {"v1": 1, "v2": 2})
+    reader = Reader(project=project)
+
+    def promote(step):
+        if step == 1:  # the record is known, the vectors are about to be read
+            record(server, project, "v2", {"v1": 1, "v2": 2})
+
+    assert answer(server, reader, promote).versions == ("v2", "v2", None)
+
+
+def test_the_slot_is_emptied_and_filled_again_while_reading(server, project, fill, empty, record):
+    """The old record names slot 1; meanwhile v2 is promoted, v1 pruned, and v3 half written there."""
+    fill("v1", 1, 1)
+    fill("v2", 2, 2)
+    record(server, project, "v1", {"v1": 1, "v2": 2})
+    reader = Reader(project=project)
+    answer(server, reader)
+
+    def move(step):
+        if step == 0:
+            record(server, project, "v2", {"v2": 2})
+            empty(1)
+
+    found = answer(server, reader, move)
+    assert found.text[:, 0].tolist() == [2, 2, 0]  # not "unknown", which slot 1 would have said
+    assert found.versions == ("v2", "v2", None)
+
+
+def test_a_slot_that_holds_another_version_than_its_record_says(server, project, fill, put, record):
+    fill("v1", 1, 1)
+    put(server, project, "b", [3] * 3, None, "v3")
+    record(server, project, "v1", {"v1": 1})
+    asked = []
+    with pytest.raises(FeatureMismatchError, match="'b' has vectors of adapter version 'v3', expected 'v1'"):
+        answer(server, Reader(project=project), asked.append)
+    assert len(asked) == 1 + ATTEMPTS
+
+    def mend(step):
+        if step == ATTEMPTS - 1:
+            fill("v1", 1, 1)
+
+    assert answer(server, Reader(project=project), mend).versions == ("v1", "v1", None)
+
+
+def test_a_record_that_never_rests(server, project, fill, record):
+    fill("v1", 1, 1)
+    fill("v2", 2, 2)
+
+    def flip(step):
+        record(server, project, f"v{1 + step % 2}", {"v1": 1, "v2": 2})
+
+    with pytest.raises(FeatureMismatchError, match=f"changed during each of {ATTEMPTS} reads"):
+        answer(server, Reader(project=project), flip)
+
+
+def test_a_record_that_changes_elsewhere_costs_no_second_read(server, project, fill, record):
+    fill("v1", 1, 1)
+    record(server, project, "v1", {"v1": 1})
+    reader, asked = Reader(project=project), []
+    answer(server, reader)
+
+    def add(step):
+        asked.append(step)
+        record(server, project, "v1", {"v1": 1, "v2": 2})
+
+    assert answer(server, reader, add).versions == ("v1", "v1", None)
+    assert asked == [0]
+
+
+def test_several_versions_without_a_record(server, project, fill, put, client):
+    fill("v1", 1, 1)
+    put(server, project, "b", [2] * 3, None, "v2")
+    with pytest.raises(FeatureMismatchError, match=r"several adapter versions \(v1, v2\)"):
+        client.get(IDS)
+    assert client.get(["b", "?", "b"]).versions == ("v2", None, "v2")
+    put(server, project, "b", [2] * 3, None, None)
+    with pytest.raises(FeatureMismatchError, match=r"several adapter versions \(None, v1\)"):
+        client.get(IDS)
+    with pytest.raises(FeatureMismatchError, match="'b' has vectors of adapter version None, expected 'v1'"):
+        client.get(IDS, "v1")
+
+
+def test_readers_while_versions_change_places(server, project, redis_server, fill, empty, record):
+    """Each new version goes into the slot that is not live; what readers get is of one version, whole."""
+    fill("v1", 1, 1)
+    record(server, project, "v1", {"v1": 1})
+    wrong, seen, done = [], set(), threading.Event()
+
+    def read():
+        with EmbeddingClient("redis://{}:{}".format(*redis_server), project=project) as client:
+            while not done.is_set():
+                found = client.get(["a", "b"])
+                version = found.versions[0]
+                if set(found.versions) != {version} or not (found.text == float(version[1:])).all():
+                    wrong.append(found)
+                seen.add(version)
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    live, slot = "v1", 1
+    for number in range(2, 60):
+        version, other = f"v{number}", 3 - slot
+        record(server, project, live, {live: slot})
+        empty(other)
+        fill(version, other, number)
+        record(server, project, version, {live: slot, version: other})
+        live, slot = version, other
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert not wrong
+    assert len(seen) > 3
+
+
+def test_event_times_and_age(server, project, put, client, redis_server):
+    now = datetime.now(UTC)
+    hour = timedelta(hours=1)
+    for item_id, time in {"old": now - 3 * hour, "new": now - hour}.items():
+        put(server, project, item_id, [1] * 3, [1] * 3, at=int(time.timestamp()))
+    found = client.get(["old", "?", "new"])
+    assert found.event_times.dtype == np.dtype("datetime64[us]")
+    assert np.isnat(found.event_times).tolist() == [False, True, False]
+    assert found.event_times[0] == np.datetime64(int((now - 3 * hour).timestamp()), "s")
+    with EmbeddingClient("redis://{}:{}".format(*redis_server), project=project, max_age=2 * hour) as strict:
+        fresh = strict.get(["old", "?", "new"])
+    assert fresh.text_found.tolist() == fresh.image_found.tolist() == [False, False, True]
+    assert fresh.text.tolist() == [[0] * 3, [0] * 3, [1] * 3]
+    assert fresh.event_times[0] == found.event_times[0]
