@@ -108,34 +108,37 @@ def _values(field: bytes, column: pa.Array) -> tuple[list[bytes], list[Piece]]:
     return [before[length] for length in lengths.tolist()], payloads
 
 
+def value_kind(data_type: pa.DataType) -> ValueKind | None:
+    """What values of an Arrow type are in Feast; None for a type that is not written here."""
+    types = pa.types
+    if types.is_list(data_type) or types.is_large_list(data_type) or types.is_fixed_size_list(data_type):
+        return "floats" if data_type.value_type == pa.float32() else None
+    if types.is_string(data_type) or types.is_large_string(data_type):
+        return "string"
+    return "bytes" if types.is_binary(data_type) or types.is_large_binary(data_type) else None
+
+
 def _payloads(column: pa.Array) -> tuple[ValueKind, np.ndarray, np.ndarray, memoryview]:
     """Kind of a column, where each row's payload starts and ends [n] in bytes, and the bytes.
 
-    Buffers of a slice are those of the whole array: offsets are taken from the slice on.
+    The buffers of a slice are those of the whole array; `column.offset` says where it starts.
     """
-    types, count = pa.types, len(column)
-    floats = types.is_list(column.type) or types.is_large_list(column.type)
-    if types.is_fixed_size_list(column.type) and column.type.value_type == pa.float32():
-        size = column.type.list_size
-        bounds = np.arange(column.offset, column.offset + count + 1, dtype=np.int64) * size
-        floats = True
-    elif floats and column.type.value_type == pa.float32():
-        bounds = np.asarray(column.offsets).astype(np.int64)
-    elif (is_string := types.is_string(column.type) or types.is_large_string(column.type)) or (
-        types.is_binary(column.type) or types.is_large_binary(column.type)
-    ):
-        large = types.is_large_string(column.type) or types.is_large_binary(column.type)
-        _, offsets, data = column.buffers()
-        width = np.int64 if large else np.int32
-        bounds = np.frombuffer(offsets, width)[column.offset : column.offset + count + 1].astype(np.int64)
-        view = memoryview(data) if data else memoryview(b"")
-        return "string" if is_string else "bytes", bounds[:-1], bounds[1:], view
-    else:
+    kind = value_kind(column.type)
+    rows = slice(column.offset, column.offset + len(column) + 1)
+    if kind is None:
         raise UnsupportedRows(f"Expected list<float32>, string or binary, got {column.type}.")
-    numbers = column.values
-    if numbers.null_count and numbers.slice(bounds[0], bounds[-1] - bounds[0]).null_count:
-        raise UnsupportedRows("Expected numbers in every place of a vector, got a null.")
-    buffer = numbers.buffers()[1]
-    bounds = 4 * (bounds + numbers.offset)
-    view = memoryview(buffer) if buffer else memoryview(b"")
-    return "floats", bounds[:-1], bounds[1:], view
+    if kind != "floats":
+        large = column.type in (pa.large_string(), pa.large_binary())
+        _, offsets, data = column.buffers()
+        bounds = np.frombuffer(offsets, np.int64 if large else np.int32)[rows].astype(np.int64)
+    else:
+        numbers = column.values
+        if pa.types.is_fixed_size_list(column.type):
+            bounds = np.arange(rows.start, rows.stop, dtype=np.int64) * column.type.list_size
+        else:
+            bounds = np.asarray(column.offsets).astype(np.int64)
+        if numbers.null_count and numbers.slice(bounds[0], bounds[-1] - bounds[0]).null_count:
+            raise UnsupportedRows("Expected numbers in every place of a vector, got a null.")
+        data = numbers.buffers()[1]
+        bounds = 4 * (bounds + numbers.offset)
+    return kind, bounds[:-1], bounds[1:], memoryview(data or b"")

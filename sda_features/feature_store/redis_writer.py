@@ -26,7 +26,8 @@ from sda_features.serving.layout import IdType
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
-CHUNK_ROWS = 256  # in one send; some chunks are on their way while the next is prepared
+CHUNK_ROWS = 256  # in one send
+AHEAD = 3  # chunks on their way while the next is prepared
 
 
 @dataclass(frozen=True)
@@ -93,20 +94,20 @@ def write_batches(
     write = _Write(view, timestamp, expire or None)
     written = 0
     with _pipeline(client) as pipeline:
-        waiting: tuple[pa.RecordBatch, list[bytes]] | None = None
+        waiting: deque[tuple[pa.RecordBatch, list[bytes]]] = deque()
         for batch in _chunks(batches):
             keys = write.keys(batch)
             if overwrite:
                 written += write.send(pipeline, batch, keys)
-                pipeline.drain(keep=2)
+                pipeline.drain(keep=AHEAD)
                 continue
-            # Ask for the stored times of this chunk, and write the one before while the answer comes.
+            # Stored times are asked for some chunks ahead, so that no write waits for an answer.
             pipeline.send(commands(b"HGET", keys, view.time_field), len(keys), asked=True)
-            if waiting:
-                written += write.send_newer(pipeline, *waiting)
-            waiting = batch, keys
-        if waiting:
-            written += write.send_newer(pipeline, *waiting)
+            waiting.append((batch, keys))
+            if len(waiting) > AHEAD:
+                written += write.send_newer(pipeline, *waiting.popleft())
+        for chunk in waiting:
+            written += write.send_newer(pipeline, *chunk)
         pipeline.drain()
     return written
 
@@ -245,7 +246,7 @@ class _Pipeline:
 
 @contextlib.contextmanager
 def _pipeline(client: redis.Redis) -> Iterator[_Pipeline]:
-    connection = client.connection_pool.get_connection()
+    connection: Any = client.connection_pool.get_connection()
     finished = False
     try:
         yield _Pipeline(connection)
