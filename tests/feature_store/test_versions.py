@@ -1,0 +1,401 @@
+"""Two versions side by side on a real server: promoted under readers, pruned to the byte."""
+
+import json
+import threading
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import redis
+from click.testing import CliRunner
+
+from sda_features.cli.main import cli
+from sda_features.errors import FeatureMismatchError, FeatureStoreError, OnlineStoreError
+from sda_features.feature_store import versions as versions_module
+from sda_features.feature_store.materialize import materialize_view
+from sda_features.feature_store.offline import load_vectors
+from sda_features.feature_store.online_rows import online_view
+from sda_features.feature_store.parts import part_paths
+from sda_features.feature_store.repo import open_feature_set, open_slots
+from sda_features.feature_store.versions import (
+    choose_slot,
+    list_versions,
+    match_version,
+    open_record,
+    open_version,
+    open_versions,
+    promote,
+    prune,
+    record_version,
+    rollback,
+    slot_for,
+)
+from sda_features.serving import EmbeddingClient
+from sda_features.serving.embedded import embedded_redis
+from sda_features.serving.pointer import Pointer, StoredVersion, pointer_key
+from tests.feature_store.conftest import NOON, Rows
+
+A, B, C = "aaaa00000001", "abbb00000002", "cccc00000003"
+IDS = [f"i{number:02}" for number in range(30)]
+ROWS = {version: Rows.random(IDS, 8, seed=seed) for seed, version in enumerate((A, B, C))}
+
+
+@pytest.fixture
+def server():
+    """A server of its own, so that a dump of it is the whole story."""
+    with embedded_redis() as address:
+        yield address
+
+
+def store(repo, version, *, rows=None, promoted=False, time=NOON):
+    """Write a version as `materialize` does, without a model; return its slot."""
+    with open_versions(repo, "sda") as versions, slot_for(versions.slots, versions, version) as opened:
+        (rows or ROWS[version]).write(opened.folder, version=version, time=time)
+        materialize_view(repo, "sda", slot=opened.slot)
+        record_version(versions, opened, version, promote=promoted)
+        return opened.slot
+
+
+def states(repo):
+    with open_versions(repo, "sda") as versions:
+        return {state.version: (state.slot, state.state) for state in list_versions(versions)}
+
+
+def dump(server):
+    """Everything that a server holds: key -> its fields, or its value."""
+    with redis.Redis(*server) as client:
+        return {
+            key: client.hgetall(key) if client.type(key) == b"hash" else client.get(key)
+            for key in client.keys("*")
+        }
+
+
+def stored(version, slot):
+    return StoredVersion(version, slot, 30, 8, "float32", "2026-01-01T00:00:00+00:00")
+
+
+@pytest.mark.parametrize(
+    ("record", "held", "slot"),
+    [
+        (Pointer(), {1: (), 2: ()}, 1),
+        (Pointer(), {1: (A,), 2: ()}, 1),  # goes on
+        (Pointer(), {1: (B,), 2: ()}, 2),  # the other one is not complete, and may be served
+        (Pointer(), {1: (B,), 2: (A,)}, 2),
+        (Pointer(), {1: (A, B), 2: ()}, 2),
+        (Pointer(A, None, {A: stored(A, 2)}), {1: (), 2: (A,)}, 2),
+        (Pointer(A, None, {A: stored(A, 2)}), {1: (A,), 2: ()}, 2),  # the record rules
+        (Pointer(B, None, {B: stored(B, 1)}), {1: (B,), 2: (), 3: ()}, 2),
+        (Pointer(B, None, {B: stored(B, 1)}), {1: (A,), 2: ()}, 2),  # not over what is recorded
+    ],
+)
+def test_a_version_goes_where_it_is_or_where_nothing_is(record, held, slot):
+    assert choose_slot(record, A, held) == slot
+
+
+def test_no_slot_is_free():
+    record = Pointer(B, None, {B: stored(B, 1)})
+    with pytest.raises(
+        FeatureStoreError,
+        match=rf"no free slot for version {A}: slot 1 holds {B} \(live\), slot 2 holds {C} \(incomplete\)\. .*prune",
+    ):
+        choose_slot(record, A, {1: (B,), 2: (C,)})
+
+
+@pytest.mark.parametrize(("name", "found"), [(A, A), ("aa", A), ("abbb", B)])
+def test_a_beginning_names_a_version(name, found):
+    assert match_version(name, [A, B], "sda") == found
+    assert match_version("a", ["a", "ab"], "sda") == "a"
+
+
+@pytest.mark.parametrize("name", ["", "a", "x"])
+def test_a_beginning_that_names_none_or_several(name):
+    with pytest.raises(FeatureStoreError, match=rf"begins with '{name}', found [02]; stored: {A}, {B}"):
+        match_version(name, [B, A], "sda")
+
+
+def test_a_version_is_written_beside_the_live_one(make_repo):
+    repo = make_repo(slots=2)
+    with EmbeddingClient.from_repo(repo, "sda") as client:
+        assert store(repo, A) == 1
+        assert states(repo) == {A: (1, "live")}
+        ROWS[A].assert_equal(client.get(IDS))
+        assert store(repo, B) == 2
+        assert states(repo) == {A: (1, "live"), B: (2, "stored")}
+        ROWS[A].assert_equal(client.get(IDS))
+        ROWS[B].assert_equal(client.get(IDS, version=B))
+        with open_versions(repo, "sda") as versions:
+            promote(versions, "ab")
+        assert states(repo) == {A: (1, "previous"), B: (2, "live")}
+        ROWS[B].assert_equal(client.get(IDS))
+        with pytest.raises(FeatureStoreError, match=f"no free slot for version {C}"):
+            store(repo, C)
+        with open_versions(repo, "sda") as versions:
+            rollback(versions)
+        ROWS[A].assert_equal(client.get(IDS))
+        with open_versions(repo, "sda") as versions:
+            rollback(versions)
+            assert [state.version for state in prune(versions)] == [A]
+            with pytest.raises(FeatureStoreError, match="nothing to roll back to.*Stored besides: none"):
+                rollback(versions)
+        assert store(repo, C, promoted=True) == 1
+        ROWS[C].assert_equal(client.get(IDS))
+        with pytest.raises(FeatureMismatchError):
+            client.get(IDS, version=A)
+
+
+def test_trainers_read_the_live_version_or_the_one_they_name(make_repo):
+    with embedded_redis() as server:
+        repo = make_repo(slots=2, server=server)
+        with pytest.raises(FeatureStoreError, match="no rows"):
+            load_vectors(repo, "sda", IDS)
+        store(repo, A)
+        store(repo, B)
+        ROWS[A].assert_equal(load_vectors(repo, "sda", IDS))
+        with open_versions(repo, "sda") as versions:
+            promote(versions, B)
+        ROWS[B].assert_equal(load_vectors(repo, "sda", IDS))
+        ROWS[A].assert_equal(load_vectors(repo, "sda", IDS, version="aa"))
+        with pytest.raises(FeatureStoreError, match=f"begins with 'c', found 0; stored: {A}, {B}"):
+            load_vectors(repo, "sda", IDS, version="c")
+    # The server has ended: a version that is named, or the only one there, needs none.
+    assert open_version(repo, "sda", B).slot == 2
+    with pytest.raises(OnlineStoreError):
+        open_version(repo, "sda")
+    for path in part_paths(open_feature_set(repo, "sda").folder):
+        Path(path).unlink()
+    assert open_version(repo, "sda").slot == 2
+
+
+def test_readers_see_one_version_or_the_other_while_they_are_promoted(make_repo):
+    repo = make_repo(slots=2)
+    store(repo, A)
+    store(repo, B)
+    stop = threading.Event()
+    reads: list[dict[str, int]] = [{}, {}, {}]
+    failures: list[BaseException] = []
+
+    def read(number: int) -> None:
+        try:
+            with EmbeddingClient.from_repo(repo, "sda") as client:
+                while not stop.is_set():
+                    found = client.get(IDS)
+                    (version,) = set(found.versions)
+                    ROWS[version].assert_equal(found)
+                    reads[number][version] = reads[number].get(version, 0) + 1
+        except BaseException as error:
+            failures.append(error)
+
+    readers = [threading.Thread(target=read, args=(number,)) for number in range(len(reads))]
+    for reader in readers:
+        reader.start()
+    with open_versions(repo, "sda") as versions:
+        for turn in range(100):
+            promote(versions, (A, B)[turn % 2])
+            threading.Event().wait(0.01)
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert not failures
+    for seen in reads:
+        assert seen.keys() == {A, B}, "vacuous: a reader saw one version only"
+
+
+def neighbours(make_repo, server):
+    """Whatever may be hit by mistake: projects whose names end alike, and two slots of one item's hash."""
+    repos = [
+        make_repo(slots=2, server=server, project=project, name=project) for project in ("shop", "coffeeshop")
+    ]
+    for repo in repos:
+        for version in (A, B):
+            store(repo, version)
+    return repos
+
+
+def test_prune_touches_nothing_else(make_repo, server):
+    shop, _ = neighbours(make_repo, server)
+    before = dump(server)
+    opened = open_feature_set(shop, "sda", 2)
+    with open_versions(shop, "sda") as versions:
+        view = online_view(opened)
+        assert [state.version for state in prune(versions)] == [B]
+    keys = {*view.keys(IDS)}
+    fields = {view.time_field, *view.fields}
+    record = pointer_key("shop", "sda")
+    after = dump(server)
+    assert before.keys() == after.keys()
+    for key in before:
+        if key in keys:
+            assert fields <= before[key].keys()
+            assert after[key] == {name: value for name, value in before[key].items() if name not in fields}
+        elif key != record:
+            assert after[key] == before[key]
+    assert Pointer.parse(after[record]) == Pointer.parse(before[record]).without_version(B)
+    assert part_paths(opened.folder) == []
+    assert part_paths(open_feature_set(shop, "sda", 1).folder)
+    assert states(shop) == {A: (1, "live")}
+
+
+def test_the_last_view_of_a_hash_takes_the_hash_with_it(make_repo, server):
+    repo = make_repo(slots=2, server=server)
+    others = Rows.random(["x", "y"], 8)
+    store(repo, A)
+    store(repo, B, rows=others, promoted=True)
+    with open_versions(repo, "sda") as versions:
+        prune(versions)
+    assert len(dump(server)) == 2 + 1  # x and y, and the record
+
+
+@pytest.mark.parametrize("crash_at", ["delete_online", "part_paths", "unlink"])
+def test_an_interrupted_prune_is_completed(make_repo, server, monkeypatch, crash_at):
+    """Stop before the online rows, between both, and half-way through the parts."""
+    repo, _ = neighbours(make_repo, server)
+    extra = Rows.random(["z"], 8)
+    store(repo, B, rows=extra, time=NOON + timedelta(hours=1))
+
+    class Crash(Exception):
+        pass
+
+    def crash(*arguments, **options):
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        if crash_at == "unlink":
+            first = []
+            real = Path.unlink
+            patch.setattr(
+                Path, "unlink", lambda path, **o: first.append(real(path)) if not first else crash()
+            )
+        else:
+            patch.setattr(versions_module, crash_at, crash)
+        with open_versions(repo, "sda") as versions, pytest.raises(Crash):
+            prune(versions, [B])
+    assert states(repo) == {A: (1, "live"), B: (2, "unrecorded")}
+    with EmbeddingClient.from_repo(repo, "sda") as client:
+        ROWS[A].assert_equal(client.get(IDS))
+        with pytest.raises(FeatureMismatchError):
+            client.get(IDS, version=B)
+    with open_versions(repo, "sda") as versions:
+        assert [state.version for state in prune(versions)] == [B]
+        view = online_view(versions.slots[1])
+    assert states(repo) == {A: (1, "live")}
+    left = [
+        key for key, value in dump(server).items() if isinstance(value, dict) and view.time_field in value
+    ]
+    assert [key for key in left if key in set(view.keys([*IDS, "z"]))] == []
+    assert len(left) == len(IDS), "the other project's rows"
+
+
+def test_a_pruned_version_can_be_written_again_after_a_crash(make_repo, monkeypatch):
+    """Its rows are half gone online and all there offline: materialising completes it."""
+    repo = make_repo(slots=2)
+    store(repo, A)
+    store(repo, B)
+    with open_versions(repo, "sda") as versions:
+        with monkeypatch.context() as patch:
+            patch.setattr(versions_module, "part_paths", lambda folder: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                prune(versions, [B])
+        with slot_for(versions.slots, versions, B) as opened:
+            assert opened.slot == 2
+            materialize_view(repo, "sda", slot=2)
+            record_version(versions, opened, B, promote=True)
+    with EmbeddingClient.from_repo(repo, "sda") as client:
+        ROWS[B].assert_equal(client.get(IDS))
+
+
+def test_what_prune_refuses_and_keeps(make_repo):
+    repo = make_repo(slots=3)
+    for version in (A, B, C):
+        store(repo, version)
+    with open_versions(repo, "sda") as versions:
+        with pytest.raises(FeatureStoreError, match=f"Version {A} is live. Promote another version"):
+            prune(versions, [A])
+        with pytest.raises(FeatureStoreError, match="begins with 'x', found 0"):
+            prune(versions, ["x"])
+        with (
+            slot_for(versions.slots, versions, C),
+            pytest.raises(FeatureStoreError, match="Another run is writing"),
+        ):
+            prune(versions, [C])
+        assert states(repo) == {A: (1, "live"), B: (2, "stored"), C: (3, "stored")}
+        assert [state.version for state in prune(versions, keep=["ab"])] == [C]
+        assert [state.version for state in prune(versions)] == [B]
+        assert prune(versions) == []
+    assert states(repo) == {A: (1, "live")}
+
+
+def fill_slot_1(repo, version=A, *, online=True):
+    """Rows in slot 1 without a record, as they were before there were versions."""
+    ROWS[version].write(open_feature_set(repo, "sda").folder, version=version)
+    if online:
+        materialize_view(repo, "sda")
+
+
+def test_rows_from_before_the_record_stay_live(make_repo):
+    repo = make_repo(slots=2)
+    fill_slot_1(repo)
+    assert states(repo) == {A: (1, "unrecorded")}
+    with open_versions(repo, "sda") as versions:
+        assert prune(versions) == []  # it is served
+    assert store(repo, B) == 2
+    assert states(repo) == {A: (1, "live"), B: (2, "stored")}
+    with EmbeddingClient.from_repo(repo, "sda") as client:
+        ROWS[A].assert_equal(client.get(IDS))
+
+
+def test_an_incomplete_first_version_is_not_taken_for_a_live_one(make_repo):
+    repo = make_repo(slots=2)
+    fill_slot_1(repo, online=False)
+    assert store(repo, B) == 2
+    assert states(repo) == {A: (1, "unrecorded"), B: (2, "live")}
+    with open_versions(repo, "sda") as versions:
+        with pytest.raises(FeatureStoreError, match="found 0; stored: abbb"):
+            promote(versions, A)
+        assert [state.version for state in prune(versions)] == [A]
+
+
+def test_a_refresh_of_the_live_version_is_in_place(make_repo):
+    repo = make_repo(slots=2)
+    store(repo, A)
+    newer = Rows.random(IDS[:3], 8, seed=9)
+    assert store(repo, A, rows=newer, time=NOON + timedelta(hours=1)) == 1
+    with EmbeddingClient.from_repo(repo, "sda") as client:
+        newer.assert_equal(client.get(IDS[:3]))
+        assert client.get(IDS).text[3:].tobytes() == ROWS[A].text[3:].tobytes()
+
+
+def test_one_slot_and_other_stores_have_no_versions(make_repo):
+    with pytest.raises(FeatureStoreError, match=r"only slot of feature set 'sda'.*init --slots 2"):
+        states(make_repo(name="narrow"))
+    sqlite = make_repo(name="sqlite", server=None, slots=2)
+    with pytest.raises(
+        OnlineStoreError, match="Versions are kept in Redis, and the online store of .* sqlite"
+    ):
+        states(sqlite)
+    slots = open_slots(sqlite, "sda")
+    with open_record(slots) as versions, slot_for(slots, versions, A) as opened:
+        assert (versions, opened.slot) == (None, 1)
+
+
+def test_the_commands(make_repo):
+    repo = str(make_repo(slots=2))
+
+    def run(*arguments):
+        done = CliRunner().invoke(cli, [*arguments, "--repo", repo], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    assert "No version of sda is stored" in run("versions")
+    store(repo, A)
+    store(repo, B)
+    lines = run("versions").splitlines()
+    assert [line.split("  ")[0] for line in lines] == [A, B]
+    assert "slot 1  live" in lines[0]
+    assert "30 items  dimension 8" in lines[1]
+    assert f"{B}  slot 2  live" in run("promote", "ab")
+    listed = json.loads(run("rollback", "--json"))["versions"]
+    assert [(version["version"], version["state"]) for version in listed] == [(A, "live"), (B, "previous")]
+    assert "Nothing to delete" in run("prune", "--keep", B)
+    assert run("prune", "ab") == f"deleted {B} from slot 2, 30 items\n"
+    assert json.loads(run("prune", "--json")) == {"feature_set": "sda", "deleted": []}
+    assert states(repo) == {A: (1, "live")}
