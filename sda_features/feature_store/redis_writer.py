@@ -20,7 +20,7 @@ import pyarrow as pa
 import redis
 
 from sda_features.feature_store.latest import epoch_nanoseconds
-from sda_features.feature_store.redis_commands import commands, encode_times, hash_commands
+from sda_features.feature_store.redis_commands import UnsupportedRows, commands, encode_times, hash_commands
 from sda_features.serving import codec, layout
 from sda_features.serving.layout import IdType
 
@@ -159,7 +159,10 @@ class _Write:
     expire: int | None
 
     def keys(self, batch: pa.RecordBatch) -> list[bytes]:
-        return self.view.keys(batch.column(self.view.join_key).to_pylist())
+        ids = batch.column(self.view.join_key)
+        if ids.null_count:
+            raise UnsupportedRows(f"Expected a {self.view.join_key} in every row, got a null.")
+        return self.view.keys(ids.to_pylist())
 
     def send(self, pipeline: _Pipeline, batch: pa.RecordBatch, keys: list[bytes]) -> int:
         columns = [
