@@ -72,6 +72,9 @@ class AsyncEmbeddingClient(BaseClient):
     async def close(self) -> None:
         """Close the connections of this client."""
         await self._redis.aclose()
+        manager = getattr(getattr(self._redis, "connection_pool", None), "sentinel_manager", None)
+        for sentinel in manager.sentinels if manager else ():
+            await sentinel.aclose()
 
     async def __aenter__(self) -> Self:
         return self

@@ -128,8 +128,8 @@ class RedisAddress:
                 with redis_errors(self):
                     return cast(redis.Redis, RedisCluster(startup_nodes=nodes, **settings))
             if self.redis_type == "redis_sentinel":
-                master = Sentinel(self._servers(), **settings).master_for(self.sentinel_master)  # type: ignore[no-untyped-call]
-                return _read_in_small_pieces(master)
+                sentinel = Sentinel(self._servers(), sentinel_kwargs=_patience(settings), **settings)  # type: ignore[no-untyped-call]
+                return _read_in_small_pieces(sentinel.master_for(self.sentinel_master))  # type: ignore[no-untyped-call]
             return _read_in_small_pieces(redis.Redis(**self._place(), **settings))
 
     def connect_async(self, *, timeout: float) -> async_redis.Redis:
@@ -140,8 +140,8 @@ class RedisAddress:
                 nodes = [async_redis.cluster.ClusterNode(host, port) for host, port in self._servers()]
                 return cast(async_redis.Redis, async_redis.RedisCluster(startup_nodes=nodes, **settings))
             if self.redis_type == "redis_sentinel":
-                sentinel = async_redis.Sentinel(self._servers(), **settings)  # type: ignore[no-untyped-call]
-                return sentinel.master_for(self.sentinel_master)  # type: ignore[no-any-return]
+                watch = async_redis.Sentinel(self._servers(), sentinel_kwargs=_patience(settings), **settings)  # type: ignore[no-untyped-call]
+                return watch.master_for(self.sentinel_master)  # type: ignore[no-any-return]
             return async_redis.Redis(**self._place(), **settings)
 
     def _servers(self) -> list[tuple[str, int]]:
@@ -173,6 +173,11 @@ class RedisAddress:
             ) from None
 
 
+def _patience(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the connections to Sentinels: redis-py's own retry a dead one for seconds."""
+    return {name: settings[name] for name in ("socket_timeout", "socket_connect_timeout", "retry")}
+
+
 def _read_in_small_pieces(client: redis.Redis) -> redis.Redis:
     """Set how much is read from a socket at once, which redis-py offers for connections only."""
     client.connection_pool.connection_kwargs.setdefault("socket_read_size", READ_BYTES)
@@ -190,19 +195,25 @@ def redis_errors(address: object) -> Iterator[None]:
         message = "it refused the user or the password. Correct them in the connection string"
     except redis.exceptions.TimeoutError:
         message = "it did not answer in time. Check the network and its load, or allow a longer timeout"
-    except redis.exceptions.ConnectionError:
+    except redis.exceptions.ConnectionError as error:
+        if "SSL" in str(error):
+            message = (
+                "TLS failed: name its certificate authority with ssl_ca_certs, or check that it speaks TLS"
+            )
+        else:
+            message = (
+                "it cannot be reached. Start it, or correct the address (online_store in feature_store.yaml)"
+            )
+    except redis.exceptions.NoPermissionError:
+        message = "the user lacks rights. Allow it the commands HMGET and GET on all keys of the project"
+    except redis.exceptions.AskError:  # MOVED, too
         message = (
-            "it cannot be reached. Start it, or correct the address (online_store in feature_store.yaml)"
+            "it is a node of a cluster. Set redis_type to redis_cluster (online_store in feature_store.yaml)"
         )
     except redis.exceptions.ResponseError as error:
-        if str(error).startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
-            message = (
-                "it asks for a user or a password with more rights. Correct them in the connection string"
-            )
-        elif str(error).startswith(("MOVED", "ASK", "CROSSSLOT")):
-            message = "it is a node of a cluster. Set redis_type to redis_cluster (online_store in feature_store.yaml)"
-        else:
-            message = f"it holds something else than Feast's hashes ({error}). Check the database number"
+        message = f"it holds something else than Feast's hashes ({error}). Check the database number"
+    except redis.exceptions.RedisClusterException:
+        message = "no node of the cluster can be reached. Correct the addresses (online_store in feature_store.yaml)"
     except redis.exceptions.RedisError as error:
         message = f"reading from it failed ({type(error).__name__})"
     else:

@@ -1,0 +1,201 @@
+"""The ways in which Redis is run: a cluster, Sentinel, users with few rights, TLS. All real, on loopback."""
+
+import asyncio
+import shutil
+
+import pytest
+import redis
+from redis.cluster import RedisCluster
+
+from sda_features.errors import OnlineStoreError
+from sda_features.serving import AsyncEmbeddingClient, EmbeddingClient
+from sda_features.serving.connection import RedisAddress, read_repo_config
+from sda_features.serving.pointer import pointer_key
+from tests.serving import servers
+
+IDS = [str(number) for number in range(60)]
+SECRET = "s3cret"
+
+
+@pytest.fixture
+def fill(put, record):
+    def fill(server, project="shop"):
+        for item_id in IDS:
+            put(server, project, item_id, [float(item_id)] * 3, [1, 2, 3])
+        record(server, project, "v1", {"v1": 1})
+
+    return fill
+
+
+def write_repo(folder, online_store):
+    (folder / "feature_store.yaml").write_text(f"project: shop\nonline_store: {{{online_store}}}\n")
+    return folder
+
+
+def check(repo, **options):
+    """Both clients of a repo read what `fill` wrote."""
+
+    async def read():
+        async with AsyncEmbeddingClient.from_repo(repo, **options) as client:
+            await client.ping()
+            return await client.get([*IDS, "?"], deadline=60)
+
+    with EmbeddingClient.from_repo(repo, **options) as client:
+        client.ping()
+        found = client.get([*IDS, "?"], deadline=60)
+    for vectors in (found, asyncio.run(read())):
+        assert vectors.text[:, 0].tolist() == [*map(float, IDS), 0]
+        assert vectors.image_found.tolist() == [True] * len(IDS) + [False]
+        assert set(vectors.versions) == {"v1", None}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with servers.cluster() as ports:
+        yield ports
+
+
+def test_a_cluster_is_read_from_any_of_its_nodes(cluster, fill, tmp_path):
+    nodes = ",".join(f"{servers.HOST}:{port}" for port in cluster)
+    with RedisCluster(servers.HOST, cluster[0]) as client:
+        fill(client)
+        held = [client.get_redis_connection(node).dbsize() for node in client.get_nodes()]
+        assert len(held) == 3
+        assert all(held)
+    check(write_repo(tmp_path, f"type: redis, redis_type: redis_cluster, connection_string: '{nodes}'"))
+    # The first node that is named is down.
+    dead = f"{servers.HOST}:1,{servers.HOST}:{cluster[2]}"
+    check(write_repo(tmp_path, f"type: redis, redis_type: redis_cluster, connection_string: '{dead}'"))
+
+
+def test_a_cluster_client_of_your_own(cluster, fill):
+    with RedisCluster(servers.HOST, cluster[1]) as client:
+        fill(client)
+        reader = EmbeddingClient(client, project="shop")
+        assert reader.get(IDS).text_found.all()
+        assert f"{servers.HOST}:{cluster[0]}" in reader.address
+
+
+def test_slots_that_move_to_another_node_are_followed(cluster, fill):
+    key = pointer_key("shop", "sda")
+    with RedisCluster(servers.HOST, cluster[0]) as client:
+        fill(client)
+        reader = EmbeddingClient(client, project="shop")
+        reader.get(IDS)
+        slot = client.keyslot(key)
+        owner = client.get_node_from_key(key).port
+        target = next(port for port in cluster if port != owner)
+        with redis.Redis(servers.HOST, owner) as source, redis.Redis(servers.HOST, target) as other:
+            names = {node: one.execute_command("CLUSTER MYID") for node, one in ((0, source), (1, other))}
+            other.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", names[0])
+            source.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", names[1])
+            moved = source.execute_command("CLUSTER GETKEYSINSLOT", slot, 100)
+            source.migrate(servers.HOST, target, moved, 0, 5000)
+            for one in (other, source):
+                one.execute_command("CLUSTER SETSLOT", slot, "NODE", names[1])
+        assert reader.get(IDS).text_found.all()
+        assert reader.get(IDS).versions == ("v1",) * len(IDS)
+
+
+def test_a_node_of_a_cluster_taken_for_a_server(cluster):
+    with (
+        EmbeddingClient(f"{servers.HOST}:{cluster[0]}", project="shop") as client,
+        pytest.raises(OnlineStoreError, match="node of a cluster. Set redis_type to redis_cluster"),
+    ):
+        client.get(IDS)
+
+
+def test_a_cluster_that_is_not_there():
+    address = RedisAddress.parse(f"127.0.0.1:1,127.0.0.1:2,password={SECRET}", "redis_cluster")
+    with pytest.raises(
+        OnlineStoreError, match=r"127\.0\.0\.1:1,127\.0\.0\.1:2, but no node of the cluster can be reached"
+    ) as raised:
+        EmbeddingClient(address, project="shop", timeout=0.2)
+    assert SECRET not in str(raised.value)
+
+
+def test_sentinel_names_the_master(redis_server, new_project, put, record, tmp_path):
+    from feast.infra.online_stores.redis import RedisOnlineStoreConfig
+
+    assert RedisOnlineStoreConfig().sentinel_master == RedisAddress("h", 1).sentinel_master
+    with servers.server() as port, redis.Redis(servers.HOST, port) as master:
+        for item_id in IDS:
+            put(master, "shop", item_id, [float(item_id)] * 3, [1, 2, 3])
+        record(master, "shop", "v1", {"v1": 1})
+        with servers.sentinel(tmp_path, port, "vectors") as watcher:
+            at = f"connection_string: '127.0.0.1:1,127.0.0.1:{watcher}'"
+            store = f"type: redis, redis_type: redis_sentinel, {at}, sentinel_master:"
+            check(write_repo(tmp_path, f"{store} vectors"))
+            with (
+                EmbeddingClient.from_repo(write_repo(tmp_path, f"{store} other")) as client,
+                pytest.raises(OnlineStoreError, match=r"\(master other\), but"),
+            ):
+                client.get(IDS)
+
+
+def test_the_rights_that_a_reader_needs(fill, tmp_path):
+    with servers.server() as port, redis.Redis(servers.HOST, port) as admin:
+        fill(admin)
+        admin.acl_setuser(
+            "ranker", enabled=True, passwords=[f"+{SECRET}"], keys=["*"], commands=["+hmget", "+get"]
+        )
+        address = f"{servers.HOST}:{port},username=ranker,password={SECRET}"
+        repo = write_repo(tmp_path, f"type: redis, connection_string: '{address}'")
+        with EmbeddingClient.from_repo(repo) as client:
+            assert client.get(IDS).text_found.all()
+        with (
+            redis.Redis(servers.HOST, port, username="ranker", password=SECRET) as ranker,
+            pytest.raises(redis.exceptions.NoPermissionError),
+        ):
+            ranker.hset("a", "b", "c")
+        admin.acl_setuser("ranker", enabled=True, commands=["-hmget"])
+        with (
+            EmbeddingClient.from_repo(repo) as client,
+            pytest.raises(
+                OnlineStoreError, match="lacks rights. Allow it the commands HMGET and GET"
+            ) as raised,
+        ):
+            client.get(IDS)
+        assert SECRET not in str(raised.value)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
+def test_tls(redis_server, server, fill, tmp_path):
+    """The wheel's server has no TLS: a TLS end before it, as in front of many servers."""
+    fill(server)
+    certificate, key = servers.make_certificate(tmp_path)
+    with servers.tls_end(redis_server[1], certificate, key) as port:
+        at = f"{servers.HOST}:{port}"
+        check(
+            write_repo(
+                tmp_path, f"type: redis, connection_string: '{at},ssl=true,ssl_ca_certs={certificate}'"
+            )
+        )
+        with EmbeddingClient(f"rediss://{at}?ssl_ca_certs={certificate}", project="shop") as client:
+            assert client.get(IDS).text_found.all()
+        for distrusting in (f"rediss://{at}", f"{at},ssl=true"):
+            with (
+                EmbeddingClient(distrusting, project="shop") as client,
+                pytest.raises(
+                    OnlineStoreError, match="TLS failed: name its certificate authority with ssl_ca_certs"
+                ),
+            ):
+                client.get(IDS)
+
+
+def test_options_reach_every_kind_of_client(tmp_path):
+    repo = write_repo(
+        tmp_path,
+        "type: redis, redis_type: redis_sentinel, "
+        f"connection_string: 'a:1,b:2,db=3,ssl=true,username=u,password={SECRET}'",
+    )
+    address = read_repo_config(repo).redis_address()
+    assert SECRET not in f"{address} {address!r}"
+    for client in (address.connect(timeout=1), address.connect_async(timeout=1)):
+        pool = client.connection_pool
+        assert pool.connection_class.__name__ == "SentinelManagedSSLConnection"
+        options = pool.connection_kwargs
+        assert (options["db"], options["username"], options["password"]) == (3, "u", SECRET)
+        assert [
+            sentinel.connection_pool.connection_kwargs["port"] for sentinel in pool.sentinel_manager.sentinels
+        ] == [1, 2]
