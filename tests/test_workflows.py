@@ -28,6 +28,7 @@ from sda_features.demo.model import build_tiny_model
 from sda_features.errors import CatalogError, FeatureMismatchError, FeatureStoreError, OnlineStoreError
 from sda_features.feature_store.versions import list_versions, open_versions
 from sda_features.lvlm.checkpoint import LoadedEncoder, unadapted
+from sda_features.recommenders.saved import load_run
 from sda_features.serving import EmbeddingClient
 from sda_features.workflows import materialize, train_recommender
 
@@ -108,7 +109,18 @@ def test_commands_run_from_catalogue_to_ranking(shop: Path, tmp_path: Path) -> N
         *("-o", str(tmp_path / "sasrec"), "--epochs", "2", "--validate-every", "1", "--eval-negatives", "20"),
     )
     assert "| sampled-20 | tail" in trained
-    assert (tmp_path / "sasrec" / "manifest.json").exists()
+    loaded = load_run(tmp_path / "sasrec")
+    with EmbeddingClient.from_repo(repo) as client:
+        found = client.get(loaded.item_ids, version=loaded.vectors_version)
+    assert set(found.versions) == {loaded.vectors_version} != {None}
+    # Vectors read from Redis give the scores of the representations saved with the run.
+    history, vectors = loaded.item_ids[:5], {"text": found.text, "image": found.image}
+    rows = {name: np.concatenate([matrix[:5], matrix]) for name, matrix in vectors.items()}
+    np.testing.assert_allclose(
+        loaded.score(history, loaded.item_ids, rows).scores,
+        loaded.score(history, loaded.item_ids).scores,
+        atol=1e-5,
+    )
 
 
 def test_vectors_online_are_those_of_the_encoder(shop: Path) -> None:

@@ -50,14 +50,19 @@ def train_recommender(
     log = read_interactions(
         interactions, user_column=user_column, item_column=item_column, time_column=time_column
     )
-    vectors = None
+    vectors, version = None, None
     if features != IDS_ALONE:
-        vectors = _stored_vectors(repo or Path(), features, log.item_ids)
-    return train(log, settings, evaluation, vectors, progress=progress)
+        vectors, version = _stored_vectors(repo or Path(), features, log.item_ids)
+    return train(log, settings, evaluation, vectors, vectors_version=version, progress=progress)
 
 
-def _stored_vectors(repo: Path, feature_set: str, item_ids: Array) -> dict[str, np.ndarray]:
-    """Modality -> float32 [I + 1, d] in the order of item codes; zero for padding and missing vectors."""
+def _stored_vectors(
+    repo: Path, feature_set: str, item_ids: Array
+) -> tuple[dict[str, np.ndarray], str | None]:
+    """Vectors and their adapter version.
+
+    Modality -> float32 [I + 1, d] in the order of item codes; zero for padding and missing vectors.
+    """
     from sda_features.feature_store.offline import load_vectors
     from sda_features.recommenders.features import align_vectors
 
@@ -73,8 +78,9 @@ def _stored_vectors(repo: Path, feature_set: str, item_ids: Array) -> dict[str, 
             f"feature set {feature_set!r}. Do the ids of log and catalogue agree?"
         )
     blocks = {"text": (found.text, found.text_found), "image": (found.image, found.image_found)}
-    return {
+    vectors = {
         name: align_vectors(item_ids, found.item_ids, matrix)
         for name, (matrix, mask) in blocks.items()
         if mask.any()
     }
+    return vectors, next(iter(found.versions), None)
