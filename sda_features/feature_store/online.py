@@ -198,7 +198,8 @@ def _request(
     ):
         return None
     context = utils._get_cached_request_context(registry, project, features, full_feature_names)
-    _, on_demand, _, entity_types, join_keys, views, names, request_data, without_entity = context
+    _, on_demand, all_keys, entity_types, _, views, names, request_data, without_entity = context
+    join_keys = {all_keys[entity] for view, _ in views for entity in view.entities}
     if on_demand or request_data or without_entity or len(join_keys) != 1:
         return None
     (join_key,) = join_keys

@@ -97,7 +97,7 @@ class VectorOnlineResponse(OnlineResponse):  # type: ignore[misc]
         return {recorded.join_key: list(recorded.ids), **columns}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.proto, self._feature_types)
+        return _restore, (self.proto.SerializeToString(), self._feature_types)
 
     def _values(self, feature: str) -> tuple[Sequence[object], list[bytes | None]]:
         """Whose values they are, and the n values of a feature as ValueProtos."""
@@ -126,3 +126,7 @@ class VectorOnlineResponse(OnlineResponse):  # type: ignore[misc]
             raise FeatureMismatchError(f"Expected a list of floats or a string, got {feature_type.name}.")
         matrix, found = self.to_matrix(feature)
         return [row if there else None for row, there in zip(matrix.tolist(), found.tolist(), strict=True)]
+
+
+def _restore(serialized: bytes, feature_types: Mapping[str, ValueType]) -> VectorOnlineResponse:
+    return VectorOnlineResponse(GetOnlineFeaturesResponse.FromString(serialized), feature_types)
