@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 from sda_features.errors import FeatureMismatchError, FeatureStoreError
 from sda_features.feature_store.parts import read_parts
 from sda_features.feature_store.repo import FeatureSet, quiet_feast
-from sda_features.feature_store.schema import EVENT_TIMESTAMP, ID_TYPES, ITEM_ID, column_dim
+from sda_features.feature_store.schema import EVENT_TIMESTAMP, ID_TYPES, ITEM_ID, column_dim, vector_column
 from sda_features.feature_store.versions import open_version
-from sda_features.serving.codec import Mask, Matrix
+from sda_features.serving.codec import Mask, Matrix, unpack_vectors
 from sda_features.serving.layout import IMAGE, TEXT, VERSION, parse_item_id
 
 END_OF_TIME = datetime(2200, 1, 1, tzinfo=UTC)  # pandas counts nanoseconds and ends in 2262
@@ -126,16 +126,26 @@ def pull_latest(opened: FeatureSet, *, end: datetime) -> pa.Table:
                 f"The offline store has no rows of {opened.view.name}: {source.name} names no existing file. "
                 "Write them with `sda-features materialize`."
             ) from None
-    vectors = pa.list_(pa.float32())
     return pa.table(
         {
             ITEM_ID: table[names[opened.join_key]].cast(ID_TYPES[opened.id_type]),
-            TEXT: table[names[TEXT]].cast(vectors),
-            IMAGE: table[names[IMAGE]].cast(vectors),
+            TEXT: _vectors(table[names[TEXT]]),
+            IMAGE: _vectors(table[names[IMAGE]]),
             VERSION: table[names[VERSION]].cast(pa.string()),
             EVENT_TIMESTAMP: table[source.timestamp_field].cast(pa.timestamp("us", tz="UTC")),
         }
     )
+
+
+def _vectors(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of vectors as list<float32>; a Bytes feature holds packed ones (codec.pack_vectors)."""
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        found = column.is_valid().to_numpy()
+        unpacked = unpack_vectors(column.drop_null().to_pylist())
+        matrix = np.zeros((len(column), unpacked.shape[1]), np.float32)
+        matrix[found] = unpacked
+        return pa.chunked_array([vector_column(matrix, found)])
+    return column.cast(pa.list_(pa.float32()))
 
 
 def _gather(column: pa.ChunkedArray, index: np.ndarray, known: Mask, dim: int) -> tuple[Matrix, Mask]:
@@ -143,12 +153,14 @@ def _gather(column: pa.ChunkedArray, index: np.ndarray, known: Mask, dim: int) -
     valid = column.is_valid().to_numpy()
     found = known & valid[index]
     matrix = np.zeros((len(index), dim), np.float32)
-    row_of = np.cumsum(valid) - 1  # list row -> row of the dense block below
+    row_of = (np.cumsum(valid) - 1)[index]  # list row -> row of the dense blocks below
     start = 0
     for chunk in column.chunks:  # a column past 2**31 numbers has several
         block = chunk.flatten().to_numpy().reshape(-1, dim) if dim else np.zeros((0, 0), np.float32)
-        wanted = row_of[index] - start
-        here = found & (wanted >= 0) & (wanted < len(block))
-        matrix[here] = block[wanted[here]]
+        here = found & (row_of >= start) & (row_of < start + len(block))
+        if here.all() and len(here):
+            np.take(block, row_of - start, axis=0, out=matrix, mode="clip")  # without a copy between
+        else:
+            matrix[here] = block[row_of[here] - start]
         start += len(block)
     return matrix, found

@@ -69,8 +69,8 @@ def vectors_table(
     count = len(item_ids)
     columns = [
         pa.array(item_ids, pa.string()),
-        _vector_column(text, text_found),
-        _vector_column(image, image_found),
+        vector_column(text, text_found),
+        vector_column(image, image_found),
         pa.repeat(adapter_version, count),
         pa.array(content_hashes, pa.string()),
         pa.repeat(pa.scalar(event_timestamp.astimezone(UTC), SCHEMA.field(EVENT_TIMESTAMP).type), count),
@@ -153,8 +153,16 @@ def _check_not_future(table: pa.Table, newest: Callable[[], datetime | None]) ->
         )
 
 
-def _vector_column(matrix: Matrix, found: Mask) -> pa.Array:
-    """The rows of `matrix` as list<float32>, null where not found."""
+def vector_column(matrix: Matrix, found: Mask) -> pa.Array:
+    """The rows of a matrix as list<float32>, null where not found.
+
+    Args:
+        matrix: float32 [n, d].
+        found: bool [n].
+
+    Raises:
+        FeatureStoreError: the matrix has more numbers than one Arrow list holds.
+    """
     rows = np.ascontiguousarray(matrix[found], np.float32)
     ends = np.cumsum(found, dtype=np.int64) * matrix.shape[1]
     if len(ends) and ends[-1] > np.iinfo(np.int32).max:

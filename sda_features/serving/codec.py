@@ -91,13 +91,19 @@ def decode_vectors(
     return matrix.astype(np.float32, copy=False), found
 
 
-def unpack_vectors(payloads: Sequence[bytes], dim: int) -> Matrix:
+def unpack_vectors(payloads: Sequence[bytes], dim: int | None = None) -> Matrix:
     """The matrix [n, d] of values that `pack_vectors` made.
+
+    Args:
+        payloads: n values of a Bytes feature.
+        dim: the dimension d that they must have; None: that of the first, 0 without one.
 
     Raises:
         FeatureMismatchError: a payload is not such a value, or has another dimension.
     """
     wrapped = [b"\x0a" + _varint(len(payload)) + payload for payload in payloads]
+    if dim is None:
+        dim = vector_dim(wrapped[0], 0) if wrapped else 0
     return decode_vectors(wrapped, dim, names=range(len(wrapped)))[0]
 
 
