@@ -102,6 +102,8 @@ class VectorEngine(LocalComputeEngine):  # type: ignore[misc]
                     created=created,
                     start=task.start_time,
                     end=task.end_time,
+                    # Where rows tie, Feast keeps the last, or the first of the smaller tables it sorts itself.
+                    keep="last" if self.repo_config.materialization_config.pull_latest_features else "first",
                 )
             )
 

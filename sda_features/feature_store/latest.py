@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pa_dataset
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
+Keep: TypeAlias = Literal["first", "last"]
 
 BATCH_ROWS = 1_000
 READAHEAD = 4  # batches that Arrow decodes while the caller is busy with one
@@ -49,12 +50,13 @@ def latest_batches(
     created: str | None = None,
     start: datetime | None = None,
     end: datetime | None = None,
+    keep: Keep = "last",
     batch_rows: int = BATCH_ROWS,
 ) -> Iterator[pa.RecordBatch]:
     """The newest row of each key within a time window, in the order in which the files hold them.
 
     Among rows of one key the latest `timestamp` wins, then the latest `created`, then the row that
-    is read last. A row without a timestamp is in no window.
+    is read last, or first. A row without a timestamp is in no window.
 
     Args:
         dataset: parquet files.
@@ -64,6 +66,7 @@ def latest_batches(
         created: column of the times at which rows were written; a null is earlier than any.
         start: first instant of the window, included; None: no bound. Without a time zone it is UTC.
         end: last instant of the window, included.
+        keep: which of several rows wins that are equal in all times.
         batch_rows: rows in a batch at most.
 
     Yields:
@@ -74,7 +77,7 @@ def latest_batches(
         for fragment in dataset.get_fragments()
         for piece in fragment.split_by_row_group(schema=dataset.schema)
     ]
-    winners = _winners(dataset.schema, pieces, list(keys), timestamp, created, start, end)
+    winners = _winners(dataset.schema, pieces, list(keys), timestamp, created, start, end, keep)
     for piece, wins in zip(pieces, winners, strict=True):
         if not wins.any():
             continue  # its wide columns are not read
@@ -99,6 +102,7 @@ def _winners(
     created: str | None,
     start: datetime | None,
     end: datetime | None,
+    keep: Keep,
 ) -> list[Mask]:
     """Which rows of each piece are the newest of their key."""
     names = [*keys, timestamp, *([created] if created else [])]
@@ -114,7 +118,8 @@ def _winners(
     if end is not None:
         inside &= times <= _nanoseconds(end)
     (position,) = inside.nonzero()
-    order = position[np.lexsort((position, written[position], times[position]))]
+    place = position if keep == "last" else -position
+    order = position[np.lexsort((place, written[position], times[position]))]
     rank = np.zeros(len(rows), np.int64)
     rank[order] = np.arange(len(order))
     ranked = rows.select(keys).append_column("rank", pa.array(rank))
