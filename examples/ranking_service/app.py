@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 from collections.abc import AsyncIterator
 from typing import Annotated
 
@@ -27,6 +28,7 @@ from .metrics import Metrics
 from .ranker import Basis, Ranker, Reason, VectorReader
 from .settings import ServiceSettings
 
+logger = logging.getLogger("uvicorn.error")
 ItemId = Annotated[str, Field(min_length=1, max_length=512)]
 MODALITIES = ("text", "image")
 
@@ -95,6 +97,9 @@ def create_app(settings: ServiceSettings | None = None, reader: VectorReader | N
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         torch.set_num_threads(1)  # one process a core
+        problem = await ranker.check()  # and the first request finds everything warm
+        if problem:
+            logger.warning("Answers are degraded: %s", problem)
         # What lives now lives on: a full collection that scans it would stop a request for 0.1 s and more.
         gc.collect()
         gc.freeze()

@@ -102,8 +102,8 @@ class Ranker:
             scored = self.run.score([], ids, self._vectors(found))
         except (OnlineStoreError, FeatureMismatchError) as error:
             return str(error)
-        if not scored.fresh:
-            return f"The store has no vectors of the {len(ids)} most popular items."
+        if scored.stale > len(ids) // 2:
+            return f"The store has vectors of {scored.fresh} of the {len(ids)} most popular items."
         return None
 
     async def _read(self, ids: list[str]) -> tuple[Vectors | None, Reason | None]:

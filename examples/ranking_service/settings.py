@@ -28,7 +28,7 @@ class ServiceSettings(Settings):
     max_history: int = Field(200, gt=0, description="Most history items of a request.")
     concurrency: int = Field(2, gt=0, description="Requests in work at a time; others wait their turn.")
     breaker_failures: int = Field(
-        3, gt=0, description="Failed reads in a row after which Redis is left alone."
+        5, gt=0, description="Failed reads in a row after which Redis is left alone."
     )
     breaker_pause_s: float = Field(1.0, gt=0, description="Seconds until one request tries Redis again.")
 

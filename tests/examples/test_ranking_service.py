@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from examples.ranking_service.app import create_app
 from examples.ranking_service.breaker import CircuitBreaker
+from examples.ranking_service.ranker import Basis, Reason
 from examples.ranking_service.settings import ServiceSettings
 from sda_features.config import EvaluationSettings, RecommenderSettings
 from sda_features.errors import CheckpointError, FeatureStoreError, SettingsError
@@ -28,7 +30,6 @@ DIM = 6
 NOWHERE = ("127.0.0.1", 1)
 NO_VECTOR = 9  # item code
 ALL = [str(item) for item in range(ITEMS)]
-README = Path(__file__).parents[2] / "examples" / "ranking_service" / "README.md"
 
 
 def raw_vectors(seed=0):
@@ -214,7 +215,7 @@ def test_a_redis_that_lost_its_vectors(trained, service, redis_server, new_proje
         assert answer["items"] == expected
         ready = client.get("/ready")
         assert (ready.status_code, ready.json()["status"]) == (503, "degraded")
-        assert "no vectors of the" in ready.json()["problem"]
+        assert f"vectors of 0 of the {ITEMS} most popular" in ready.json()["problem"]
         with redis.Redis(*redis_server) as server:
             fill(server, project, raw_vectors())
             assert state(rank(client, history)) == ("vectors", False, None)
@@ -344,3 +345,16 @@ def test_the_breaker():
     assert breaker.allow()
     breaker.success()
     assert [breaker.allow() for _ in range(3)] == [True] * 3
+
+
+def test_the_readme_names_every_setting_reason_and_metric(service):
+    readme = (Path(__file__).parents[2] / "examples" / "ranking_service" / "README.md").read_text()
+    for name, field in ServiceSettings.model_fields.items():
+        default = "" if field.is_required() else f"`{field.default}` "
+        assert f"| `RANKING_{name.upper()}` | {default}| {field.description} |" in readme
+    for word in (*get_args(Reason), *get_args(Basis)):
+        assert f"`{word}`" in readme
+    with service(NOWHERE) as client:
+        families = text_string_to_metric_families(client.get("/metrics").text)
+    for name in {family.name for family in families if not family.name.endswith("_created")}:
+        assert f"`{name}" in readme
