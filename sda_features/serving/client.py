@@ -20,7 +20,7 @@ from sda_features.serving.cache import CacheStatistics
 from sda_features.serving.connection import RedisAddress, read_repo_config, redis_errors
 from sda_features.serving.layout import IdType
 from sda_features.serving.reading import Embeddings, Reader
-from sda_features.serving.wire import Server, fetch_fields
+from sda_features.serving.wire import Server, fetch_alike
 
 
 class BaseClient:
@@ -158,7 +158,9 @@ class EmbeddingClient(BaseClient):
         with redis_errors(self.address):
             ask = next(reading)
             while True:
-                reply = fetch_fields(self._redis, ask.keys, ask.fields, then_get=ask.then_get, deadline=ends)
+                reply = fetch_alike(
+                    self._redis, ask.keys, ask.fields, ask.sizes, then_get=ask.then_get, deadline=ends
+                )
                 try:
                     ask = reading.send(reply)
                 except StopIteration as end:

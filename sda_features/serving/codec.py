@@ -91,6 +91,28 @@ def decode_vectors(
     return matrix.astype(np.float32, copy=False), found
 
 
+def decode_block(block: npt.NDArray[np.uint8], dim: int) -> Matrix | None:
+    """One matrix of many ValueProtos of one length.
+
+    Args:
+        block: uint8 [n, bytes of a value], n at least 1.
+        dim: the dimension d that the vectors must have.
+
+    Returns:
+        float32 [n, d], C-contiguous; None if the values are not all vectors of dimension d and one
+        store dtype.
+    """
+    for dtype in STORE_DTYPES:
+        prefix = np.frombuffer(_prefix(dtype, dim), np.uint8)
+        if block.shape[1] != len(prefix) + _body_size(dtype, dim):
+            continue
+        if (block[:, : len(prefix)] == prefix).all():
+            matrix = np.empty((len(block), dim), "<f4")
+            _decode_bodies(block[:, len(prefix) :], dtype, matrix, np.ones(len(block), np.bool_))
+            return matrix.astype(np.float32, copy=False)
+    return None
+
+
 def unpack_vectors(payloads: Sequence[bytes], dim: int | None = None) -> Matrix:
     """The matrix [n, d] of values that `pack_vectors` made.
 

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from sda_features.errors import FeatureMismatchError
 from sda_features.serving import codec, layout
+from sda_features.serving.blocks import Block
 from sda_features.serving.cache import RowCache
 from sda_features.serving.codec import Mask, Matrix
 from sda_features.serving.layout import IdType
@@ -69,14 +70,15 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Ask:
-    """What to fetch next; the arguments of `wire.fetch_fields`."""
+    """What to fetch next; the arguments of `wire.fetch_alike`."""
 
     keys: Sequence[bytes] = ()
     fields: Sequence[bytes] = ()
     then_get: bytes | None = None
+    sizes: Sequence[int] = ()
 
 
-Reading: TypeAlias = Generator[Ask, tuple[list[Row], bytes | None], Embeddings]
+Reading: TypeAlias = Generator[Ask, tuple[list[Row] | Block, bytes | None], Embeddings]
 
 
 class Reader:
@@ -107,6 +109,7 @@ class Reader:
         self.cache = RowCache(cache_items) if cache_items else None
         # A view that was named has no record, which is as good as an absent one.
         self._record_key = None if view else pointer_key(project, feature_set)
+        self._sizes: dict[tuple[bytes, ...], tuple[int, ...]] = {}  # of the values that came last, by fields
         self._record: tuple[bytes | None, Pointer] | None = (None, Pointer()) if view else None
 
     def read(self, item_ids: Sequence[ItemId], version: str | None = None) -> Reading:
@@ -130,13 +133,14 @@ class Reader:
             keys = layout.redis_keys(
                 wanted, project=self.project, join_key=self.join_key, id_type=self.id_type
             )
-            rows, record = yield Ask(keys, place.fields, self._record_key)
+            sizes = self._sizes.get(place.fields, ())
+            rows, record = yield Ask(keys, place.fields, self._record_key, sizes)
             if record != known:
                 known, pointer = self._record = record, Pointer.parse(record)
                 if self._place(pointer, version) != place:
                     continue
             if cached:
-                fetched = {**cached, **dict(zip(wanted, rows, strict=True))}
+                fetched = {**cached, **dict(zip(wanted, _rows_of(rows), strict=True))}
                 rows = [fetched[item_id] for item_id in ids]
             try:
                 found = self._decode(ids, rows, place)
@@ -145,7 +149,7 @@ class Reader:
                     raise FeatureMismatchError(str(error)) from None
                 continue
             if cache:
-                cache.put(place.stored, dict(zip(ids, rows, strict=True)))
+                cache.put(place.stored, dict(zip(ids, _rows_of(rows), strict=True)))
             return found
         raise FeatureMismatchError(
             f"The version record of feature set {self.feature_set!r} changed during each of {ATTEMPTS} reads. "
@@ -170,21 +174,49 @@ class Reader:
             f"{held}. Ask for one of these, or materialize that version."
         )
 
-    def _decode(self, ids: tuple[ItemId, ...], rows: Sequence[Row], place: _Place) -> Embeddings:
+    def _decode(self, ids: tuple[ItemId, ...], rows: Sequence[Row] | Block, place: _Place) -> Embeddings:
         """The result that `rows` make, checked."""
-        texts, images, encoded, stamps = zip(*rows, strict=True) if rows else ((), (), (), ())
-        decoded = {value: codec.decode_string(value) for value in set(encoded)}  # they repeat
-        versions = tuple(map(decoded.__getitem__, encoded))
-        self._check_versions(ids, versions, texts, images, place.version)
-        dim = self.dim or (place.stored.dim if place.stored else 0)
-        dim = dim or _first_dim(texts, ids) or _first_dim(images, ids)
-        text, text_found = codec.decode_vectors(texts, dim, names=ids)
-        image, image_found = codec.decode_vectors(images, dim, names=ids)
-        times = np.fromiter(map(_microseconds, stamps), np.int64, len(stamps)).view("datetime64[us]")
-        found = Embeddings(ids, text, text_found, image, image_found, versions, times)
+        found = self._decode_block(ids, rows, place) if isinstance(rows, Block) else None
+        found = found or self._decode_rows(ids, _rows_of(rows), place)
         if self.max_age is not None:
             forget_older(found, datetime.now(UTC) - self.max_age)
         return found
+
+    def _decode_block(self, ids: tuple[ItemId, ...], block: Block, place: _Place) -> Embeddings | None:
+        """The common case, one version and no item missing; None for any other, errors too."""
+        texts, images, versions, stamps = (block.column(field) for field in range(len(place.fields)))
+        version = codec.decode_string(versions[0].tobytes())
+        if (versions != versions[0]).any() or place.version not in (None, version):
+            return None
+        dim = self._dim(place) or codec.vector_dim(texts[0].tobytes(), ids[0])
+        text, image = codec.decode_block(texts, dim), codec.decode_block(images, dim)
+        if text is None or image is None:
+            return None
+        if (stamps == stamps[0]).all():
+            times = np.full(len(ids), _microseconds(stamps[0].tobytes()), np.int64)
+        else:
+            times = np.array([_microseconds(stamp.tobytes()) for stamp in stamps], np.int64)
+        there = np.ones((2, len(ids)), np.bool_)
+        return Embeddings(
+            ids, text, there[0], image, there[1], (version,) * len(ids), times.view("datetime64[us]")
+        )
+
+    def _decode_rows(self, ids: tuple[ItemId, ...], rows: Sequence[Row], place: _Place) -> Embeddings:
+        columns = tuple(zip(*rows, strict=True)) if rows else ((),) * len(place.fields)
+        texts, images, encoded, stamps = columns
+        decoded = {value: codec.decode_string(value) for value in set(encoded)}  # they repeat
+        versions = tuple(map(decoded.__getitem__, encoded))
+        self._check_versions(ids, versions, texts, images, place.version)
+        dim = self._dim(place) or _first_dim(texts, ids) or _first_dim(images, ids)
+        text, text_found = codec.decode_vectors(texts, dim, names=ids)
+        image, image_found = codec.decode_vectors(images, dim, names=ids)
+        times = np.fromiter(map(_microseconds, stamps), np.int64, len(stamps)).view("datetime64[us]")
+        self._sizes[place.fields] = _common_sizes(columns)
+        return Embeddings(ids, text, text_found, image, image_found, versions, times)
+
+    def _dim(self, place: _Place) -> int:
+        """The dimension that vectors must have; 0 if nobody said."""
+        return self.dim or (place.stored.dim if place.stored else 0)
 
     def _check_versions(
         self,
@@ -245,6 +277,18 @@ def _microseconds(stamp: bytes | None) -> int:
     """Microseconds since 1970, as numpy stores them."""
     nanoseconds = codec.decode_timestamp(stamp)
     return NOT_A_TIME if nanoseconds is None else nanoseconds // 1000
+
+
+def _rows_of(rows: Sequence[Row] | Block) -> Sequence[Row]:
+    return rows.rows() if isinstance(rows, Block) else rows
+
+
+def _common_sizes(columns: Sequence[Sequence[bytes | None]]) -> tuple[int, ...]:
+    """Bytes of the values of each column; empty if they differ, or a value is missing or null."""
+    if any(not value for column in columns for value in column):
+        return ()
+    sizes = [set(map(len, column)) for column in columns]  # type: ignore[arg-type]
+    return tuple(size for (size,) in sizes) if set(map(len, sizes)) == {1} else ()
 
 
 def _first_dim(values: Sequence[bytes | None], ids: Sequence[ItemId]) -> int:

@@ -2,8 +2,9 @@
 
 redis-py's pipeline builds and reads every command by itself; here the commands that differ in their
 key only are joined from prepared pieces, and replies are taken from hiredis as they are, one call
-for all that have arrived. Pools, time-outs, retries, TLS and log-ins are redis-py's. A cluster is
-read through redis-py's own pipeline, which knows where keys live and follows them when they move.
+for all that have arrived, or, where their lengths are known, as one block (blocks.py). Pools,
+time-outs, retries, TLS and log-ins are redis-py's. A cluster is read through redis-py's own
+pipeline, which knows where keys live and follows them when they move.
 """
 
 from __future__ import annotations
@@ -15,6 +16,13 @@ from typing import Any, TypeAlias
 import redis
 from redis.cluster import RedisCluster
 from redis.exceptions import RedisError
+
+from sda_features.serving.blocks import Block, receive_block
+
+try:
+    from redis._parsers.hiredis import NOT_ENOUGH_DATA
+except ImportError:
+    NOT_ENOUGH_DATA = None
 
 Server: TypeAlias = "redis.Redis | RedisCluster"
 Row: TypeAlias = "list[bytes | None]"  # the values of one hash, in the order of the fields
@@ -55,29 +63,60 @@ def fetch_fields(
         DeadlineExceeded: the deadline passed.
         redis.exceptions.RedisError: what redis-py raises; a key that is no hash is a ResponseError.
     """
+    rows, record = fetch_alike(server, keys, fields, (), then_get=then_get, deadline=deadline)
+    return rows.rows() if isinstance(rows, Block) else rows, record
+
+
+def fetch_alike(
+    server: Server,
+    keys: Sequence[bytes],
+    fields: Sequence[bytes],
+    sizes: Sequence[int],
+    *,
+    then_get: bytes | None = None,
+    deadline: float | None = None,
+) -> tuple[list[Row] | Block, bytes | None]:
+    """Read the same fields of n hashes whose values are expected to have certain sizes.
+
+    Args:
+        server, keys, fields, then_get, deadline: as in `fetch_fields`.
+        sizes: bytes of the value of each field; empty: not known.
+
+    Returns:
+        A block if every value is there with its size; else, as in `fetch_fields`, n rows. And the string.
+    """
     if isinstance(server, RedisCluster):
         return _fetch_from_cluster(server, keys, fields, then_get, deadline)
-    count = len(keys) + (then_get is not None)
-    if not count:
+    count, more = len(keys), int(then_get is not None)
+    if not count + more:
         return [], None
 
-    def attempt() -> list[Any]:
+    def attempt() -> tuple[list[Any] | Block, list[Any]]:
         check_deadline(deadline)
         connection.send_packed_command(pack_commands(keys, fields, then_get))
-        return _read_replies(connection, count, deadline)
+        replies: list[Any] = []
+        if count and sizes and (reader := _hiredis_of(connection)):
+            block, received = receive_block(connection, count, sizes, lambda: check_deadline(deadline))
+            if block:
+                return block, _read_replies(connection, more, deadline, [])
+            for start in range(0, len(received), READ_BYTES):
+                reader.feed(received, start, min(READ_BYTES, len(received) - start))
+                replies += drain(connection)()
+        replies = _read_replies(connection, count + more, deadline, replies)
+        return replies[:count], replies[count:]
 
     pool: Any = server.connection_pool
     connection: Any = pool.get_connection()
     try:
-        replies = connection.retry.call_with_retry(attempt, lambda _: connection.disconnect())
+        rows, rest = connection.retry.call_with_retry(attempt, lambda _: connection.disconnect())
     except BaseException:
         connection.disconnect()  # replies may be left in it
         raise
     finally:
         pool.release(connection)
-    record = replies.pop() if then_get is not None else None
-    check_replies(replies, record)
-    return replies, record
+    record = rest[0] if rest else None
+    check_replies([] if isinstance(rows, Block) else rows, record)
+    return rows, record
 
 
 def pack_commands(keys: Sequence[bytes], fields: Sequence[bytes], then_get: bytes | None) -> Iterator[bytes]:
@@ -114,24 +153,26 @@ def drain(connection: Any) -> Callable[[], list[Any]]:
     """A callable that returns the whole replies which a connection has received already.
 
     redis-py's `read_response` costs several microseconds a reply; its hiredis reader, asked
-    directly, a fraction of one. That reader is not part of redis-py's interface: where it is not
-    found as expected, or pushed messages may come between (RESP3), the callable finds nothing and
-    every reply comes from `read_response`.
+    directly, a fraction of one. Where that is not possible the callable finds nothing, and every
+    reply comes from `read_response`.
     """
-    try:
-        from redis._parsers.hiredis import NOT_ENOUGH_DATA
-
-        reader = connection._parser._reader
-        if str(connection.protocol) == "2" and type(reader).__module__.startswith("hiredis"):
-            return lambda: list(iter(reader.gets, NOT_ENOUGH_DATA))
-    except (ImportError, AttributeError):
-        pass
-    return list
+    reader = _hiredis_of(connection)
+    return (lambda: list(iter(reader.gets, NOT_ENOUGH_DATA))) if reader else list
 
 
-def _read_replies(connection: Any, count: int, deadline: float | None) -> list[Any]:
-    """The next `count` replies; errors of single commands are among them, not raised."""
-    replies: list[Any] = []
+def _hiredis_of(connection: Any) -> Any:
+    """The hiredis reader of a connected connection; None where there is none to be used.
+
+    Neither it nor the socket is part of redis-py's interface, so both are looked for. With RESP3
+    pushed messages may come between replies, which redis-py has to see.
+    """
+    reader = getattr(getattr(connection, "_parser", None), "_reader", None)
+    fit = NOT_ENOUGH_DATA is not None and type(reader).__module__.startswith("hiredis")
+    return reader if fit and str(getattr(connection, "protocol", "")) == "2" else None
+
+
+def _read_replies(connection: Any, count: int, deadline: float | None, replies: list[Any]) -> list[Any]:
+    """`count` replies, of which some were read before; errors of single commands are among them."""
     received = drain(connection)
     while len(replies) < count:
         if deadline is not None:
@@ -141,8 +182,8 @@ def _read_replies(connection: Any, count: int, deadline: float | None) -> list[A
         except redis.exceptions.ResponseError as error:
             replies.append(error)
         replies += received()
-        if isinstance(replies[-1], redis.exceptions.ConnectionError):
-            raise replies[-1]  # the server is loading, or asks for a log-in
+    if replies and isinstance(replies[-1], redis.exceptions.ConnectionError):
+        raise replies[-1]  # the server is loading, or asks for a log-in
     return replies
 
 

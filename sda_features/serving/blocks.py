@@ -1,0 +1,122 @@
+"""Replies that are alike, received as one block of bytes instead of one object a value.
+
+Vectors of one dimension have one length, so the replies to many HMGET commands usually differ in
+their numbers only. Whoever knows the lengths can receive all replies into one array and check their
+framing there. As soon as a byte of it is not as expected (an unknown item, an error, another
+length), everything received goes to redis-py's parser, which reads on from there: nothing is lost,
+and no result depends on the expectation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import redis
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Block:
+    """The replies to n commands that asked for the same fields, all there and of the same lengths.
+
+    Attributes:
+        data: uint8 [n, bytes of a reply].
+        starts: where each value begins in a reply.
+        sizes: how many bytes it has.
+    """
+
+    data: Bytes
+    starts: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def column(self, field: int) -> Bytes:
+        """Values of one field, uint8 [n, bytes of a value]; a view."""
+        return self.data[:, self.starts[field] : self.starts[field] + self.sizes[field]]
+
+    def rows(self) -> list[list[bytes | None]]:
+        """The same as one object a value."""
+        columns = [[value.tobytes() for value in self.column(field)] for field in range(len(self.sizes))]
+        return [list(row) for row in zip(*columns, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The bytes of a reply that are the same in all of them: what the protocol writes around values."""
+
+    size: int
+    starts: tuple[int, ...]
+    positions: npt.NDArray[np.intp]
+    literals: Bytes
+
+    def fits(self, replies: Bytes) -> bool:
+        """Whether whole replies, uint8 [n, size], or the beginning of one, uint8 [bytes], are so framed."""
+        width = replies.shape[-1]
+        known = self.positions.searchsorted(width) if width < self.size else len(self.positions)
+        framing = replies[..., self.positions[:known]]
+        return bool((framing == self.literals[:known]).all())
+
+
+@lru_cache(maxsize=64)
+def _frame(sizes: tuple[int, ...]) -> _Frame:
+    reply, literal, starts = b"*%d\r\n" % len(sizes), [True] * len(b"*%d\r\n" % len(sizes)), []
+    for size in sizes:
+        head = b"$%d\r\n" % size
+        starts.append(len(reply) + len(head))
+        reply += head + bytes(size) + b"\r\n"
+        literal += [True] * len(head) + [False] * size + [True] * 2
+    positions = np.flatnonzero(literal)
+    return _Frame(len(reply), tuple(starts), positions, np.frombuffer(reply, np.uint8)[positions])
+
+
+def receive_block(
+    connection: Any, count: int, sizes: Sequence[int], seconds_left: Callable[[], float]
+) -> tuple[Block | None, memoryview]:
+    """Receive `count` replies whose values have the given sizes.
+
+    Args:
+        connection: a redis-py connection to which the commands have been sent.
+        count: n, at least 1.
+        sizes: bytes of each value of a reply.
+        seconds_left: says how long to wait, or raises.
+
+    Returns:
+        The block, or None and what was received instead.
+
+    Raises:
+        redis.exceptions.ConnectionError, TimeoutError: as redis-py's own reading does.
+    """
+    frame = _frame(tuple(sizes))
+    data = np.empty((count, frame.size), np.uint8)
+    flat = data.reshape(-1)
+    view = flat.data
+    socket, own_timeout = connection._sock, connection.socket_timeout  # an open one: it has just sent
+    got = 0
+    try:
+        while got < len(view):
+            left = seconds_left()
+            if left != float("inf"):
+                socket.settimeout(min(left, own_timeout or left))
+            received = socket.recv_into(view[got:])
+            if not received:
+                raise redis.exceptions.ConnectionError("Connection closed by server.")
+            checked, got = got // frame.size, got + received
+            whole = got // frame.size
+            if not frame.fits(data[checked:whole]) or not frame.fits(flat[whole * frame.size : got]):
+                return None, view[:got]
+    except TimeoutError:
+        raise redis.exceptions.TimeoutError("Timeout reading from socket") from None
+    except OSError as error:
+        raise redis.exceptions.ConnectionError(f"Error while reading from socket: {error.args}") from None
+    finally:
+        if socket.fileno() >= 0:
+            socket.settimeout(own_timeout)
+    return Block(data, frame.starts, tuple(sizes)), view
