@@ -25,7 +25,11 @@ def options(description: str, *arguments: tuple[str, dict[str, Any]]) -> argpars
 
 
 def take_turns(
-    contenders: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1
+    contenders: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Run every contender once a round, in order.
 
@@ -33,17 +37,19 @@ def take_turns(
         contenders: name -> job without arguments.
         rounds: timed rounds.
         warmup: rounds before them that are not timed.
+        clock: wall time, or `time.process_time` for jobs that only compute: other processes on
+            the machine then do not count.
 
     Returns:
-        name -> wall seconds, one for each round.
+        name -> seconds, one for each round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(-warmup, rounds):
         for name, job in contenders.items():
-            started = time.perf_counter()
+            started = clock()
             job()
             if turn >= 0:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return seconds
 
 

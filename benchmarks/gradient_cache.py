@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -119,7 +120,7 @@ def step(folder_name: str, model: str, count: str, micro_size: str) -> None:
         for _ in range(passes(micro_batches))
         for batch in pairs.micro_batches(indices, encoder.backbone, PromptSettings(), micro)
     )
-    loaded, started = peak_memory(), time.perf_counter()
+    loaded, started = psutil.Process().memory_info().rss, time.perf_counter()
     accumulate_gradients(
         encoder, batches, micro_batches, lambda text, image: alignment_loss(text, image, LossSettings(), 0.07)
     )

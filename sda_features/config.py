@@ -82,8 +82,10 @@ class BackboneSettings(Settings):
         description="Checkpoint folder or hub name of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model."
     )
     quantization: Literal["nf4", "int8", "none"] = Field("nf4", description="How base weights are stored.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Dtype of activations; auto: bfloat16 on a GPU that has it, else float32."
+    dtype: Literal["auto", "fast", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Dtype of activations; auto: bfloat16 on a GPU that has it, else float32; "
+        "fast: bfloat16 on a CPU that has it too.",
     )
     device: str = Field("auto", description="Torch device; auto: cuda when there is one, else cpu.")
     trust_remote_code: bool = Field(False, description="Run Python code that ships with the checkpoint.")

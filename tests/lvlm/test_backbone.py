@@ -10,7 +10,7 @@ from PIL import Image
 
 from sda_features.config import BackboneSettings
 from sda_features.errors import BackboneError
-from sda_features.lvlm.backbone import Backbone, mean_pool
+from sda_features.lvlm.backbone import Backbone, mean_pool, pick_dtype
 from sda_features.lvlm.encoder import PromptEncoder
 from tests.lvlm.conftest import ARCHITECTURES, PROMPTS, image_batch, picture, text_batch
 
@@ -90,3 +90,15 @@ def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(BackboneError, match="'bert' model; expected one of qwen2_vl, qwen2_5_vl, qwen3_vl"):
         Backbone(BackboneSettings.parse(model=str(tmp_path)))
+
+
+def test_only_fast_takes_bfloat16_on_a_cpu_and_only_where_the_cpu_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for has_it, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has_it=has_it: has_it)
+        assert pick_dtype("fast", cpu) is expected
+        assert pick_dtype("auto", cpu) is torch.float32
+        assert pick_dtype("bfloat16", cpu) is torch.bfloat16
