@@ -50,31 +50,45 @@ class Block:
 
 @dataclass(frozen=True)
 class _Frame:
-    """The bytes of a reply that are the same in all of them: what the protocol writes around values."""
+    """What the protocol writes around the values of a reply.
+
+    Attributes:
+        size: bytes of a reply.
+        starts: where each value begins.
+        literals: where the bytes around values begin, and what they are.
+    """
 
     size: int
     starts: tuple[int, ...]
-    positions: npt.NDArray[np.intp]
-    literals: Bytes
+    literals: tuple[tuple[int, bytes], ...]
 
-    def fits(self, replies: Bytes) -> bool:
-        """Whether whole replies, uint8 [n, size], or the beginning of one, uint8 [bytes], are so framed."""
-        width = replies.shape[-1]
-        known = self.positions.searchsorted(width) if width < self.size else len(self.positions)
-        framing = replies[..., self.positions[:known]]
-        return bool((framing == self.literals[:known]).all())
+    def fits(self, replies: Bytes, literals: int | None = None) -> bool:
+        """Whether replies, uint8 [n, size], are so framed; as far as their first `literals` say."""
+        return all(
+            (replies[:, start : start + len(literal)] == np.frombuffer(literal, np.uint8)).all()
+            for start, literal in self.literals[:literals]
+        )
+
+    def begins(self, reply: memoryview) -> bool:
+        """Whether the beginning of a reply is so framed."""
+        return all(
+            reply[start : start + len(literal)] == literal[: max(0, len(reply) - start)]
+            for start, literal in self.literals
+        )
 
 
 @lru_cache(maxsize=64)
 def _frame(sizes: tuple[int, ...]) -> _Frame:
-    reply, literal, starts = b"*%d\r\n" % len(sizes), [True] * len(b"*%d\r\n" % len(sizes)), []
+    literal, position = b"*%d\r\n" % len(sizes), 0
+    starts, literals = [], []
     for size in sizes:
-        head = b"$%d\r\n" % size
-        starts.append(len(reply) + len(head))
-        reply += head + bytes(size) + b"\r\n"
-        literal += [True] * len(head) + [False] * size + [True] * 2
-    positions = np.flatnonzero(literal)
-    return _Frame(len(reply), tuple(starts), positions, np.frombuffer(reply, np.uint8)[positions])
+        literal += b"$%d\r\n" % size
+        literals.append((position, literal))
+        starts.append(position + len(literal))
+        position = starts[-1] + size
+        literal = b"\r\n"
+    literals.append((position, literal))
+    return _Frame(position + len(literal), tuple(starts), tuple(literals))
 
 
 def receive_block(
@@ -96,8 +110,7 @@ def receive_block(
     """
     frame = _frame(tuple(sizes))
     data = np.empty((count, frame.size), np.uint8)
-    flat = data.reshape(-1)
-    view = flat.data
+    view = data.reshape(-1).data
     socket, own_timeout = connection._sock, connection.socket_timeout  # an open one: it has just sent
     got = 0
     try:
@@ -110,7 +123,9 @@ def receive_block(
                 raise redis.exceptions.ConnectionError("Connection closed by server.")
             checked, got = got // frame.size, got + received
             whole = got // frame.size
-            if not frame.fits(data[checked:whole]) or not frame.fits(flat[whole * frame.size : got]):
+            # A reply that is shorter or longer shifts the next one. Found at once, lest we wait for bytes
+            # that do not come; each byte around a value is compared at the end.
+            if not frame.fits(data[checked:whole], 1) or not frame.begins(view[whole * frame.size : got]):
                 return None, view[:got]
     except TimeoutError:
         raise redis.exceptions.TimeoutError("Timeout reading from socket") from None
@@ -119,4 +134,5 @@ def receive_block(
     finally:
         if socket.fileno() >= 0:
             socket.settimeout(own_timeout)
-    return Block(data, frame.starts, tuple(sizes)), view
+    block = Block(data, frame.starts, tuple(sizes)) if frame.fits(data) else None
+    return block, view

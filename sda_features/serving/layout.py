@@ -81,7 +81,8 @@ def redis_keys(
     if id_type == "string":
         prefix += struct.pack("<I", _STRING)
         values = [str(item_id).encode() for item_id in item_ids]
-        return [b"%b%b%b%b" % (prefix, len(value).to_bytes(4, "little"), value, suffix) for value in values]
+        heads = {size: prefix + size.to_bytes(4, "little") for size in set(map(len, values))}
+        return [heads[len(value)] + value + suffix for value in values]
     code, packer = _INTEGERS[id_type]
     prefix += struct.pack("<II", code, packer.size)
     return [prefix + packer.pack(parse_item_id(item_id, id_type)) + suffix for item_id in item_ids]

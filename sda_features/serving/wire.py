@@ -121,12 +121,12 @@ def fetch_alike(
 
 def pack_commands(keys: Sequence[bytes], fields: Sequence[bytes], then_get: bytes | None) -> Iterator[bytes]:
     """The requests of `fetch_fields` as the Redis protocol writes them, in a few large pieces."""
-    head = b"*%d\r\n$5\r\nHMGET\r\n$" % (2 + len(fields))
-    tail = b"".join([b"$%d\r\n%b\r\n" % (len(field), field) for field in fields])
-    for start in range(0, len(keys), CHUNK):
-        yield b"".join(
-            [b"%b%d\r\n%b\r\n%b" % (head, len(key), key, tail) for key in keys[start : start + CHUNK]]
-        )
+    tail = b"\r\n" + b"".join([b"$%d\r\n%b\r\n" % (len(field), field) for field in fields])
+    start = b"*%d\r\n$5\r\nHMGET\r\n$" % (2 + len(fields))
+    heads = {size: b"%b%d\r\n" % (start, size) for size in set(map(len, keys))}
+    for first in range(0, len(keys), CHUNK):
+        commands = [heads[len(key)] + key for key in keys[first : first + CHUNK]]
+        yield tail.join([*commands, b""])
     if then_get is not None:
         yield b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(then_get), then_get)
 
