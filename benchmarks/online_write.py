@@ -16,6 +16,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def main() -> None:
         compare(servers, items)
         emptied: dict[str, Callable[[], object]] = {}
         for name, job in jobs.items():
-            emptied[f"empty {name}"] = servers[name].flushall
+            emptied[f"empty {name}"] = partial(servers[name].execute_command, "FLUSHALL", "SYNC")
             emptied[name] = job
         seconds = take_turns(emptied, rounds=rounds)
     print(

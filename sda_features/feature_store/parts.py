@@ -77,7 +77,9 @@ def save_part(folder: Path, table: pa.Table, dim: int | None) -> Path:
     table = table.replace_schema_metadata({DIM_KEY: str(dim or "")})
     target = folder / _part_name(table)
     with atomic_file(target) as temporary:
-        pq.write_table(table, temporary, compression="zstd", use_dictionary=[VERSION])
+        # Vectors shrink by some 8 % and would take twice as long to read.
+        narrow = dict.fromkeys((ITEM_ID, VERSION, CONTENT_HASH, EVENT_TIMESTAMP), "zstd")
+        pq.write_table(table, temporary, compression=narrow, use_dictionary=[VERSION])
     return target
 
 

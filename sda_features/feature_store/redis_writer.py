@@ -11,6 +11,7 @@ import contextlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -48,12 +49,12 @@ class OnlineView:
     join_key: str = "item_id"
     id_type: IdType = "string"
 
-    @property
+    @cached_property
     def fields(self) -> list[bytes]:
         """Hash fields of the features, in their order."""
         return [layout.hash_field(self.view, feature) for feature in self.features]
 
-    @property
+    @cached_property
     def time_field(self) -> bytes:
         """Hash field of the event time."""
         return layout.timestamp_field(self.view)
