@@ -128,7 +128,7 @@ def test_every_length_of_header_and_every_kind_of_id(both, dim, id_type):
     assert written == len(stock) == 8
 
 
-@pytest.mark.parametrize("project", ["shop", "магазин", "4-shop_-", "x" * 100])
+@pytest.mark.parametrize("project", ["shop", "магазин", "4shop_", "x" * 100])
 def test_any_project_name(both, project):
     stock, ours, _ = both(table_of(IDS["string"]), project=project)
     assert ours == stock
