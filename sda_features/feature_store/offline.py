@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from sda_features.errors import FeatureMismatchError, FeatureStoreError
 from sda_features.feature_store.parts import read_parts
@@ -18,6 +18,8 @@ from sda_features.feature_store.schema import EVENT_TIMESTAMP, ID_TYPES, ITEM_ID
 from sda_features.feature_store.versions import open_version
 from sda_features.serving.codec import Mask, Matrix, unpack_vectors
 from sda_features.serving.layout import IMAGE, TEXT, VERSION, parse_item_id
+
+T = TypeVar("T")
 
 END_OF_TIME = datetime(2200, 1, 1, tzinfo=UTC)  # pandas counts nanoseconds and ends in 2262
 
@@ -71,23 +73,15 @@ def load_vectors(
         FeatureMismatchError: stored vectors differ in dimension, or an id is not of the entity's type.
     """
     opened = open_version(repo_path, feature_set, version)
-    rows = pull_latest(opened, end=end or END_OF_TIME)
-    if not len(rows):
-        raise FeatureStoreError(
-            f"The offline store has no rows of {opened.view.name}. Write them with `sda-features materialize`."
-        )
     wanted = [parse_item_id(item_id, opened.id_type) for item_id in item_ids]
-    positions = pc.index_in(pa.array(wanted, rows[ITEM_ID].type), value_set=rows[ITEM_ID])
-    known = positions.is_valid().to_numpy(zero_copy_only=False)
-    index = positions.fill_null(0).to_numpy()
-    dims = {dim for dim in (column_dim(rows, TEXT), column_dim(rows, IMAGE)) if dim is not None}
-    if len(dims) > 1:
-        raise FeatureMismatchError(f"{opened.view.name} holds vectors of several dimensions: {sorted(dims)}.")
-    dim = dims.pop() if dims else 0
-    text, text_found = _gather(rows[TEXT], index, known, dim)
-    image, image_found = _gather(rows[IMAGE], index, known, dim)
-    versions = pc.unique(rows[VERSION].take(pa.array(np.unique(index[known])))).drop_null().to_pylist()
-    return ItemVectors(tuple(item_ids), text, text_found, image, image_found, tuple(sorted(versions)))
+    rows = {item_id: row for row, item_id in enumerate(dict.fromkeys(wanted))}
+    text, image, versions = _read_latest(
+        opened, end or END_OF_TIME, lambda tables: _gather(opened, tables, rows)
+    )
+    if len(rows) < len(wanted):  # ids that repeat share one row until here
+        order = np.array([rows[item_id] for item_id in wanted])
+        text, image = ((matrix[order], found[order]) for matrix, found in (text, image))
+    return ItemVectors(tuple(item_ids), *text, *image, versions)
 
 
 def pull_latest(opened: FeatureSet, *, end: datetime) -> pa.Table:
@@ -97,44 +91,97 @@ def pull_latest(opened: FeatureSet, *, end: datetime) -> pa.Table:
         Columns item_id (string or integer), text_embedding and image_embedding (list<float32>),
         adapter_version and event_timestamp.
     """
+    return _read_latest(opened, end, lambda tables: pa.concat_tables([*tables]))
+
+
+def _read_latest(opened: FeatureSet, end: datetime, consume: Callable[[Iterator[pa.Table]], T]) -> T:
+    """`consume` what `pull_latest` returns, a table a batch of the store, at least one."""
     source = opened.view.batch_source
     source_names = {field: column for column, field in source.field_mapping.items()}
-    names = {name: source_names.get(name, name) for name in (opened.join_key, TEXT, IMAGE, VERSION)}
+    names = [source_names.get(name, name) for name in (opened.join_key, TEXT, IMAGE, VERSION)]
+
+    def normalised(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+        for batch in batches:
+            table = pa.Table.from_batches([batch])
+            ids, text, image, versions = (table[name] for name in names)
+            yield pa.table(
+                {
+                    ITEM_ID: ids.cast(ID_TYPES[opened.id_type]),
+                    TEXT: _vectors(text),
+                    IMAGE: _vectors(image),
+                    VERSION: versions.cast(pa.string()),
+                    EVENT_TIMESTAMP: table[source.timestamp_field].cast(pa.timestamp("us", tz="UTC")),
+                }
+            )
+
     with quiet_feast():
         from feast.infra.offline_stores.offline_utils import get_offline_store_from_config
 
         offline_store = get_offline_store_from_config(opened.store.config.offline_store)
+        job = offline_store.pull_latest_from_table_or_query(
+            config=opened.store.config,
+            data_source=source,
+            join_key_columns=names[:1],
+            feature_name_columns=names[1:],
+            timestamp_field=source.timestamp_field,
+            created_timestamp_column=source.created_timestamp_column or None,
+            start_date=datetime(1970, 1, 1, tzinfo=UTC),
+            end_date=end,
+        )
 
-        def pull() -> pa.Table:
-            job = offline_store.pull_latest_from_table_or_query(
-                config=opened.store.config,
-                data_source=source,
-                join_key_columns=[names[opened.join_key]],
-                feature_name_columns=[names[TEXT], names[IMAGE], names[VERSION]],
-                timestamp_field=source.timestamp_field,
-                created_timestamp_column=source.created_timestamp_column or None,
-                start_date=datetime(1970, 1, 1, tzinfo=UTC),
-                end_date=end,
-            )
-            return job.to_arrow()
+        def read() -> T:
+            if read_batches := getattr(job, "read_batches", None):  # our store
+                return read_batches(lambda batches: consume(normalised(batches)))  # type: ignore[no-any-return]
+            table = job.to_arrow()
+            return consume(normalised(table.to_batches() or [pa.RecordBatch.from_pylist([], table.schema)]))
 
         try:
             # Feast lists and reads a folder itself, so this side only looks whether parts vanished meanwhile.
-            table = read_parts(opened.folder, lambda _: pull()) if opened.is_local else pull()
+            return read_parts(opened.folder, lambda _: read()) if opened.is_local else read()
         except FileNotFoundError:
             raise FeatureStoreError(
                 f"The offline store has no rows of {opened.view.name}: {source.name} names no existing file. "
                 "Write them with `sda-features materialize`."
             ) from None
-    return pa.table(
-        {
-            ITEM_ID: table[names[opened.join_key]].cast(ID_TYPES[opened.id_type]),
-            TEXT: _vectors(table[names[TEXT]]),
-            IMAGE: _vectors(table[names[IMAGE]]),
-            VERSION: table[names[VERSION]].cast(pa.string()),
-            EVENT_TIMESTAMP: table[source.timestamp_field].cast(pa.timestamp("us", tz="UTC")),
-        }
-    )
+
+
+def _gather(
+    opened: FeatureSet, tables: Iterable[pa.Table], rows: Mapping[str | int, int]
+) -> tuple[tuple[Matrix, Mask], tuple[Matrix, Mask], tuple[str, ...]]:
+    """Vectors of the items that `rows` names, each in its row, [n, d] and found [n]; and their versions."""
+    matrices = {TEXT: np.zeros((len(rows), 0), np.float32), IMAGE: np.zeros((len(rows), 0), np.float32)}
+    found = {name: np.zeros(len(rows), np.bool_) for name in matrices}
+    dims: set[int] = set()
+    versions: set[str] = set()
+    count = 0
+    for table in tables:
+        count += len(table)
+        dims |= {dim for name in matrices if (dim := column_dim(table, name)) is not None}
+        if len(dims) > 1:
+            raise FeatureMismatchError(
+                f"{opened.view.name} holds vectors of several dimensions: {sorted(dims)}."
+            )
+        target = np.fromiter(
+            (rows.get(item_id, -1) for item_id in table[ITEM_ID].to_pylist()), np.int64, len(table)
+        )
+        versions.update(table[VERSION].filter(pa.array(target >= 0)).unique().drop_null().to_pylist())
+        for name, matrix in matrices.items():
+            if dims and not matrix.shape[1]:
+                matrices[name] = matrix = np.zeros((len(rows), *dims), np.float32)
+            column = table[name]
+            place = target[column.is_valid().to_numpy()]
+            wanted = place >= 0
+            start = 0
+            for chunk in column.chunks if dims else ():
+                block = chunk.flatten().to_numpy().reshape(-1, *dims)
+                here = slice(start, start := start + len(block))
+                matrix[place[here][wanted[here]]] = block if wanted[here].all() else block[wanted[here]]
+            found[name][place[wanted]] = True
+    if not count:
+        raise FeatureStoreError(
+            f"The offline store has no rows of {opened.view.name}. Write them with `sda-features materialize`."
+        )
+    return (matrices[TEXT], found[TEXT]), (matrices[IMAGE], found[IMAGE]), tuple(sorted(versions))
 
 
 def _vectors(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -146,21 +193,3 @@ def _vectors(column: pa.ChunkedArray) -> pa.ChunkedArray:
         matrix[found] = unpacked
         return pa.chunked_array([vector_column(matrix, found)])
     return column.cast(pa.list_(pa.float32()))
-
-
-def _gather(column: pa.ChunkedArray, index: np.ndarray, known: Mask, dim: int) -> tuple[Matrix, Mask]:
-    """Rows `index` of a list column as [n, d], and which of them are known and not null [n]."""
-    valid = column.is_valid().to_numpy()
-    found = known & valid[index]
-    matrix = np.zeros((len(index), dim), np.float32)
-    row_of = (np.cumsum(valid) - 1)[index]  # list row -> row of the dense blocks below
-    start = 0
-    for chunk in column.chunks:  # a column past 2**31 numbers has several
-        block = chunk.flatten().to_numpy().reshape(-1, dim) if dim else np.zeros((0, 0), np.float32)
-        here = found & (row_of >= start) & (row_of < start + len(block))
-        if here.all() and len(here):
-            np.take(block, row_of - start, axis=0, out=matrix, mode="clip")  # without a copy between
-        else:
-            matrix[here] = block[row_of[here] - start]
-        start += len(block)
-    return matrix, found

@@ -12,11 +12,13 @@ stock Feast itself answers in a way that depends on their order. A debug log lin
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -30,7 +32,7 @@ from feast.infra.offline_stores.offline_utils import DEFAULT_ENTITY_DF_EVENT_TIM
 from feast.repo_config import RepoConfig
 from feast.utils import _get_requested_feature_views_to_features_dict
 
-from sda_features.feature_store.latest import latest_rows
+from sda_features.feature_store.latest import latest_batches
 from sda_features.feature_store.local_parquet import (
     Unsupported,
     check_columns,
@@ -43,6 +45,7 @@ from sda_features.feature_store.local_parquet import (
 from sda_features.feature_store.point_in_time import NO_KEY, NOT_YET, Integers, key_codes, point_in_time_rows
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 ENTITY_TIME = DEFAULT_ENTITY_DF_EVENT_TIMESTAMP_COL
 
@@ -62,7 +65,9 @@ class VectorRetrievalJob(DaskRetrievalJob):  # type: ignore[misc]
     and drop the others; only a column that passes 2**31 numbers has several.
     """
 
-    def __init__(self, stock: DaskRetrievalJob, fast: Callable[[], pa.Table]) -> None:
+    def __init__(
+        self, stock: DaskRetrievalJob, fast: Callable[[], pa.Table], pull: _Pull | None = None
+    ) -> None:
         super().__init__(
             stock.evaluation_function,
             stock.full_feature_names,
@@ -71,6 +76,20 @@ class VectorRetrievalJob(DaskRetrievalJob):  # type: ignore[misc]
             stock.metadata,
         )
         self._fast = fast
+        self._pull = pull
+
+    def read_batches(self, consume: Callable[[Iterator[pa.RecordBatch]], T]) -> T:
+        """Read rows a batch at a time, so that a whole column need not be in memory.
+
+        Args:
+            consume: is given the batches; again from the first, if files were replaced meanwhile.
+        """
+        if self._pull is not None:
+            try:
+                return self._pull.latest(consume)
+            except Unsupported as reason:
+                logger.debug("Read through stock Feast: %s", reason)
+        return consume(iter(self.to_arrow().to_batches()))
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
         try:
@@ -92,7 +111,8 @@ class VectorFileOfflineStore(DaskOfflineStore):  # type: ignore[misc]
     ) -> VectorRetrievalJob:
         """The newest row of each key within a time window; arguments as for stock Feast."""
         stock = DaskOfflineStore.pull_latest_from_table_or_query(config, data_source, *arguments, **named)
-        return VectorRetrievalJob(stock, lambda: _pull(config, data_source, *arguments, **named, latest=True))
+        pull = _Pull(config, data_source, *arguments, **named)
+        return VectorRetrievalJob(stock, lambda: to_feast(pull.latest(pa.Table.from_batches)), pull)
 
     @staticmethod
     def pull_all_from_table_or_query(
@@ -100,9 +120,8 @@ class VectorFileOfflineStore(DaskOfflineStore):  # type: ignore[misc]
     ) -> VectorRetrievalJob:
         """All rows within a time window; arguments as for stock Feast."""
         stock = DaskOfflineStore.pull_all_from_table_or_query(config, data_source, *arguments, **named)
-        return VectorRetrievalJob(
-            stock, lambda: _pull(config, data_source, *arguments, **named, latest=False)
-        )
+        pull = _Pull(config, data_source, *arguments, **named)
+        return VectorRetrievalJob(stock, lambda: to_feast(pull.all()))
 
     @staticmethod
     def get_historical_features(
@@ -135,49 +154,72 @@ class VectorFileOfflineStore(DaskOfflineStore):  # type: ignore[misc]
         return VectorRetrievalJob(stock, fast)
 
 
-def _pull(
-    config: RepoConfig,
-    data_source: DataSource,
-    join_key_columns: list[str],
-    feature_name_columns: list[str],
-    timestamp_field: str,
-    created_timestamp_column: str | None = None,
-    start_date: datetime | None = None,
-    end_date: datetime | None = None,
-    *,
-    latest: bool,
-) -> pa.Table:
-    """Rows of a source between two instants, both included: all, or the newest of each key."""
-    window = [instant for instant in (start_date, end_date) if instant is not None]
-    if not window or any(instant.tzinfo is None for instant in window):
-        raise Unsupported("a window without bounds or time zone")
-    if len(join_key_columns) != 1 or not feature_name_columns:
-        raise Unsupported("no join key, several of them, or no features")
-    times = [timestamp_field, *([created_timestamp_column] if created_timestamp_column else [])]
-    names = list(dict.fromkeys([*join_key_columns, *feature_name_columns, *times]))
+@dataclass(frozen=True)
+class _Pull:
+    """Rows of a source between two instants, both included. The arguments are Feast's, with its names."""
 
-    def read(dataset: pa_dataset.FileSystemDataset) -> pa.Table:
-        check_columns(dataset, join_key_columns[0], times, feature_name_columns)
-        if not latest:
-            zoned_time = pc.field(timestamp_field).cast(zoned(dataset.schema.field(timestamp_field).type))
-            within = [zoned_time >= start_date] if start_date else []
-            within += [zoned_time <= end_date] if end_date else []
-            return dataset.to_table(columns=names, filter=functools.reduce(operator.and_, within))
-        if created_timestamp_column:
-            created = dataset.to_table(columns=[created_timestamp_column])[created_timestamp_column]
-            if created.null_count:
+    config: RepoConfig
+    data_source: DataSource
+    join_key_columns: list[str]
+    feature_name_columns: list[str]
+    timestamp_field: str
+    created_timestamp_column: str | None = None
+    start_date: datetime | None = None
+    end_date: datetime | None = None
+
+    @property
+    def times(self) -> list[str]:
+        """Columns of timestamps."""
+        return [self.timestamp_field, *filter(None, [self.created_timestamp_column])]
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns of the result."""
+        return list(dict.fromkeys([*self.join_key_columns, *self.feature_name_columns, *self.times]))
+
+    def latest(self, consume: Callable[[Iterator[pa.RecordBatch]], T]) -> T:
+        """`consume` the newest row of each key."""
+
+        def read(dataset: pa_dataset.FileSystemDataset) -> T:
+            self._check(dataset)
+            created = self.created_timestamp_column
+            if created and dataset.to_table(columns=[created])[created].null_count:
                 raise Unsupported("nulls among created timestamps")
-        return latest_rows(
-            dataset,
-            keys=join_key_columns,
-            timestamp=timestamp_field,
-            columns=names,
-            created=created_timestamp_column,
-            start=start_date,
-            end=end_date,
-        )
+            batches = latest_batches(
+                dataset,
+                keys=self.join_key_columns,
+                timestamp=self.timestamp_field,
+                columns=self.columns,
+                created=created,
+                start=self.start_date,
+                end=self.end_date,
+            )
+            # An empty batch first: the schema is known without a row.
+            schema = pa.schema([dataset.schema.field(name) for name in self.columns])
+            return consume(itertools.chain(schema.empty_table().to_batches(), batches))
 
-    return to_feast(read_source(data_source, config.repo_path, read))
+        return read_source(self.data_source, self.config.repo_path, read)
+
+    def all(self) -> pa.Table:
+        """All rows."""
+
+        def read(dataset: pa_dataset.FileSystemDataset) -> pa.Table:
+            self._check(dataset)
+            time = pc.field(self.timestamp_field)
+            time = time.cast(zoned(dataset.schema.field(self.timestamp_field).type))
+            within = [time >= self.start_date] if self.start_date else []
+            within += [time <= self.end_date] if self.end_date else []
+            return dataset.to_table(columns=self.columns, filter=functools.reduce(operator.and_, within))
+
+        return read_source(self.data_source, self.config.repo_path, read)
+
+    def _check(self, dataset: pa_dataset.FileSystemDataset) -> None:
+        window = [instant for instant in (self.start_date, self.end_date) if instant is not None]
+        if not window or any(instant.tzinfo is None for instant in window):
+            raise Unsupported("a window without bounds or time zone")
+        if len(self.join_key_columns) != 1 or not self.feature_name_columns:
+            raise Unsupported("no join key, several of them, or no features")
+        check_columns(dataset, self.join_key_columns[0], self.times, self.feature_name_columns)
 
 
 def _join(
