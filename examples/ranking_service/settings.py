@@ -26,7 +26,7 @@ class ServiceSettings(Settings):
     deadline_ms: float = Field(50, gt=0, description="Longest wait for Redis, in milliseconds.")
     max_candidates: int = Field(1000, gt=0, description="Most candidates of a request.")
     max_history: int = Field(200, gt=0, description="Most history items of a request.")
-    concurrency: int = Field(2, gt=0, description="Requests in work at a time; others wait their turn.")
+    concurrency: int = Field(1, gt=0, description="Requests in work at a time; others wait their turn.")
     breaker_failures: int = Field(
         5, gt=0, description="Failed reads in a row after which Redis is left alone."
     )
