@@ -100,7 +100,7 @@ def receive_block(
         connection: a redis-py connection to which the commands have been sent.
         count: n, at least 1.
         sizes: bytes of each value of a reply.
-        seconds_left: says how long to wait, or raises.
+        seconds_left: says how long to wait, infinite for the connection's own time-out, or raises.
 
     Returns:
         The block, or None and what was received instead.
@@ -128,6 +128,7 @@ def receive_block(
             if not frame.fits(data[checked:whole], 1) or not frame.begins(view[whole * frame.size : got]):
                 return None, view[:got]
     except TimeoutError:
+        seconds_left()  # raises if it is the caller's time that ran out
         raise redis.exceptions.TimeoutError("Timeout reading from socket") from None
     except OSError as error:
         raise redis.exceptions.ConnectionError(f"Error while reading from socket: {error.args}") from None
