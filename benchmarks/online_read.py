@@ -209,7 +209,7 @@ def rounded(value: Any) -> Any:
 
 def main() -> None:
     arguments = options(__doc__.splitlines()[0])
-    rounds, stock_rounds = (150, 10) if arguments.quick else (400, 20)
+    rounds, stock_rounds = (150, 10) if arguments.quick else (300, 10)
     sizes = [NAMED_SIZE] if arguments.quick else FULL_SIZES
     torch.set_num_threads(1)
     results: dict[tuple[int, int], dict[str, Any]] = {}

@@ -42,12 +42,17 @@ def test_addresses(text, host, port, options):
 
 
 def test_feast_reads_the_same():
-    from feast.infra.online_stores.redis import RedisOnlineStore
+    from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig
 
     text = f"h:7000,db=2,ssl=true,password={SECRET},socket_timeout=0.5"
     (node,), options = RedisOnlineStore._parse_connection_string(text)
     address = RedisAddress.parse(text)
     assert (address.host, str(address.port), address.options) == (node["host"], node["port"], options)
+    assert RedisOnlineStoreConfig().sentinel_master == address.sentinel_master
+
+    nodes, _ = RedisOnlineStore._parse_connection_string("a:1,b:2,ssl=true")
+    address = RedisAddress.parse("a:1,b:2,ssl=true", "redis_cluster")
+    assert [{"host": host, "port": str(port)} for host, port in [("a", 1), *address.others]] == nodes
 
 
 @pytest.mark.parametrize(
