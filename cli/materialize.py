@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     help="Activations; fast: bfloat16 where the processor multiplies it.",
 )
 @click.option("--device", help="Torch device.")
+@click.option("--dim", type=int, help="Make vectors smaller, with the rotation stored in the checkpoint.")
 @click.option("--feature-set", help="Feature set to write.  [default: sda, or vanilla without --checkpoint]")
 @click.option("--batch-size", default=32, show_default=True, help="Sequences encoded together.")
 @click.option("--shard-rows", default=1024, show_default=True, help="Items of one offline part.")
@@ -55,6 +56,7 @@ def command(
     quantization: str | None,
     dtype: str | None,
     device: str | None,
+    dim: int | None,
     feature_set: str | None,
     batch_size: int,
     shard_rows: int,
@@ -77,6 +79,8 @@ def command(
     """
     if checkpoint is None and model is None:
         raise SettingsError("Give --checkpoint (adapted vectors) or --model (vanilla vectors).")
+    if checkpoint is None and dim is not None:
+        raise SettingsError("--dim needs a --checkpoint: it uses the rotation that `adapt` stored there.")
     given = {"model": model, "quantization": quantization, "dtype": dtype, "device": device}
     overrides = {name: value for name, value in given.items() if value is not None}
 
@@ -84,7 +88,7 @@ def command(
         from sda_features.lvlm.checkpoint import load_checkpoint, unadapted
 
         if checkpoint is not None:
-            return load_checkpoint(checkpoint, **overrides)
+            return load_checkpoint(checkpoint, dim, **overrides)
         return unadapted(BackboneSettings.parse(**overrides), PromptSettings())
 
     from sda_features.workflows import materialize

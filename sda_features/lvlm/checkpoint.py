@@ -1,6 +1,7 @@
 """Checkpoint folders: what adapts a base model, and proof of which base model and data it belongs to.
 
 adapter.safetensors   LoRA factors, gates, projection
+rotation.safetensors  the transform of `--dim`, see reduction.py
 settings.json         AdaptSettings: adapter, loss, prompts, projection, ...
 preprocessing.json    chat template, vocabulary hash, image processor
 manifest.json         hashes of base model and data, package versions, last metrics
@@ -17,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from sda_features import __version__
 from sda_features.artifacts import atomic_folder, sha256_files, sha256_json, write_json
@@ -29,14 +32,15 @@ from sda_features.config import (
     PromptSettings,
 )
 from sda_features.errors import CheckpointError
-from sda_features.lvlm.backbone import Backbone
+from sda_features.lvlm.backbone import Backbone, PromptBatch
 from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.model_card import checkpoint_card
+from sda_features.lvlm.reduction import reduce_vectors
 
 FORMAT = 1
 ADAPTER_FILE, SETTINGS_FILE = "adapter.safetensors", "settings.json"
 PREPROCESSING_FILE, MANIFEST_FILE = "preprocessing.json", "manifest.json"
-CARD_FILE = "README.md"
+ROTATION_FILE, CARD_FILE = "rotation.safetensors", "README.md"
 
 
 @dataclass(frozen=True)
@@ -47,27 +51,45 @@ class LoadedEncoder:
         encoder: in eval mode.
         prompts: the prompt settings that belong to the weights.
         normalize: whether vectors are L2-normalised, as they were in training.
-        version: 12 hex digits over adapter, base model, quantisation and preprocessing.
+        version: 12 hex digits over adapter, base model, quantisation, preprocessing and dimension.
+        dim: dimension of the vectors.
+        rotation: float32 [encoder's dimension, dim] if vectors are made smaller, else None.
     """
 
     encoder: PromptEncoder
     prompts: PromptSettings
     normalize: bool
     version: str
+    dim: int
+    rotation: Tensor | None = None
+
+    def vectors(self, batch: PromptBatch) -> Tensor:
+        """Vectors of prompts as they are stored: float32 [B, dim]."""
+        vectors: Tensor = self.encoder(batch)
+        if self.rotation is not None:
+            vectors = reduce_vectors(vectors, self.rotation, self.dim)
+        return F.normalize(vectors, dim=1) if self.normalize else vectors
 
 
 def save_checkpoint(
-    folder: Path, encoder: PromptEncoder, settings: AdaptSettings, manifest: dict[str, Any]
+    folder: Path,
+    encoder: PromptEncoder,
+    settings: AdaptSettings,
+    manifest: dict[str, Any],
+    rotation: Tensor | None = None,
 ) -> None:
     """Write a complete checkpoint to `folder`, atomically; an older one there is replaced.
 
     Args:
         manifest: what the run knows beyond the settings, e.g. data hash and metrics.
+        rotation: see `reduction.fit_rotation`; without one the checkpoint makes vectors of one size.
     """
     backbone = encoder.backbone
     tensors = {name: value.detach().cpu().contiguous() for name, value in encoder.trainable().items()}
     with atomic_folder(folder) as temporary:
         save_file(tensors, temporary / ADAPTER_FILE)
+        if rotation is not None:
+            save_file({"rotation": rotation}, temporary / ROTATION_FILE)
         write_json(temporary / SETTINGS_FILE, settings.model_dump(mode="json"))
         write_json(temporary / PREPROCESSING_FILE, backbone.preprocessing())
         packages = ("torch", "transformers", "peft", "bitsandbytes")
@@ -84,16 +106,18 @@ def save_checkpoint(
         (temporary / CARD_FILE).write_text(checkpoint_card(settings, complete), encoding="utf-8")
 
 
-def load_checkpoint(folder: Path, **overrides: Any) -> LoadedEncoder:
+def load_checkpoint(folder: Path, dim: int | None = None, **overrides: Any) -> LoadedEncoder:
     """Load a checkpoint over its base model.
 
     Args:
         folder: a folder that `adapt` wrote.
+        dim: make vectors of this dimension with the stored rotation; None: as they were trained.
         overrides: backbone settings other than those of training: `model` when the base model
             moved, `quantization`, `dtype`, `device`.
 
     Raises:
         CheckpointError: incomplete or damaged, or the base model's weights or preprocessing differ.
+        SettingsError: the rotation has fewer dimensions than `dim`.
     """
     settings = _read(folder, SETTINGS_FILE, lambda text: AdaptSettings.model_validate_json(text))
     manifest = _read(folder, MANIFEST_FILE, json.loads)
@@ -120,28 +144,36 @@ def load_checkpoint(folder: Path, **overrides: Any) -> LoadedEncoder:
         )
     encoder = PromptEncoder(backbone, settings.adapter, settings.projection)
     _load_weights(encoder, folder)
+    rotation = None if dim is None else _load_rotation(folder, dim).to(backbone.device)
+    normalize, adapter = settings.loss.normalize, manifest["adapter_sha256"]
     return LoadedEncoder(
         encoder.eval(),
         settings.prompts,
-        settings.loss.normalize,
-        _version(backbone, settings.prompts, settings.loss.normalize, manifest["adapter_sha256"]),
+        normalize,
+        _version(backbone, settings.prompts, normalize, adapter, dim),
+        dim or encoder.dim,
+        rotation,
     )
 
 
 def unadapted(settings: BackboneSettings, prompts: PromptSettings) -> LoadedEncoder:
     """The base model itself as an encoder: the "vanilla" vectors that the paper calls QwenVL."""
     encoder = PromptEncoder(Backbone(settings), AdapterSettings(kind="none"), ProjectionSettings(kind="none"))
-    return LoadedEncoder(encoder.eval(), prompts, True, _version(encoder.backbone, prompts, True, None))
+    version = _version(encoder.backbone, prompts, True, None)
+    return LoadedEncoder(encoder.eval(), prompts, True, version, encoder.dim)
 
 
-def _version(backbone: Backbone, prompts: PromptSettings, normalize: bool, adapter: str | None) -> str:
-    parts = {
+def _version(
+    backbone: Backbone, prompts: PromptSettings, normalize: bool, adapter: str | None, dim: int | None = None
+) -> str:
+    parts: dict[str, Any] = {
         "adapter": adapter,
         "base": backbone.fingerprint(),
         "quantization": backbone.settings.quantization,
         "preprocessing": backbone.preprocessing(),
         "prompts": prompts.model_dump(),
         "normalize": normalize,
+        **({} if dim is None else {"dim": dim}),
     }
     return sha256_json(parts)[:12]
 
@@ -159,6 +191,19 @@ def _load_weights(encoder: PromptEncoder, folder: Path) -> None:
     with torch.no_grad():
         for name, value in tensors.items():
             parameters[name].copy_(value)
+
+
+def _load_rotation(folder: Path, dim: int) -> Tensor:
+    """The first `dim` columns of the stored rotation."""
+    try:
+        rotation = load_file(folder / ROTATION_FILE)["rotation"]
+    except OSError:
+        raise CheckpointError(
+            f"{folder} has no {ROTATION_FILE}, which --dim needs; `sda-features adapt` writes it. Adapt again, or "
+            "leave --dim out."
+        ) from None
+    reduce_vectors(rotation.new_zeros(1, rotation.shape[0]), rotation, dim)  # says so if it is too narrow
+    return rotation[:, :dim]
 
 
 def _read(folder: Path, name: str, parse: Callable[[str], Any]) -> Any:

@@ -8,7 +8,6 @@ from itertools import islice
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
@@ -93,16 +92,15 @@ def encode_items(
         made: dict[str, list[tuple[list[int], Tensor]]] = {"text": [], "image": []}
         for step in steps:
             with torch.inference_mode():
-                vectors = loaded.encoder(step.batch)
-                vectors = (F.normalize(vectors, dim=1) if loaded.normalize else vectors).cpu()
+                vectors = loaded.vectors(step.batch).cpu()
             made[step.batch.modality].append((step.rows, vectors))
             advance(len(step.rows))
             if step.last:
                 yield EncodedItems(
                     [source.item_id for source in step.shard],
                     [source.content_hash for source in step.shard],
-                    *_in_order(made["text"], len(step.shard), loaded.encoder.dim),
-                    *_in_order(made["image"], len(step.shard), loaded.encoder.dim),
+                    *_in_order(made["text"], len(step.shard), loaded.dim),
+                    *_in_order(made["image"], len(step.shard), loaded.dim),
                 )
                 made = {"text": [], "image": []}
 

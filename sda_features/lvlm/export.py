@@ -101,7 +101,7 @@ def export_checkpoint(
         SettingsError: `output` holds other files than an export's.
     """
     _refuse_foreign_files(output)
-    moved = {} if model is None else {"model": model}
+    moved: dict[str, Any] = {} if model is None else {"model": model}
     loaded = load_checkpoint(checkpoint, quantization="none", device="meta", **moved)
     settings = AdaptSettings.model_validate_json((checkpoint / SETTINGS_FILE).read_text(encoding="utf-8"))
     if settings.adapter.kind == "none":

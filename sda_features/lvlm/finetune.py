@@ -19,7 +19,6 @@ from sda_features.artifacts import sha256_json
 from sda_features.catalog import Catalog, CatalogReport
 from sda_features.config import AdaptSettings
 from sda_features.errors import SettingsError
-from sda_features.evaluation.retrieval import recall_at_k
 from sda_features.lvlm.backbone import Backbone, PromptBatch
 from sda_features.lvlm.checkpoint import save_checkpoint
 from sda_features.lvlm.cmsa import LossOutput, alignment_loss
@@ -27,19 +26,21 @@ from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.gradient_cache import accumulate_gradients, passes
 from sda_features.lvlm.prefetch import ahead
 from sda_features.lvlm.processes import Processes
+from sda_features.lvlm.reduction import fit_rotation
 from sda_features.lvlm.training_data import (
-    Indices,
     TrainingPairs,
     hold_out,
     step_indices,
     write_pairs,
 )
 from sda_features.lvlm.training_log import TrainingLog
-from sda_features.lvlm.training_state import Standing, restore_state, save_state, saved_states
+from sda_features.lvlm.training_state import restore_state, save_state, saved_states
+from sda_features.lvlm.validation import measure_recall, sample_vectors, validate
 
 logger = logging.getLogger(__name__)
 
 UNIFORM_TEACHER = 0.98  # share of log N above which the teacher teaches nothing
+KEPT_DIMS = (32, 64, 128, 256, 512, 1024)  # for which the checkpoint tells what --dim keeps
 BATCHES_AHEAD = 2  # micro batches prepared while the model runs
 COLLAPSED_SPREAD = 0.99  # norm of the mean unit vector above which all vectors are nearly alike
 
@@ -204,6 +205,8 @@ def finetune(
         metrics["held_out"] = {"items": len(validation), **recall}
     count = sum(parameter.numel() for parameter in parameters.values())
     if processes.is_main:
+        rotation, kept = fit_rotation(sample_vectors(encoder, pairs, training, settings))
+        metrics["kept_by_dim"] = {dim: round(kept[dim - 1], 4) for dim in KEPT_DIMS if dim <= len(kept)}
         data = {
             "path": str(settings.catalog.path),
             "pairs": len(pairs),
@@ -211,7 +214,7 @@ def finetune(
             "sha256": pairs.sha256,
         }
         manifest = {"data": data, "trainable_parameters": count, "metrics": metrics}
-        save_checkpoint(output / "checkpoint", encoder, settings, manifest)
+        save_checkpoint(output / "checkpoint", encoder, settings, manifest, rotation)
         (output / "pairs.arrow").unlink()
         shutil.rmtree(states, ignore_errors=True)
     processes.wait()
@@ -226,39 +229,6 @@ def finetune(
         rate,
         catalog.report,
     )
-
-
-def validate(
-    encoder: PromptEncoder,
-    pairs: TrainingPairs,
-    indices: Indices,
-    settings: AdaptSettings,
-    standing: Standing,
-    weights: dict[str, nn.Parameter],
-) -> dict[str, float]:
-    """Measure held-out retrieval and remember the weights if R@10 is the best so far."""
-    recall = measure_recall(encoder, pairs, indices, settings)
-    if recall["recall@10"] > standing.best_recall:
-        standing.best_recall, standing.best_step, standing.stale = recall["recall@10"], standing.step, 0
-        standing.best_weights = {name: value.detach().cpu().clone() for name, value in weights.items()}
-    else:
-        standing.stale += 1
-    return recall
-
-
-def measure_recall(
-    encoder: PromptEncoder, pairs: TrainingPairs, indices: Indices, settings: AdaptSettings
-) -> dict[str, float]:
-    """Text-to-image R@1 and R@10 among the items at `indices`."""
-    micro = settings.train.micro_batch_size or settings.train.batch_size
-    batches = pairs.micro_batches(indices, encoder.backbone, settings.prompts, micro)
-    with torch.no_grad(), encoder.without_dropout():
-        vectors = [(batch.modality, encoder(batch).cpu()) for batch in batches]
-    text, image = (
-        torch.cat([values for name, values in vectors if name == modality]).numpy()
-        for modality in ("text", "image")
-    )
-    return {f"recall@{k}": recall_at_k(text, image, k) or 0.0 for k in (1, 10)}
 
 
 def check_trainable(settings: AdaptSettings) -> None:

@@ -80,6 +80,7 @@ def test_run_folder_holds_log_report_and_a_complete_checkpoint(run: AdaptResult)
         "adapter.safetensors",
         "manifest.json",
         "preprocessing.json",
+        "rotation.safetensors",
         "settings.json",
     ]
     log = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
@@ -132,6 +133,30 @@ def test_a_checkpoint_changes_vectors_and_version(
     catalog = Catalog(settings_catalog(catalogue))
     (before,), (after,) = (list(encode_items(loaded, catalog.items())) for loaded in (plain, adapted))
     assert np.abs(before.text - after.text).max() > 1e-3
+
+
+def test_a_smaller_dimension_is_a_version_of_its_own_and_keeps_neighbours(
+    run: AdaptResult, catalogue: Path
+) -> None:
+    whole = load_checkpoint(run.checkpoint)
+    rotated, small = (load_checkpoint(run.checkpoint, dim) for dim in (whole.dim, 8))
+    assert len({loaded.version for loaded in (whole, rotated, small)}) == 3
+    catalog = Catalog(settings_catalog(catalogue))
+    before, turned, less = (
+        next(iter(encode_items(loaded, catalog.items()))) for loaded in (whole, rotated, small)
+    )
+    np.testing.assert_allclose(turned.text @ turned.image.T, before.text @ before.image.T, atol=1e-4)
+    assert less.text.shape == (14, 8)
+    np.testing.assert_allclose(np.linalg.norm(less.text[less.text_found], axis=1), 1, atol=1e-5)
+
+
+def test_a_dimension_needs_a_rotation_that_reaches_it(copy_of_run: Path) -> None:
+    with pytest.raises(SettingsError, match="Expected --dim from 1 to 64.*got 65"):
+        load_checkpoint(copy_of_run, 65)
+    (copy_of_run / "rotation.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="has no rotation.safetensors, which --dim needs"):
+        load_checkpoint(copy_of_run, 8)
+    assert load_checkpoint(copy_of_run).dim == 64
 
 
 def settings_catalog(catalogue: Path) -> CatalogSettings:
