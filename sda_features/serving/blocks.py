@@ -55,40 +55,38 @@ class _Frame:
     Attributes:
         size: bytes of a reply.
         starts: where each value begins.
-        literals: where the bytes around values begin, and what they are.
+        literals: the bytes around values by where they begin, first those before the first value.
     """
 
     size: int
     starts: tuple[int, ...]
-    literals: tuple[tuple[int, bytes], ...]
+    literals: dict[int, bytes]
 
-    def fits(self, replies: Bytes, literals: int | None = None) -> bool:
-        """Whether replies, uint8 [n, size], are so framed; as far as their first `literals` say."""
-        return all(
-            (replies[:, start : start + len(literal)] == np.frombuffer(literal, np.uint8)).all()
-            for start, literal in self.literals[:literals]
-        )
+    def fits(self, replies: Bytes, start: int) -> bool:
+        """Whether the bytes from `start` to the next value are as expected in replies, uint8 [n, size]."""
+        literal = self.literals[start]
+        return bool((replies[:, start : start + len(literal)] == np.frombuffer(literal, np.uint8)).all())
 
     def begins(self, reply: memoryview) -> bool:
         """Whether the beginning of a reply is so framed."""
         return all(
             reply[start : start + len(literal)] == literal[: max(0, len(reply) - start)]
-            for start, literal in self.literals
+            for start, literal in self.literals.items()
         )
 
 
 @lru_cache(maxsize=64)
 def _frame(sizes: tuple[int, ...]) -> _Frame:
     literal, position = b"*%d\r\n" % len(sizes), 0
-    starts, literals = [], []
+    starts, literals = [], {}
     for size in sizes:
         literal += b"$%d\r\n" % size
-        literals.append((position, literal))
+        literals[position] = literal
         starts.append(position + len(literal))
         position = starts[-1] + size
         literal = b"\r\n"
-    literals.append((position, literal))
-    return _Frame(position + len(literal), tuple(starts), tuple(literals))
+    literals[position] = literal
+    return _Frame(position + len(literal), tuple(starts), literals)
 
 
 def receive_block(
@@ -123,9 +121,9 @@ def receive_block(
                 raise redis.exceptions.ConnectionError("Connection closed by server.")
             checked, got = got // frame.size, got + received
             whole = got // frame.size
-            # A reply that is shorter or longer shifts the next one. Found at once, lest we wait for bytes
-            # that do not come; each byte around a value is compared at the end.
-            if not frame.fits(data[checked:whole], 1) or not frame.begins(view[whole * frame.size : got]):
+            # A reply that is shorter or longer shifts the next one. It is found at once, lest we wait for
+            # bytes that do not come; the rest of the framing is compared at the end.
+            if not (frame.fits(data[checked:whole], 0) and frame.begins(view[whole * frame.size : got])):
                 return None, view[:got]
     except TimeoutError:
         seconds_left()  # raises if it is the caller's time that ran out
@@ -135,5 +133,5 @@ def receive_block(
     finally:
         if socket.fileno() >= 0:
             socket.settimeout(own_timeout)
-    block = Block(data, frame.starts, tuple(sizes)) if frame.fits(data) else None
-    return block, view
+    whole_frame = all(frame.fits(data, start) for start in frame.literals if start)
+    return Block(data, frame.starts, tuple(sizes)) if whole_frame else None, view
