@@ -30,8 +30,9 @@ from feast.repo_config import RepoConfig
 from feast.type_map import python_values_to_proto_values
 from feast.value_type import ValueType
 
-from sda_features.feature_store.online_response import Recorded, VectorOnlineResponse
+from sda_features.feature_store.online_response import Recorded, VectorOnlineResponse, rows_of
 from sda_features.serving import aio, layout, wire
+from sda_features.serving.blocks import Block
 from sda_features.serving.layout import IdType
 from sda_features.serving.wire import Row
 
@@ -53,6 +54,10 @@ class VectorRedisOnlineStoreConfig(RedisOnlineStoreConfig):  # type: ignore[misc
 class VectorRedisOnlineStore(RedisOnlineStore):  # type: ignore[misc]
     """`type: redis` with fast reads; writes and the layout in Redis are Feast's own."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._sizes: dict[tuple[bytes, ...], tuple[int, ...]] = {}  # of the values of fields, as last seen
+
     def get_online_features(
         self,
         config: RepoConfig,
@@ -69,7 +74,10 @@ class VectorRedisOnlineStore(RedisOnlineStore):  # type: ignore[misc]
         if request is None:
             stock = super().get_online_features(*arguments, include_feature_view_version_metadata)
             return VectorOnlineResponse(stock.proto, stock._feature_types)
-        rows, _ = wire.fetch_fields(self._get_client(config.online_store), request.keys, request.fields)
+        server = self._get_client(config.online_store)
+        server.connection_pool.connection_kwargs.setdefault("socket_read_size", wire.READ_BYTES)
+        rows, _ = wire.fetch_alike(server, request.keys, request.fields, self._sizes.get(request.fields, ()))
+        self._sizes[request.fields] = _sizes(rows)
         return request.response(rows)
 
     async def get_online_features_async(
@@ -116,16 +124,16 @@ class _Request:
     ids: Sequence[str | int]
     keys: Sequence[bytes]
     views: Sequence[tuple[FeatureView, Sequence[str]]]
-    fields: Sequence[bytes]
+    fields: tuple[bytes, ...]
     names: frozenset[str]
     full_names: bool
     with_versions: bool
 
-    def response(self, rows: list[Row]) -> VectorOnlineResponse:
+    def response(self, rows: list[Row] | Block) -> VectorOnlineResponse:
         """The response made of the rows of the different ids."""
-        all_rows = rows
+        all_rows: Sequence[Row] | Block = rows
         if len(rows) < len(self.ids):
-            row_of = dict(zip(dict.fromkeys(self.ids), rows, strict=True))
+            row_of = dict(zip(dict.fromkeys(self.ids), rows_of(rows), strict=True))
             all_rows = [row_of[item_id] for item_id in self.ids]
         features: dict[str, int] = {}
         position = 0
@@ -136,12 +144,12 @@ class _Request:
         recorded = Recorded(self.join_key, self.ids, features, all_rows, lambda: self._stock_proto(rows))
         return VectorOnlineResponse.lazy(recorded, RedisOnlineStore._build_feature_types(list(self.views)))
 
-    def _stock_proto(self, rows: list[Row]) -> GetOnlineFeaturesResponse:
+    def _stock_proto(self, rows: list[Row] | Block) -> GetOnlineFeaturesResponse:
         """What stock Feast makes of these rows: its own code runs, on the bytes that came."""
         proto = GetOnlineFeaturesResponse(results=[])
         keys = {self.join_key: python_values_to_proto_values(list(self.ids), self.value_type)}
         utils._populate_result_rows_from_columnar(proto, keys)
-        _Replay(self.keys, self.fields, rows)._read_features_per_fv(
+        _Replay(self.keys, self.fields, rows_of(rows))._read_features_per_fv(
             self.config,
             [(view, list(asked)) for view, asked in self.views],
             keys,
@@ -157,7 +165,7 @@ class _Request:
 class _Replay(RedisOnlineStore):  # type: ignore[misc]
     """The stock store reading what has been read before."""
 
-    def __init__(self, keys: Sequence[bytes], fields: Sequence[bytes], rows: list[Row]) -> None:
+    def __init__(self, keys: Sequence[bytes], fields: Sequence[bytes], rows: Sequence[Row]) -> None:
         self._rows = dict(zip(keys, rows, strict=True))
         self._positions = {field: position for position, field in enumerate(fields)}
 
@@ -216,7 +224,16 @@ def _request(
         fields.append(layout.timestamp_field(view.name))
     keys = layout.redis_keys(dict.fromkeys(ids), project=config.project, join_key=join_key, id_type=id_type)
     return _Request(
-        config, join_key, value_type, ids, keys, views, fields, names, full_feature_names, with_versions
+        config,
+        join_key,
+        value_type,
+        ids,
+        keys,
+        views,
+        tuple(fields),
+        names,
+        full_feature_names,
+        with_versions,
     )
 
 
@@ -233,3 +250,10 @@ def _ids(entity_rows: list[dict[str, Any]] | Mapping[str, Any], join_key: str) -
 def _is_renamed(view: FeatureView) -> bool:
     """Whether the request gives the view's entity another name, or asks for a version of the view."""
     return bool(view.projection.join_key_map or view.projection.version_tag is not None)
+
+
+def _sizes(rows: list[Row] | Block) -> tuple[int, ...]:
+    """Sizes of the values of the first row; empty if one is missing."""
+    if isinstance(rows, Block):
+        return rows.sizes
+    return tuple(map(len, rows[0])) if None not in rows[0] else ()  # type: ignore[arg-type]

@@ -7,13 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from feast.online_response import OnlineResponse
 from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
 from feast.value_type import ValueType
 
 from sda_features.errors import FeatureMismatchError
 from sda_features.serving import codec
+from sda_features.serving.blocks import Block
 from sda_features.serving.codec import Mask, Matrix
+from sda_features.serving.wire import Row
 
 
 @dataclass(frozen=True)
@@ -24,14 +27,14 @@ class Recorded:
         join_key: name of the ids in the response.
         ids: the n ids.
         features: names in the response -> position in a row.
-        rows: values of each id, [n]; None where the hash has no such field.
+        rows: values of each id, [n]; None where the hash has no such field. A block: all are there.
         to_proto: makes of the rows what stock Feast makes of them.
     """
 
     join_key: str
     ids: Sequence[str | int]
     features: Mapping[str, int]
-    rows: Sequence[Sequence[bytes | None]]
+    rows: Sequence[Row] | Block
     to_proto: Callable[[], GetOnlineFeaturesResponse]
 
 
@@ -79,6 +82,8 @@ class VectorOnlineResponse(OnlineResponse):  # type: ignore[misc]
             FeatureMismatchError: the feature was not requested, or its values are not vectors of
                 one dimension and store dtype.
         """
+        if (matrix := self._from_block(feature)) is not None:
+            return matrix, np.ones(len(matrix), np.bool_)
         ids, values = self._values(feature)
         dim = next(
             (codec.vector_dim(value, name) for value, name in zip(values, ids, strict=True) if value), 0
@@ -99,6 +104,16 @@ class VectorOnlineResponse(OnlineResponse):  # type: ignore[misc]
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (self.proto.SerializeToString(), self._feature_types)
 
+    def _from_block(self, feature: str) -> Matrix | None:
+        """The matrix of a feature whose values came as one block; None if it has to be made of single values."""
+        recorded = self._recorded
+        if recorded is None or not isinstance(recorded.rows, Block) or feature not in recorded.features:
+            return None
+        column = recorded.rows.column(recorded.features[feature])
+        if not column.shape[1]:  # nulls alone
+            return None
+        return codec.decode_block(column, codec.vector_dim(column[0].tobytes(), recorded.ids[0]))
+
     def _values(self, feature: str) -> tuple[Sequence[object], list[bytes | None]]:
         """Whose values they are, and the n values of a feature as ValueProtos."""
         recorded = self._recorded
@@ -109,6 +124,8 @@ class VectorOnlineResponse(OnlineResponse):  # type: ignore[misc]
             )
         if recorded:
             position = recorded.features[feature]
+            if isinstance(recorded.rows, Block):
+                return recorded.ids, [value.tobytes() for value in recorded.rows.column(position)]
             return recorded.ids, [row[position] for row in recorded.rows]
         values = self.proto.results[names.index(feature)].values
         return range(len(values)), [value.SerializeToString() for value in values]
@@ -126,6 +143,11 @@ class VectorOnlineResponse(OnlineResponse):  # type: ignore[misc]
             raise FeatureMismatchError(f"Expected a list of floats or a string, got {feature_type.name}.")
         matrix, found = self.to_matrix(feature)
         return [row if there else None for row, there in zip(matrix.tolist(), found.tolist(), strict=True)]
+
+
+def rows_of(rows: Sequence[Row] | Block) -> Sequence[Row]:
+    """Rows as one object a value."""
+    return rows.rows() if isinstance(rows, Block) else rows
 
 
 def _restore(serialized: bytes, feature_types: Mapping[str, ValueType]) -> VectorOnlineResponse:

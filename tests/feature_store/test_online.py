@@ -17,6 +17,7 @@ from sda_features.errors import FeatureMismatchError
 from sda_features.feature_store.online_response import VectorOnlineResponse
 from sda_features.feature_store.repo import quiet_feast
 from sda_features.serving import codec
+from sda_features.serving.blocks import Block
 from tests.contracts.stores import (
     NOON,
     OURS,
@@ -209,6 +210,28 @@ def test_vectors_as_a_matrix(shop):
         ours.to_matrix("version")
     nobody = ask(shop, VECTORS, [{"item_id": "nobody"}])[1]
     assert nobody.to_matrix("vector")[0].shape == (1, 0)
+
+
+def test_values_of_the_sizes_that_came_before_are_received_as_a_block(shop):
+    """The second of two like requests; one that turns out to be different is read as before."""
+    known = [{"item_id": item_id} for item_id in ("B001", "d", "ü/漢:3")]
+    null = [{"item_id": "B 002"}]
+    for rows, block in (
+        (known, None),
+        (known, True),
+        (ITEMS, False),
+        (known, None),
+        (known[::-1], True),
+        (null, False),
+        (null, True),
+    ):
+        stock, ours = ask(shop, ["first:vector", "first:packed"], rows)
+        assert block in (None, isinstance(ours._recorded.rows, Block))
+        expected = stock.to_dict()["vector"]
+        matrix, found = ours.to_matrix("vector")
+        assert found.tolist() == [vector is not None for vector in expected]
+        assert matrix[found].tobytes() == b"".join(bits(vector for vector in expected if vector))
+        assert_same(stock, ours)
 
 
 def test_packed_vectors_as_a_matrix(shop):
