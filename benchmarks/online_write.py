@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import redis
 from common import median, options, paired_ratio, peak_memory, report, take_turns
 
@@ -28,15 +29,20 @@ from sda_features.feature_store.definitions import embedding_source, embedding_v
 from sda_features.feature_store.materialize import materialize_view
 from sda_features.feature_store.parts import write_part
 from sda_features.feature_store.redis_commands import argument
+from sda_features.feature_store.redis_writer import OnlineView, write_batches
 from sda_features.feature_store.repo import open_feature_set, quiet_feast
 from sda_features.feature_store.schema import vectors_table
 from sda_features.serving import codec
 from sda_features.serving.embedded import embedded_redis
+from sda_features.serving.layout import FEATURES
 
 ENGINE = "sda_features.feature_store.engine.VectorEngine"
 EPOCH, NOON = datetime(1970, 1, 1, tzinfo=UTC), datetime(2024, 5, 1, 12, tzinfo=UTC)
+VIEW_OF_ITEMS = OnlineView("shop", "sda_item_embeddings", FEATURES)
+COLUMNS = ["item_id", *FEATURES, "event_timestamp"]
 PIPELINE = 512  # SETs in one send of the floor; two sends are on their way
 STOCK, FAST, VIEW, FLOOR = "stock feast materialize", "VectorEngine", "materialize_view", "raw SET (floor)"
+WRITE, READ = "write_batches, from memory", "pq.read_table"  # where the time of the engine goes
 
 
 def main() -> None:
@@ -53,25 +59,31 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         servers = {
-            name: redis.Redis(*stack.enter_context(embedded_redis())) for name in (STOCK, FAST, VIEW, FLOOR)
+            name: redis.Redis(*stack.enter_context(embedded_redis()))
+            for name in (STOCK, FAST, VIEW, FLOOR, WRITE)
         }
         stores = {
             STOCK: make_repo(folder, "stock", servers[STOCK], "local", vectors),
             FAST: make_repo(folder, "fast", servers[FAST], ENGINE, vectors),
             VIEW: make_repo(folder, "view", servers[VIEW], "local", vectors),
         }
+        part = next((stores[FAST] / "data" / "sda").glob("*.parquet"))
+        rows = pq.read_table(part, columns=COLUMNS)
         jobs = {
             STOCK: lambda: materialize(stores[STOCK]),
             FAST: lambda: materialize(stores[FAST]),
             VIEW: lambda: materialize_view(stores[VIEW], "sda"),
             FLOOR: raw_sets(servers[FLOOR], vectors),
+            WRITE: partial(write_batches, servers[WRITE], VIEW_OF_ITEMS, rows.to_batches()),
+            READ: lambda: pq.read_table(part, columns=COLUMNS),
         }
-        for name in (STOCK, FAST, VIEW):
+        for name in (STOCK, FAST, VIEW, WRITE):
             jobs[name]()
         compare(servers, items)
         emptied: dict[str, Callable[[], object]] = {}
         for name, job in jobs.items():
-            emptied[f"empty {name}"] = partial(servers[name].execute_command, "FLUSHALL", "SYNC")
+            if name in servers:
+                emptied[f"empty {name}"] = partial(servers[name].execute_command, "FLUSHALL", "SYNC")
             emptied[name] = job
         seconds = take_turns(emptied, rounds=rounds)
     print(
@@ -86,6 +98,8 @@ def main() -> None:
         against=f"feast {version('feast')} materialize, engine local",
         ratio=paired_ratio(seconds[STOCK], seconds[FAST]),
         floor_ratio=paired_ratio(seconds[FAST], seconds[FLOOR]),
+        write_only_floor_ratio=round(paired_ratio(seconds[WRITE], seconds[FLOOR]), 3),
+        read_floor_ratio=round(paired_ratio(seconds[READ], seconds[FLOOR]), 3),
         materialize_view_ratio=round(paired_ratio(seconds[STOCK], seconds[VIEW]), 3),
         items=items,
         dim=arguments.dim,
@@ -164,7 +178,7 @@ def compare(servers: dict[str, redis.Redis], items: int) -> None:
     stock = servers[STOCK]
     keys = sorted(stock.keys())
     assert len(keys) == items
-    for name in (FAST, VIEW):
+    for name in (FAST, VIEW, WRITE):
         assert sorted(servers[name].keys()) == keys, name
         for start in range(0, items, 500):
             found = []
