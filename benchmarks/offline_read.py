@@ -49,7 +49,7 @@ def write_repo(repo: Path, ids: list[str], matrices: dict[str, np.ndarray]) -> N
             image_found=everywhere,
             adapter_version="0123456789ab",
             content_hashes=ids[part],
-            event_timestamp=WRITTEN,
+            event_timestamp=WRITTEN + timedelta(seconds=start),  # names of parts sort by time
         )
         write_part(repo / "data/sda", table)
     for name, kind in STORES.items():
