@@ -1,0 +1,219 @@
+"""Kill `materialize` at random moments, really, and hold what it leaves against an undisturbed run.
+
+Run as a program by test_materialize_faults.py; more kills: `python -m tests.kill_materialize --help`.
+Each run is a fork of this process, which has imported torch and Feast, so a kill costs no start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import random
+import runpy
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pa_dataset
+import pyarrow.parquet as pq
+
+from sda_features.config import BackboneSettings, CatalogSettings, PromptSettings
+from sda_features.demo.catalogue import make_catalogue
+from sda_features.demo.model import build_tiny_model
+from sda_features.feature_store import compact
+from sda_features.feature_store.init import init_repo
+from sda_features.feature_store.offline import load_vectors
+from sda_features.feature_store.parts import part_paths, stored_rows
+from sda_features.feature_store.repo import open_feature_set, quiet_feast
+from sda_features.feature_store.versions import list_versions, open_versions
+from sda_features.lvlm.checkpoint import LoadedEncoder, unadapted
+from sda_features.serving import EmbeddingClient
+from sda_features.serving.embedded import embedded_redis
+from sda_features.workflows import materialize
+
+for name in (  # what a run imports on its way: once here, not in every fork
+    "feast.infra.compute_engines.local.compute",
+    "feast.infra.offline_stores.dask",
+    "feast.infra.online_stores.redis",
+    "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
+    "sda_features.lvlm.encode",
+):
+    with quiet_feast():
+        importlib.import_module(name)
+
+ITEMS, SHARD_ROWS = 150, 5
+KILLED = "killed"
+
+
+def prepare(folder: Path, server: tuple[str, int]) -> None:
+    """Two catalogues (the second changes and drops items), a tiny model, and two applied repos."""
+    make_catalogue(ITEMS).write(folder / "first.parquet")
+    table = pq.read_table(folder / "first.parquet")
+    titles = table["title"].to_pylist()
+    titles[::10] = [f"changed {row}" for row in range(0, len(titles), 10)]
+    kept = np.arange(len(titles)) % 25 != 3
+    changed = table.set_column(table.column_names.index("title"), "title", pa.array(titles))
+    pq.write_table(changed.filter(pa.array(kept)), folder / "second.parquet")
+    build_tiny_model(folder / "model", ["title is oak table"], hidden_size=64, layers=1, vision_layers=1)
+    for name in ("calm", "killed"):
+        repo = folder / name
+        repo.mkdir()
+        (repo / "feature_store.yaml").write_text(
+            f"project: {name}\nprovider: local\nregistry: data/registry.db\nonline_store:\n  type: redis\n"
+            f"  connection_string: {server[0]}:{server[1]}\nentity_key_serialization_version: 3\n"
+        )
+        definitions = runpy.run_path(str(init_repo(repo, feature_sets=["sda"]).path))
+        with quiet_feast():
+            from feast import Entity, FeatureStore, FeatureView
+
+            objects = [value for value in definitions.values() if isinstance(value, Entity | FeatureView)]
+            FeatureStore(repo_path=str(repo)).apply(objects)
+
+
+def run(folder: Path, repo: str, catalogue: str) -> list[int]:
+    """Materialise; return how many items were encoded, unchanged and removed."""
+    settings = BackboneSettings.parse(model=str(folder / "model"), quantization="none", device="cpu")
+
+    def load() -> LoadedEncoder:
+        return unadapted(settings, PromptSettings())
+
+    items = CatalogSettings.parse(path=folder / catalogue)
+    done = materialize(folder / repo, "sda", items, load, shard_rows=SHARD_ROWS, progress=False)
+    return [done.encoded, done.unchanged, done.removed]
+
+
+def in_fork(job: Callable[[], Any], wait: Callable[[], None] | None = None) -> Any:
+    """Result of `job`, run in a fork; `KILLED` if it still ran when `wait` returned.
+
+    This process itself starts no thread, because a fork has only the one that called it.
+    """
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(write, json.dumps(job()).encode())
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    os.close(write)
+    if wait is not None:
+        wait()
+        os.kill(child, signal.SIGKILL)
+    with open(read, "rb") as answer:
+        content = answer.read()
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return KILLED
+    if os.WEXITSTATUS(status):
+        raise AssertionError("a run failed by itself")
+    return json.loads(content)
+
+
+def random_moment(folder: Path, seconds: float, chance: random.Random, new_parts: int | None) -> None:
+    """Wait for up to `seconds`; with `new_parts` until a little after so many have been written."""
+    delay, ends = chance.uniform(0, seconds), time.monotonic() + seconds
+    if new_parts is not None:
+        wanted = count_parts(folder) + new_parts
+        while count_parts(folder) < wanted and time.monotonic() < ends:
+            time.sleep(0.002)
+        delay = chance.uniform(0, 0.05)
+    time.sleep(delay)
+
+
+def count_parts(folder: Path) -> int:
+    """Parts of the killed repo."""
+    return len(list((folder / "killed/data/item_embeddings/sda").glob("*.parquet")))
+
+
+def written_rows(folder: Path) -> list[int]:
+    """Parts, rows and distinct items of the killed repo."""
+    paths = part_paths(open_feature_set(folder / "killed", "sda").folder)
+    ids = pa_dataset.dataset(paths).to_table(columns=["item_id"])["item_id"]
+    return [len(paths), len(ids), len(ids.unique())]
+
+
+def differences(folder: Path) -> list[str]:
+    """What differs between the two repos, offline and online."""
+    found = []
+    calm, killed = (stored_rows(open_feature_set(folder / name, "sda").folder) for name in ("calm", "killed"))
+    hashes = [
+        dict(zip(*(rows[name].to_pylist() for name in ("item_id", "content_hash")), strict=True))
+        for rows in (calm, killed)
+    ]
+    if hashes[0] != hashes[1]:
+        found.append("items or content hashes")
+    ids = pq.read_table(folder / "first.parquet")["item_id"].to_pylist()
+    offline = [load_vectors(folder / name, "sda", ids) for name in ("calm", "killed")]
+    online = []
+    for name in ("calm", "killed"):
+        with EmbeddingClient.from_repo(folder / name, "sda") as client:
+            online.append(client.get(ids))
+    for place, (want, got) in {"offline": offline, "online": online}.items():
+        for modality in ("text", "image"):
+            masks = [getattr(side, f"{modality}_found") for side in (want, got)]
+            # Rows of another shard are in another batch, which rounds differently.
+            if not np.allclose(getattr(want, modality), getattr(got, modality), atol=1e-5) or (
+                masks[0].tolist() != masks[1].tolist()
+            ):
+                found.append(f"{modality} vectors {place}")
+    if offline[1].text.tobytes() != online[1].text.tobytes():
+        found.append("offline and online of the killed repo")
+    states = []
+    for name in ("calm", "killed"):
+        with open_versions(folder / name, "sda") as versions:
+            states.append([(s.version, s.slot, s.state, s.items, s.dim) for s in list_versions(versions)])
+    return found if states[0] == states[1] else [*found, "version records"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    folder, chance = arguments.folder, random.Random(arguments.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    with embedded_redis() as server:
+        in_fork(lambda: prepare(folder, server))
+        result = {}
+        for catalogue in ("first.parquet", "second.parquet"):
+            started = time.monotonic()
+            calm = in_fork(partial(run, folder, "calm", catalogue))
+            seconds = time.monotonic() - started
+            first = catalogue == "first.parquet"
+            # Of the first catalogue every part is kept, to count them; then parts are compacted.
+            compact.MANY_PARTS = 1000 if first else 3
+            progress = []
+            kills = turn = 0
+            while kills < arguments.kills // 2:
+                new_parts = chance.randrange(4) if first else None
+                wait = partial(random_moment, folder, seconds, chance, new_parts)
+                # The second time catalogues alternate, so that every run has rows to change and to remove.
+                name = catalogue if first or turn % 2 == 0 else "first.parquet"
+                kills += in_fork(partial(run, folder, "killed", name), wait) == KILLED
+                turn += 1
+                progress.append(count_parts(folder))
+            last = in_fork(partial(run, folder, "killed", catalogue))
+            result[catalogue] = {
+                "seconds": round(seconds, 2),
+                "calm": calm,
+                "last": last,
+                "kills": kills,
+                "runs": turn,
+                "parts_after_each": progress,
+                **in_fork(lambda: {"written": written_rows(folder), "differences": differences(folder)}),
+            }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
