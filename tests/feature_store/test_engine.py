@@ -20,6 +20,7 @@ from sda_features.feature_store.materialize import materialize_view
 from sda_features.feature_store.repo import open_feature_set, quiet_feast
 from sda_features.serving import codec
 from tests.feature_store.conftest import NOON, Rows, run_feast
+from tests.serving.servers import cluster, sentinel
 
 STOCK_DB, OUR_DB = 7, 8  # one project, two databases: keys and values can be compared as they are
 EPOCH, END = datetime(1970, 1, 1, tzinfo=UTC), NOON + timedelta(days=400)
@@ -69,17 +70,28 @@ class LoudRedisOnlineStore(RedisOnlineStore):
 class Pair:
     """Two Feast stores over one registry and folder that differ in engine and database."""
 
-    def __init__(self, folder, server, project, *, online="redis", offline="file", **settings):
+    def __init__(
+        self,
+        folder,
+        server,
+        project,
+        *,
+        online="redis",
+        offline="file",
+        master=None,
+        dbs=(STOCK_DB, OUR_DB),
+        **settings,
+    ):
         self.folder = folder
-        self.servers = [redis.Redis(*server, db=db) for db in (STOCK_DB, OUR_DB)]
+        self.servers = [redis.Redis(*(master or server), db=db) for db in dbs]
         self.stores = []
         more = "".join(f", {name}: {value}" for name, value in settings.items())
-        for db, engine in ((STOCK_DB, "local"), (OUR_DB, ENGINE)):
-            path = folder / f"store{db}.yaml"
+        for db, engine in zip(dbs, ("local", ENGINE), strict=True):
+            path, database = folder / f"{engine}.yaml", f",db={db}" if db else ""
             path.write_text(
                 f"project: {project}\nprovider: local\nregistry: registry.db\nbatch_engine: {{type: {engine}}}\n"
                 f"offline_store: {{type: {offline}}}\n"
-                f"online_store: {{type: {online}, connection_string: '{server[0]}:{server[1]},db={db}'{more}}}\n"
+                f"online_store: {{type: {online}, connection_string: '{server[0]}:{server[1]}{database}'{more}}}\n"
             )
             with quiet_feast():
                 self.stores.append(FeatureStore(repo_path=str(folder), fs_yaml_file=path))
@@ -237,6 +249,34 @@ def test_the_vector_offline_store(make_pair, caplog):
     assert paths_taken(caplog) == ["fast"]
 
 
+@pytest.mark.slow
+def test_a_master_that_a_sentinel_names(tmp_path, redis_server, new_project, caplog):
+    caplog.set_level(logging.INFO, "sda_features.feature_store.engine")
+    with sentinel(tmp_path, redis_server[1], "shop_master") as port:
+        options = {"redis_type": "redis_sentinel", "sentinel_master": "shop_master"}
+        pair = Pair(tmp_path, (redis_server[0], port), new_project(), master=redis_server, **options)
+        pair.apply({"item_id": String, **FEATURES})
+        pair.write(rows())
+        stock, ours = pair.materialize()
+    assert ours == stock
+    assert len(ours) == 12
+    assert paths_taken(caplog) == ["fast"]
+
+
+@pytest.mark.slow
+def test_a_cluster_goes_through_stock_feast(tmp_path, new_project, caplog):
+    caplog.set_level(logging.INFO, "sda_features.feature_store.engine")
+    with cluster() as ports:
+        nodes = [redis.Redis("127.0.0.1", port) for port in ports]
+        pair = Pair(tmp_path, ("127.0.0.1", ports[0]), new_project(), dbs=(0, 0), redis_type="redis_cluster")
+        pair.apply({"item_id": String, **FEATURES})
+        pair.write(rows())
+        with quiet_feast():
+            pair.stores[1].materialize(EPOCH, END, feature_views=["view"])
+        assert sum(len(node.keys()) for node in nodes) == 12
+    assert paths_taken(caplog) == ["stock"]
+
+
 def test_an_online_store_that_writes_in_its_own_way(make_pair, caplog):
     pair = make_pair(online=f"{__name__}.LoudRedisOnlineStore")
     pair.apply({"item_id": String, **FEATURES})
@@ -363,7 +403,7 @@ def test_the_feast_command(make_pair):
     stock, _ = pair.materialize()
     pair.servers[1].flushdb()
     ends = "1970-01-01T00:00:00", "2030-01-01T00:00:00"
-    printed = run_feast("-f", f"store{OUR_DB}.yaml", "materialize", *ends, cwd=pair.folder)
+    printed = run_feast("-f", f"{ENGINE}.yaml", "materialize", *ends, cwd=pair.folder)
     assert "view" in printed
     assert contents(pair.servers[1]) == stock
 
