@@ -10,7 +10,7 @@ import pytest
 import redis
 from click.testing import CliRunner
 
-from sda_features.errors import FeatureStoreError, OnlineStoreError
+from sda_features.errors import FeatureMismatchError, FeatureStoreError, OnlineStoreError
 from sda_features.feature_store.materialize import materialize_view
 from sda_features.feature_store.offline import load_vectors
 from sda_features.feature_store.repo import open_feature_set, quiet_feast
@@ -187,7 +187,9 @@ def test_new_vectors_replace_old_ones_and_end_is_kept(make_repo, later):
         old.assert_equal(load_vectors(repo, "sda", old.ids, end=later(1)))
         assert materialize_view(repo, "sda").rows == 5
         new.assert_equal(client.get(new.ids))
-        assert client.get(["a", "b", "d"]).versions == ("v1", "v2", "v1")
+        assert client.get(["a", "d"]).versions == ("v1", "v1")
+        with pytest.raises(FeatureMismatchError, match=r"several adapter versions \(v1, v2\)"):
+            client.get(["a", "b", "d"])
     found = load_vectors(repo, "sda", new.ids)
     new.assert_equal(found)
     assert found.versions == ("v2",)
