@@ -11,7 +11,6 @@ import importlib
 import json
 import os
 import random
-import runpy
 import signal
 import time
 import traceback
@@ -38,6 +37,7 @@ from sda_features.lvlm.checkpoint import LoadedEncoder, unadapted
 from sda_features.serving import EmbeddingClient
 from sda_features.serving.embedded import embedded_redis
 from sda_features.workflows import materialize
+from tests.feast_repo import apply
 
 for name in (  # what a run imports on its way: once here, not in every fork
     "feast.infra.compute_engines.local.compute",
@@ -70,12 +70,8 @@ def prepare(folder: Path, server: tuple[str, int]) -> None:
             f"project: {name}\nprovider: local\nregistry: data/registry.db\nonline_store:\n  type: redis\n"
             f"  connection_string: {server[0]}:{server[1]}\nentity_key_serialization_version: 3\n"
         )
-        definitions = runpy.run_path(str(init_repo(repo, feature_sets=["sda"]).path))
-        with quiet_feast():
-            from feast import Entity, FeatureStore, FeatureView
-
-            objects = [value for value in definitions.values() if isinstance(value, Entity | FeatureView)]
-            FeatureStore(repo_path=str(repo)).apply(objects)
+        init_repo(repo, feature_sets=["sda"])
+        apply(repo)
 
 
 def run(folder: Path, repo: str, catalogue: str) -> list[int]:

@@ -146,6 +146,38 @@ def test_content_hash_follows_text_and_picture(tmp_path: Path) -> None:
     assert hashes(title="other")[1] == base[1]
 
 
+def test_a_known_item_is_not_decoded_and_a_bad_picture_is_reported_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = rows(4)
+    content[1]["image"] = b"broken"
+    content[2]["image"] = None
+    items, catalog = read(write(tmp_path / "items.parquet", content), max_bad_rows=1)
+    known = {item.item_id: item.content_hash for item in items}
+    reasons = catalog.report.reasons()
+    decoded: list[bytes] = []
+
+    def count(encoded: bytes, settings: CatalogSettings) -> Image.Image:
+        decoded.append(encoded)
+        return decode_image(encoded, settings)
+
+    monkeypatch.setattr("sda_features.catalog.decode_image", count)
+    again = list(catalog.items(known))
+    assert [(item.item_id, item.fields, item.content_hash) for item in again] == [
+        (item.item_id, item.fields, item.content_hash) for item in items
+    ]
+    assert decoded == [b"broken"]
+    assert catalog.report.reasons() == reasons == {"broken_image": 1, "missing_image": 1}
+    known["i3"] = "another"
+    assert [item.image is not None for item in catalog.items(known)] == [False, False, False, True]
+
+
+def test_ids_are_those_of_the_items_and_repeat(tmp_path: Path) -> None:
+    content = [{"item_id": item_id, "title": "x"} for item_id in ("b", None, " a ", "b")]
+    _, catalog = read(write(tmp_path / "items.parquet", content), max_bad_rows=1)
+    assert list(catalog.ids()) == ["b", "a", "b"]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,16 @@ from sda_features.demo.catalogue import make_catalogue
 from sda_features.demo.interactions import make_interactions
 from sda_features.demo.model import build_tiny_model
 from sda_features.errors import CatalogError, FeatureMismatchError, FeatureStoreError, OnlineStoreError
-from sda_features.feature_store.versions import list_versions, open_versions
+from sda_features.feature_store.offline import load_vectors
+from sda_features.feature_store.parts import newest_timestamp
+from sda_features.feature_store.repo import open_feature_set
+from sda_features.feature_store.versions import list_versions, open_versions, rollback, slot_for
 from sda_features.lvlm.checkpoint import LoadedEncoder, unadapted
 from sda_features.recommenders.saved import load_run
 from sda_features.serving import EmbeddingClient
-from sda_features.workflows import materialize, train_recommender
+from sda_features.workflows import MaterializeResult, materialize, train_recommender
+from tests.feast_repo import apply
 
-FEAST = Path(sys.executable).with_name("feast")
 ITEMS = 60
 
 
@@ -54,12 +56,17 @@ def shop(
     return folder
 
 
-def make_repo(repo: Path, config: str, slots: int = 2) -> Path:
-    """An applied Feast repo with the feature sets `sda` and `vanilla`."""
+def make_repo(repo: Path, config: str, slots: int = 2, feature_sets: str = "sda,vanilla") -> Path:
+    """An applied Feast repo."""
     repo.mkdir()
     (repo / "feature_store.yaml").write_text(config)
-    assert CliRunner().invoke(cli, ["init", str(repo), "--slots", str(slots)]).exit_code == 0
-    subprocess.run([FEAST, "apply"], cwd=repo, check=True, capture_output=True)
+    assert (
+        CliRunner()
+        .invoke(cli, ["init", str(repo), "--slots", str(slots), "--feature-sets", feature_sets])
+        .exit_code
+        == 0
+    )
+    apply(repo)
     return repo
 
 
@@ -171,10 +178,76 @@ def test_an_interrupted_run_keeps_its_finished_shards(
     assert result.unchanged >= 15
     assert result.encoded == 40 - result.unchanged
     assert result.live != result.version
+    promoted = materialize(shop / "repo", "vanilla", good, encoder, promote=True, progress=False)
+    assert (promoted.encoded, promoted.live) == (0, promoted.version)
+    with open_versions(shop / "repo", "vanilla") as versions:
+        rollback(versions)
     with EmbeddingClient.from_repo(shop / "repo", "vanilla") as client:
         after = client.get(ids)
     assert after.text.tobytes() == before.text.tobytes()
     assert after.versions == before.versions
+
+
+def test_items_that_are_gone_are_removed_and_too_many_are_refused(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Online, offline, and nothing of it before the catalogue is trusted; the clock is set back meanwhile."""
+    repo = make_repo(
+        shop / "shrinking", (shop / "repo" / "feature_store.yaml").read_text(), feature_sets="gone"
+    )
+    table = pq.read_table(shop / "items.parquet").slice(0, 40)
+    ids = table["item_id"].to_pylist()
+    for name, rows in {"all": table, "most": table.slice(3), "few": table.slice(30)}.items():
+        pq.write_table(rows, tmp_path / f"{name}.parquet")
+
+    def run(name: str, **options: Any) -> MaterializeResult:
+        items = catalog_settings(tmp_path / f"{name}.parquet")
+        return materialize(repo, "gone", items, vanilla(shop), progress=False, **options)
+
+    assert run("all").removed == 0
+    with pytest.raises(
+        CatalogError, match=r"30 of 40 stored items, .* above --max-removed 0.1. Nothing was changed"
+    ):
+        run("few")
+    with EmbeddingClient.from_repo(repo, "gone") as client:
+        assert client.get(ids).text_found.any(axis=0)
+        before = client.get(ids[3:])
+        result = run("most")
+        assert (result.encoded, result.unchanged, result.removed, result.online_rows) == (0, 37, 3, 37)
+        assert not client.get(ids[:3]).text_found.any()
+        assert client.get(ids[3:]).text.tobytes() == before.text.tobytes()
+    assert load_vectors(repo, "gone", ids).text_found.tolist()[:4] == [False] * 3 + [True]
+
+    newest = newest_timestamp(open_feature_set(repo, "gone").folder)
+    assert newest is not None
+
+    class SlowClock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return newest - timedelta(hours=1)
+
+    for module in ("parts", "schema"):
+        monkeypatch.setattr(f"sda_features.feature_store.{module}.datetime", SlowClock)
+    titles = [f"changed {row}" for row in range(37)]
+    changed = table.slice(3).set_column(table.column_names.index("title"), "title", pa.array(titles))
+    pq.write_table(changed, tmp_path / "changed.parquet")
+    assert run("changed").encoded == 37
+    stamp = newest_timestamp(open_feature_set(repo, "gone").folder)
+    assert stamp == newest + timedelta(microseconds=1)
+    with EmbeddingClient.from_repo(repo, "gone") as client:
+        after = client.get(ids[3:])
+    assert after.text.tobytes() == load_vectors(repo, "gone", ids[3:]).text.tobytes()
+    assert not np.array_equal(after.text, before.text)
+
+
+def test_a_slot_has_one_writer(shop: Path, half_bad: tuple[CatalogSettings, CatalogSettings]) -> None:
+    repo = shop / "repo"
+    with (
+        open_versions(repo, "vanilla") as versions,
+        slot_for(versions.slots, versions, vanilla(shop)().version) as opened,
+        pytest.raises(FeatureStoreError, match=f"Another run is writing to {opened.folder}"),
+    ):
+        materialize(repo, "vanilla", half_bad[0], vanilla(shop), progress=False)
 
 
 def test_vectors_of_two_versions_do_not_train_together(
@@ -184,6 +257,8 @@ def test_vectors_of_two_versions_do_not_train_together(
     good, bad = half_bad
     repo = make_repo(shop / "narrow", (shop / "repo" / "feature_store.yaml").read_text(), slots=1)
     materialize(repo, "vanilla", good, vanilla(shop), progress=False)
+    with pytest.raises(FeatureStoreError, match="--promote is for feature sets with versions"):
+        materialize(repo, "vanilla", good, vanilla(shop), promote=True, progress=False)
     with pytest.raises(CatalogError):
         materialize(repo, "vanilla", bad, vanilla(shop, text_instruction="B"), shard_rows=5, progress=False)
     with pytest.raises(FeatureMismatchError, match="2 adapter versions"):

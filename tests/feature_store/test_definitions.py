@@ -34,6 +34,13 @@ def test_a_view_honours_the_entitys_type(value_type, dtype):
     assert view.batch_source.field_mapping == {"item_id": "sku"}
 
 
+def test_a_slot_is_a_view_of_its_own():
+    item = item_entity()
+    view = embedding_view("sda", embedding_source("sda", "data/2", item, slot=2), item, slot=2)
+    assert (view.name, view.batch_source.name) == ("sda_item_embeddings_2", "sda_item_embeddings_2_source")
+    assert view.tags == {"feature_set": "sda", "slot": "2"}
+
+
 def test_another_type_is_refused():
     entity = Entity(name="goods", join_keys=["item_id"], value_type=ValueType.DOUBLE)
     with pytest.raises(

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from sda_features.errors import FeatureMismatchError, FeatureStoreError
-from sda_features.feature_store.parts import stored_rows, write_part
+from sda_features.feature_store.parts import (
+    newest_timestamp,
+    next_timestamp,
+    remove_leftovers,
+    stored_rows,
+    write_part,
+)
 from sda_features.feature_store.schema import SCHEMA, check_table, vectors_table
 from tests.feature_store.conftest import NOON, Rows
 
@@ -127,6 +133,36 @@ def test_an_item_is_only_rewritten_later(tmp_path, later):
             write_part(tmp_path, table_of(item_id=["b", "e"], event_timestamp=[later(hours)] * 2))
     write_part(tmp_path, table_of(item_id=["b", "e"], event_timestamp=[later(1), later(-1)]))
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_future_timestamp_is_taken_only_just_after_a_stored_one(tmp_path):
+    """After the clock was set back, a new row must lie in the future to be the newest."""
+    pq.write_table(table_of(event_timestamp=[NOON, TOMORROW]), tmp_path / "theirs.parquet")
+    assert newest_timestamp(tmp_path) == TOMORROW
+    after = next_timestamp(tmp_path)
+    assert after == TOMORROW + timedelta(microseconds=1)
+    with pytest.raises(FeatureStoreError, match="timestamps up to now"):
+        write_part(tmp_path, table_of(event_timestamp=[after + timedelta(microseconds=1)] * 2))
+    write_part(tmp_path, table_of(event_timestamp=[after] * 2))
+    assert newest_timestamp(tmp_path) == after
+
+
+def test_the_next_timestamp_is_now_and_never_a_stored_one(tmp_path):
+    before = datetime.now(UTC)
+    assert newest_timestamp(tmp_path / "absent") is None
+    assert before <= next_timestamp(tmp_path / "absent") <= datetime.now(UTC)
+    for _ in range(3):  # runs that start in one microsecond
+        stamp = next_timestamp(tmp_path)
+        write_part(tmp_path, table_of(event_timestamp=[stamp] * 2))
+        assert stamp < next_timestamp(tmp_path)
+
+
+def test_what_a_killed_run_half_wrote_is_removed(tmp_path):
+    path = write_part(tmp_path, table_of())
+    (tmp_path / f".{path.name}.x1").write_bytes(b"half")
+    (tmp_path / ".lock").write_bytes(b"")
+    remove_leftovers(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".lock", path.name]
 
 
 def test_stored_rows_are_the_newest(tmp_path, later):
