@@ -1,0 +1,173 @@
+"""Do two runs differ by more than chance? Tests on per-user values of the same users.
+
+The unit of sampling is the user. Several seeds of one setting are averaged user by user first
+(`mean_over_seeds`), because repeated trainings see the same users and are no further sample of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sda_features.errors import RankingError
+
+Floats = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How the values of `ours` differ from those of `theirs`, user by user.
+
+    Attributes:
+        users: n, users that both have.
+        difference: mean of ours - theirs.
+        t: Student's statistic of that mean; infinite when every user differs by the same amount.
+        p_value: two-sided, n - 1 degrees of freedom; 1 when no user differs. None for fewer than two users.
+        low: lower end of the bootstrap interval of the mean difference.
+        high: its upper end. None for no users.
+    """
+
+    users: int
+    difference: float | None
+    t: float | None
+    p_value: float | None
+    low: float | None
+    high: float | None
+
+
+def compare(
+    ours: Floats, theirs: Floats, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Comparison:
+    """Paired t-test (the paper's Table 1) and paired bootstrap interval of a mean difference.
+
+    Args:
+        ours: float [n], one value a user, e.g. `ndcg_at_k(ranks, 10)`.
+        theirs: float [n], of the same users in the same order.
+        level: of the interval.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        RankingError: shapes differ, or a value is not finite.
+    """
+    differences = _differences(ours, theirs)
+    if not len(differences):
+        return Comparison(0, None, None, None, None, None)
+    low, high = bootstrap_interval(differences, level=level, resamples=resamples, seed=seed)
+    t, p_value = paired_t_test(ours, theirs) if len(differences) > 1 else (None, None)
+    return Comparison(len(differences), float(differences.mean()), t, p_value, low, high)
+
+
+def mean_over_seeds(values: Sequence[Floats]) -> NDArray[np.float64]:
+    """One value a user from several runs of one setting: float [n] each -> float64 [n]."""
+    return np.mean(np.stack(values), axis=0, dtype=np.float64)
+
+
+def paired_t_test(ours: Floats, theirs: Floats) -> tuple[float, float]:
+    """t = mean(d) / (s / sqrt(n)) of d = ours - theirs, and its two-sided p-value (Student 1908).
+
+    Args:
+        ours: float [n], n >= 2.
+        theirs: float [n].
+
+    Returns:
+        t and p. All differences zero: 0 and 1. All equal and not zero: infinite and 0.
+
+    Raises:
+        RankingError: shapes differ, fewer than two users, or a value is not finite.
+    """
+    differences = _differences(ours, theirs)
+    n = len(differences)
+    if n < 2:
+        raise RankingError(f"A paired t-test needs at least 2 users, got {n}.")
+    mean, deviation = float(differences.mean()), float(differences.std(ddof=1))
+    if deviation <= 1e-12 * abs(mean):  # equal but for rounding
+        return (0.0, 1.0) if mean == 0 else (math.copysign(math.inf, mean), 0.0)
+    t = mean / (deviation / math.sqrt(n))
+    return t, two_sided_p(t, n - 1)
+
+
+def bootstrap_interval(
+    differences: Floats, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of the mean of `differences` under resampling of users (Efron 1979).
+
+    A resample draws n users with replacement. Hit and NDCG take few values, so it is drawn as the
+    count of each distinct value, a multinomial: the same distribution, for a fraction of the work.
+
+    Args:
+        differences: float [n], n >= 1.
+        level: share of resampled means inside the interval.
+        resamples: how many.
+        seed: of the draw.
+    """
+    values, counts = np.unique(np.asarray(differences, np.float64), return_counts=True)
+    n, random = int(counts.sum()), np.random.default_rng(seed)
+    means = np.concatenate(
+        [
+            random.multinomial(n, counts / n, size=size) @ values / n
+            for size in _blocks(resamples, most=max(1, 10_000_000 // len(values)))
+        ]
+    )
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def two_sided_p(t: float, degrees: int) -> float:
+    """P(|T| >= |t|) of Student's t distribution: I_x(degrees / 2, 1 / 2) at x = degrees / (degrees + t^2)."""
+    return regularised_beta(degrees / (degrees + t * t), degrees / 2, 0.5)
+
+
+def regularised_beta(x: float, a: float, b: float) -> float:
+    """I_x(a, b), the regularised incomplete beta function, to about 1e-12.
+
+    By its continued fraction (DLMF 8.17.22), which converges fast for x < (a + 1) / (a + b + 2);
+    elsewhere I_x(a, b) = 1 - I_{1 - x}(b, a).
+    """
+    if x <= 0 or x >= 1:
+        return float(x >= 1)
+    if x > (a + 1) / (a + b + 2):
+        return 1 - regularised_beta(1 - x, b, a)
+    log_factor = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    return math.exp(log_factor) / a / _beta_fraction(x, a, b)
+
+
+def _beta_fraction(x: float, a: float, b: float) -> float:
+    """1 + d_1 / (1 + d_2 / (1 + ...)) of DLMF 8.17.23, from the front (modified Lentz)."""
+    tiny = 1e-300
+    value, numerator, denominator = 1.0, 1.0, 0.0
+    for step in range(1, 1000):
+        m = step // 2
+        if step % 2:
+            d = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        else:
+            d = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        denominator = 1 / (1 + d * denominator or tiny)
+        numerator = 1 + d / numerator or tiny
+        value *= numerator * denominator
+        if abs(numerator * denominator - 1) < 1e-15:
+            break
+    return value
+
+
+def _differences(ours: Floats, theirs: Floats) -> NDArray[np.float64]:
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    if ours.ndim != 1 or ours.shape != theirs.shape:
+        raise RankingError(
+            f"Expected one value a user from both runs, got {list(ours.shape)} and {list(theirs.shape)}."
+        )
+    if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
+        raise RankingError(
+            "Values to compare hold NaN or infinity; a run with such ranks cannot be compared."
+        )
+    return ours - theirs
+
+
+def _blocks(total: int, most: int) -> list[int]:
+    """`total` in parts of at most `most`."""
+    return [min(most, total - start) for start in range(0, total, most)]

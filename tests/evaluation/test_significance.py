@@ -1,0 +1,147 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sda_features.errors import RankingError
+from sda_features.evaluation.metrics import hit_at_k, ndcg_at_k
+from sda_features.evaluation.significance import (
+    bootstrap_interval,
+    compare,
+    mean_over_seeds,
+    paired_t_test,
+    regularised_beta,
+    two_sided_p,
+)
+
+
+@pytest.mark.parametrize(
+    ("t", "degrees", "p"),
+    # Upper points of Student's t as printed in statistical tables, two-sided.
+    [
+        (12.7062, 1, 0.05),
+        (63.6567, 1, 0.01),
+        (4.3027, 2, 0.05),
+        (2.7764, 4, 0.05),
+        (2.2281, 10, 0.05),
+        (3.1693, 10, 0.01),
+        (2.0423, 30, 0.05),
+        (1.9799, 120, 0.05),
+        (1.9600, 10**7, 0.05),
+        (3.2905, 10**7, 0.001),
+    ],
+)
+def test_p_values_are_those_of_printed_tables(t, degrees, p):
+    assert two_sided_p(t, degrees) == pytest.approx(p, rel=2e-4)
+    assert two_sided_p(-t, degrees) == two_sided_p(t, degrees)
+
+
+@given(st.floats(-40, 40))
+def test_p_values_of_one_and_two_degrees_have_a_closed_form(t):
+    assert two_sided_p(t, 1) == pytest.approx(1 - 2 * math.atan(abs(t)) / math.pi, rel=1e-9, abs=1e-12)
+    assert two_sided_p(t, 2) == pytest.approx(1 - abs(t) / math.sqrt(2 + t * t), rel=1e-8, abs=1e-12)
+
+
+@pytest.fixture(scope="module")
+def stats():
+    return pytest.importorskip("scipy.stats", reason="a second opinion where scipy happens to be installed")
+
+
+@given(st.floats(0, 40), st.integers(1, 100_000))
+def test_p_values_match_scipy(stats, t, degrees):
+    assert two_sided_p(t, degrees) == pytest.approx(2 * stats.t.sf(t, degrees), rel=1e-8, abs=1e-290)
+
+
+def test_the_beta_function_at_its_ends_and_its_middle():
+    assert (regularised_beta(0, 2, 3), regularised_beta(1, 2, 3)) == (0, 1)
+    assert regularised_beta(0.5, 7, 7) == pytest.approx(0.5, abs=1e-14)
+    # I_x(2, 3) = 6 x^2 - 8 x^3 + 3 x^4
+    for x in (0.1, 0.3, 0.6, 0.9):
+        assert regularised_beta(x, 2, 3) == pytest.approx(6 * x**2 - 8 * x**3 + 3 * x**4, rel=1e-12)
+
+
+def test_a_t_test_by_hand():
+    # Differences 1, 2, 3: mean 2, s = 1, t = 2 sqrt(3); with 2 degrees of freedom p = 1 - t / sqrt(2 + t^2).
+    t, p = paired_t_test(np.array([2.0, 4.0, 6.0]), np.array([1.0, 2.0, 3.0]))
+    assert t == pytest.approx(2 * math.sqrt(3))
+    assert p == pytest.approx(1 - t / math.sqrt(2 + t * t))
+    assert paired_t_test(np.zeros(5), np.zeros(5)) == (0.0, 1.0)
+    assert paired_t_test(np.ones(5), np.full(5, 0.9)) == (math.inf, 0.0)
+    assert paired_t_test(np.zeros(5), np.ones(5)) == (-math.inf, 0.0)
+
+
+def ranks(seed, users=500):
+    random = np.random.default_rng(seed)
+    return random.integers(2, 60, users) / 2
+
+
+def test_the_t_test_matches_scipy_on_metrics_of_random_runs(stats):
+    for seed in range(5):
+        ours, theirs = (ndcg_at_k(ranks(2 * seed + side), 10) for side in (0, 1))
+        expected = stats.ttest_rel(ours, theirs)
+        found = paired_t_test(ours, theirs)
+        assert found == pytest.approx((expected.statistic, expected.pvalue), rel=1e-9)
+
+
+def test_the_bootstrap_matches_its_slow_twin():
+    """Users drawn one by one: the ends agree up to the noise of either sample."""
+    differences = ndcg_at_k(ranks(0), 10) - ndcg_at_k(ranks(1), 10)
+    assert len(np.unique(differences)) < len(differences)
+    random = np.random.default_rng(1)
+    means = [random.choice(differences, len(differences)).mean() for _ in range(10_000)]
+    slow = np.quantile(means, [0.025, 0.975])
+    fast = bootstrap_interval(differences)
+    error = differences.std() / math.sqrt(len(differences))
+    np.testing.assert_allclose(fast, slow, atol=0.1 * error)
+    # ... and both with the normal interval, as they must for 500 users.
+    normal = differences.mean() + 1.96 * error * np.array([-1, 1])
+    np.testing.assert_allclose(fast, normal, atol=0.15 * error)
+    assert bootstrap_interval(differences) == fast != bootstrap_interval(differences, seed=1)
+    narrow = bootstrap_interval(differences, level=0.5)
+    assert fast[0] < narrow[0] < narrow[1] < fast[1]
+
+
+def test_intervals_cover_as_often_as_they_say():
+    random = np.random.default_rng(3)
+    covered = 0
+    for _ in range(400):
+        low, high = bootstrap_interval(random.choice([-1.0, 0, 0, 1], 200), resamples=1000)
+        covered += low <= 0 <= high
+    # 95 % of 400, five standard errors of a binomial
+    assert 358 <= covered <= 400
+
+
+def test_a_true_difference_is_found_and_a_chance_one_is_not():
+    base = ranks(0, 5000)
+    better = np.maximum(base - 1, 1)
+    found = compare(hit_at_k(better, 10), hit_at_k(base, 10))
+    assert found.users == 5000
+    assert found.p_value is not None
+    assert found.p_value < 1e-6
+    assert found.low is not None
+    assert 0 < found.low < found.difference < found.high
+    chance = compare(hit_at_k(ranks(1, 5000), 10), hit_at_k(base, 10))
+    assert chance.low < 0 < chance.high
+    assert chance.p_value > 0.05
+
+
+def test_empty_and_single_users():
+    nobody = compare(np.zeros(0), np.zeros(0))
+    assert (nobody.users, nobody.difference, nobody.p_value, nobody.low) == (0, None, None, None)
+    one = compare(np.ones(1), np.zeros(1))
+    assert (one.difference, one.t, one.p_value, one.low, one.high) == (1.0, None, None, 1.0, 1.0)
+    with pytest.raises(RankingError, match="at least 2 users, got 1"):
+        paired_t_test(np.ones(1), np.zeros(1))
+
+
+def test_what_cannot_be_compared_raises():
+    with pytest.raises(RankingError, match=r"got \[2\] and \[3\]"):
+        compare(np.zeros(2), np.zeros(3))
+    with pytest.raises(RankingError, match="NaN or infinity"):
+        compare(np.array([0.0, np.nan]), np.zeros(2))
+
+
+def test_seeds_are_averaged_user_by_user():
+    assert mean_over_seeds([np.array([0.0, 1.0]), np.array([1.0, 1.0])]).tolist() == [0.5, 1.0]
