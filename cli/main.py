@@ -23,6 +23,7 @@ VERBS = {
     "promote": "Serve another version of a feature set, in one step.",
     "rollback": "Serve the version that was served before.",
     "prune": "Delete versions of a feature set that are not served.",
+    "verify": "Compare catalogue, offline rows, online bytes and the trainers' matrix.",
     "lookup": "Read item vectors from the online store.",
     "export": "Write a checkpoint as PEFT LoRA adapters, and as merged models.",
     "diagnose": "Measure gradient conflict between text and pictures (paper, section 3.3.3).",

@@ -41,5 +41,9 @@ class FeatureMismatchError(SDAError, ValueError):
     """Stored vectors do not have the dimension, dtype or version that the reader asked for."""
 
 
+class ParityError(SDAError, ValueError):
+    """Two places hold different values of one item."""
+
+
 class RankingError(SDAError, ValueError):
     """Scores cannot be ranked (NaN, wrong shape, empty)."""

@@ -8,7 +8,7 @@ newest rows.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -21,11 +21,13 @@ import pyarrow.parquet as pq
 
 from sda_features.artifacts import atomic_file
 from sda_features.errors import FeatureMismatchError, FeatureStoreError
+from sda_features.feature_store.latest import latest_batches
 from sda_features.feature_store.schema import (
     CONTENT_HASH,
     EVENT_TIMESTAMP,
     ID_TYPES,
     ITEM_ID,
+    SCHEMA,
     check_table,
     column_dim,
 )
@@ -154,6 +156,14 @@ def stored_rows(folder: Path | str, *, end: datetime | None = None) -> pa.Table:
         Columns item_id, adapter_version, content_hash and event_timestamp, in no order.
     """
     return read_parts(folder, lambda paths: _newest_rows(paths, end))
+
+
+def newest_batches(folder: Path | str) -> Iterator[pa.RecordBatch]:
+    """The newest row of each item in a folder of parts, with its vectors, some thousand rows at a time."""
+    paths = part_paths(folder)
+    if paths:
+        dataset = pa_dataset.dataset(paths)
+        yield from latest_batches(dataset, keys=[ITEM_ID], timestamp=EVENT_TIMESTAMP, columns=SCHEMA.names)
 
 
 def _newest_rows(paths: list[str], end: datetime | None) -> pa.Table:

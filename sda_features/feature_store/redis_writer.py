@@ -24,6 +24,7 @@ from sda_features.feature_store.latest import epoch_nanoseconds
 from sda_features.feature_store.redis_commands import UnsupportedRows, commands, encode_times, hash_commands
 from sda_features.serving import codec, layout
 from sda_features.serving.layout import IdType
+from sda_features.serving.wire import drain
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
@@ -196,6 +197,7 @@ class _Pipeline:
         self._connection = connection
         self._sends: deque[tuple[bytes, int, bool]] = deque()  # without replies: data, replies, asked
         self._on_wire = 0  # how many of them this connection has been given
+        self._received: deque[Any] = deque()  # replies that came along with earlier ones
 
     def send(self, data: bytes, replies: int, *, asked: bool = False) -> None:
         """Send commands; `asked` marks those whose replies `receive_asked` returns."""
@@ -208,7 +210,7 @@ class _Pipeline:
         self._sends.popleft()
         self._on_wire -= 1
         for reply in received:
-            if isinstance(reply, redis.ResponseError):
+            if isinstance(reply, redis.RedisError):
                 raise reply
         return received
 
@@ -232,20 +234,24 @@ class _Pipeline:
                 # A health check would read a reply that is not its own.
                 self._connection.send_packed_command(waiting, check_health=False)
                 self._on_wire = len(self._sends)
-            return [self._read() for _ in range(replies)]
+            return self._read(replies)
 
         def reset(error: Exception) -> None:
             self._connection.disconnect()
             self._on_wire = 0
+            self._received.clear()
 
         result: list[Any] = self._connection.retry.call_with_retry(attempt, reset)
         return result
 
-    def _read(self) -> Any:
-        try:
-            return self._connection.read_response(disable_decoding=True)
-        except redis.ResponseError as error:
-            return error  # the replies after it must be read all the same
+    def _read(self, count: int) -> list[Any]:
+        while len(self._received) < count:
+            try:
+                self._received.append(self._connection.read_response(disable_decoding=True))
+            except redis.ResponseError as error:
+                self._received.append(error)  # the replies after it must be read all the same
+            self._received.extend(drain(self._connection)())
+        return [self._received.popleft() for _ in range(count)]
 
 
 @contextlib.contextmanager

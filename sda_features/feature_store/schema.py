@@ -172,3 +172,16 @@ def vector_column(matrix: Matrix, found: Mask) -> pa.Array:
         )
     offsets = pa.array(np.concatenate([[0], ends]).astype(np.int32))
     return pa.ListArray.from_arrays(offsets, pa.array(rows.reshape(-1)), mask=pa.array(~found))
+
+
+def matrix_of(column: pa.Array | pa.ChunkedArray) -> tuple[Matrix, Mask]:
+    """The inverse of `vector_column`: vectors of one dimension, float32 [n, d], and found [n].
+
+    Rows without a vector are zero; d is 0 if there is none.
+    """
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    found = np.concatenate([np.zeros(0, np.bool_), *(np.asarray(chunk.is_valid()) for chunk in chunks)])
+    rows = np.concatenate([np.zeros(0, np.float32), *(chunk.flatten().to_numpy() for chunk in chunks)])
+    matrix = np.zeros((len(found), len(rows) // max(1, int(found.sum()))), np.float32)
+    matrix[found] = rows.reshape(-1, matrix.shape[1]) if len(rows) else 0
+    return matrix, found

@@ -3,5 +3,14 @@
 from sda_features.workflows.adapt import adapt, plan_adapt
 from sda_features.workflows.materialize import MaterializeResult, materialize
 from sda_features.workflows.train import train_recommender
+from sda_features.workflows.verify import Verified, verify
 
-__all__ = ["MaterializeResult", "adapt", "materialize", "plan_adapt", "train_recommender"]
+__all__ = [
+    "MaterializeResult",
+    "Verified",
+    "adapt",
+    "materialize",
+    "plan_adapt",
+    "train_recommender",
+    "verify",
+]

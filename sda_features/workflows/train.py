@@ -52,21 +52,31 @@ def train_recommender(
     )
     vectors, version = None, None
     if features != IDS_ALONE:
-        vectors, version = _stored_vectors(repo or Path(), features, log.item_ids)
+        vectors, version = stored_vectors(repo or Path(), features, log.item_ids)
     return train(log, settings, evaluation, vectors, vectors_version=version, progress=progress)
 
 
-def _stored_vectors(
-    repo: Path, feature_set: str, item_ids: Array
+def stored_vectors(
+    repo: Path, feature_set: str, item_ids: Array, version: str | None = None
 ) -> tuple[dict[str, np.ndarray], str | None]:
-    """Vectors and their adapter version.
+    """What trainers read: vectors of I items, and their adapter version.
 
-    Modality -> float32 [I + 1, d] in the order of item codes; zero for padding and missing vectors.
+    Args:
+        repo: an applied Feast repo.
+        feature_set: name of the feature set.
+        item_ids: Arrow strings [I]; item i has code i + 1.
+        version: adapter version; None: the live one.
+
+    Returns:
+        Modality -> float32 [I + 1, d]; zero in row 0 (padding) and for missing vectors. And the version.
+
+    Raises:
+        FeatureMismatchError, FeatureStoreError: see `train_recommender`.
     """
     from sda_features.feature_store.offline import load_vectors
     from sda_features.recommenders.features import align_vectors
 
-    found = load_vectors(repo, feature_set, item_ids.to_pylist())
+    found = load_vectors(repo, feature_set, item_ids.to_pylist(), version=version)
     if len(found.versions) > 1:
         raise FeatureMismatchError(
             f"The vectors of feature set {feature_set!r} come from {len(found.versions)} adapter versions "

@@ -1,0 +1,204 @@
+"""Catalogue, offline rows, online bytes, the trainers' matrix: do they say the same of every item?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from sda_features.catalog import Catalog
+from sda_features.config import CatalogSettings
+from sda_features.errors import ParityError
+from sda_features.serving import codec
+from sda_features.workflows.train import stored_vectors
+
+if TYPE_CHECKING:
+    import redis
+
+    from sda_features.feature_store.repo import FeatureSet
+
+MODALITIES = {"text": "text_embedding", "image": "image_embedding"}
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What `verify` compared, all of it equal.
+
+    Attributes:
+        view: feature view that was read.
+        version: adapter version of its rows.
+        items: items whose catalogue row was compared with the offline row.
+        vectors: vectors that were compared bit for bit.
+        online: whether the online store was read; it is if it is a Redis server.
+    """
+
+    view: str
+    version: str
+    items: int
+    vectors: int
+    online: bool
+
+
+def verify(
+    repo: Path,
+    feature_set: str,
+    catalog_settings: CatalogSettings,
+    *,
+    version: str | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Verified:
+    """Compare what is stored of the items of a catalogue; the first difference is an error.
+
+    Ids and content hashes of the catalogue are compared with the parquet parts, which are read
+    directly. Their vectors are compared with the matrix that trainers get through Feast's offline
+    store, and with the bytes in Redis.
+
+    Args:
+        repo: an applied Feast repo.
+        feature_set: name of the feature set.
+        catalog_settings: the catalogue.
+        version: adapter version; None: the live one.
+        sample: compare the vectors of so many random items; None: of all. Ids and hashes are
+            always compared for all.
+        seed: of the sample.
+        progress: show a bar on standard error.
+
+    Raises:
+        ParityError: the first difference: which item, what was expected and what is there.
+        CatalogError, FeatureStoreError, OnlineStoreError: something cannot be read.
+    """
+    from sda_features.feature_store.online_rows import online_server
+    from sda_features.feature_store.parts import newest_batches, stored_rows
+    from sda_features.feature_store.versions import open_version
+
+    catalog = Catalog(catalog_settings)
+    opened = open_version(repo, feature_set, version)
+    stored = stored_rows(opened.folder)
+    versions = sorted(set(stored["adapter_version"].to_pylist()))
+    if len(versions) != 1:
+        raise ParityError(
+            f"Expected rows of one version in {opened.view.name}, got {', '.join(versions) or 'none'}."
+        )
+    hashes = dict(zip(stored["item_id"].to_pylist(), stored["content_hash"].to_pylist(), strict=True))
+    items = _check_catalog(catalog, {str(item_id): value for item_id, value in hashes.items()})
+    chosen = list(hashes)
+    if sample is not None and sample < len(chosen):
+        positions = np.random.default_rng(seed).choice(len(chosen), sample, replace=False)
+        chosen = [chosen[position] for position in sorted(positions.tolist())]
+    names = pa.array([str(item_id) for item_id in chosen], pa.string())
+    matrices, _ = stored_vectors(repo, feature_set, names, versions[0])
+    codes = {item_id: code for code, item_id in enumerate(chosen, start=1)}
+    vectors = 0
+    with (
+        online_server(opened) as server,
+        tqdm(desc="comparing", total=len(chosen), unit="item", disable=not progress) as bar,
+    ):
+        for batch in newest_batches(opened.folder):
+            rows = batch.filter(pa.array([item_id in codes for item_id in batch["item_id"].to_pylist()]))
+            vectors += _check_matrices(rows, matrices, codes)
+            if server is not None:
+                _check_online(server, opened, rows)
+            bar.update(len(rows))
+    return Verified(opened.view.name, versions[0], items, vectors, server is not None)
+
+
+def _check_catalog(catalog: Catalog, hashes: Mapping[str, str]) -> int:
+    """Every usable item of the catalogue is stored as it is, and nothing else; return their number."""
+    missing = set(hashes) - set(catalog.ids())
+    if missing:
+        raise ParityError(
+            f"Item {min(missing)!r} is stored, but not in the catalogue ({len(missing):,} such items). "
+            "Materialize the catalogue again; it deletes what is gone."
+        )
+    items = 0
+    for item in catalog.items(hashes):
+        if not item.fields and item.image is None and hashes.get(item.item_id) != item.content_hash:
+            continue  # nothing of it can be encoded: what was stored before stays
+        stored = hashes.get(item.item_id)
+        if stored is None:
+            raise ParityError(
+                f"Item {item.item_id!r} is in the catalogue, row {item.row}, but not stored. Materialize again."
+            )
+        if stored != item.content_hash:
+            raise ParityError(
+                f"Item {item.item_id!r}, row {item.row} of the catalogue, has changed since it was encoded: content "
+                f"hash {item.content_hash}, stored {stored}. Materialize again."
+            )
+        items += 1
+    return items
+
+
+def _check_matrices(
+    rows: pa.RecordBatch, matrices: Mapping[str, np.ndarray], codes: Mapping[str | int, int]
+) -> int:
+    """The trainers' matrices hold the rows of the parts; return how many vectors there are."""
+    from sda_features.feature_store.schema import matrix_of
+
+    ids = rows["item_id"].to_pylist()
+    places = [codes[item_id] for item_id in ids]
+    count = 0
+    for modality, column in MODALITIES.items():
+        expected, found = matrix_of(rows[column])
+        count += int(found.sum())
+        if modality not in matrices:
+            got = np.zeros_like(expected)
+        else:
+            got = matrices[modality][places]
+            expected = expected if expected.shape[1] else np.zeros_like(got)
+        _compare(ids, expected, got, f"{column} in the parquet parts", "in the trainers' matrix")
+    return count
+
+
+def _check_online(server: redis.Redis, opened: FeatureSet, rows: pa.RecordBatch) -> None:
+    """Redis holds the very bytes that the rows make."""
+    from sda_features.feature_store.online_rows import online_view
+    from sda_features.serving.wire import fetch_fields
+
+    view = online_view(opened)
+    ids = rows["item_id"].to_pylist()
+    values, _ = fetch_fields(server, view.keys(ids), [*view.fields, view.time_field])
+    names = [*view.features, "event_timestamp"]
+    expected = [_encoded(rows[name]) for name in names]
+    for row, (item_id, stored) in enumerate(zip(ids, values, strict=True)):
+        for position, name in enumerate(names):
+            if stored[position] != expected[position][row]:
+                raise ParityError(
+                    f"Item {item_id!r}: {name} in the online store is {_shown(stored[position])}, and in the parquet "
+                    f"parts {_shown(expected[position][row])}. Materialize again."
+                )
+
+
+def _encoded(column: pa.Array) -> list[bytes]:
+    """The values of a column as ValueProtos, or times as Timestamps."""
+    from sda_features.feature_store.schema import matrix_of
+
+    if pa.types.is_timestamp(column.type):
+        moments = column.cast(pa.int64()).to_pylist()  # microseconds
+        return [codec.encode_timestamp(m // 1_000_000, m % 1_000_000 * 1000) for m in moments]
+    if pa.types.is_string(column.type):
+        return [codec.encode_string(text) for text in column.to_pylist()]
+    return codec.encode_vectors(*matrix_of(column))
+
+
+def _compare(ids: Sequence[str | int], expected: np.ndarray, got: np.ndarray, what: str, where: str) -> None:
+    different = (expected.view(np.uint32) != got.view(np.uint32)).any(axis=1)  # bits: -0.0 is not 0.0
+    if different.any():
+        row = int(different.argmax())
+        column = int((expected[row].view(np.uint32) != got[row].view(np.uint32)).argmax())
+        raise ParityError(
+            f"Item {ids[row]!r}: {what} has {expected[row, column]!r} at position {column}, {where} stands "
+            f"{got[row, column]!r}."
+        )
+
+
+def _shown(value: bytes | None) -> str:
+    if value is None:
+        return "missing"
+    return f"{len(value)} bytes {value[:12].hex(' ')}..." if value else "null"

@@ -1,0 +1,149 @@
+"""`verify` on a real repo: all equal, then each kind of difference in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import redis
+from click.testing import CliRunner
+
+from sda_features.cli.main import cli
+from sda_features.config import BackboneSettings, CatalogSettings, PromptSettings
+from sda_features.demo.catalogue import make_catalogue
+from sda_features.demo.model import build_tiny_model
+from sda_features.errors import ParityError
+from sda_features.feature_store.init import init_repo
+from sda_features.feature_store.online_rows import online_view
+from sda_features.feature_store.parts import newest_batches
+from sda_features.feature_store.repo import open_feature_set
+from sda_features.lvlm.checkpoint import unadapted
+from sda_features.workflows import materialize, verify
+from sda_features.workflows.verify import _check_matrices
+from tests.feast_repo import apply
+
+ITEMS = 30
+
+
+@pytest.fixture(scope="module")
+def shop(
+    tmp_path_factory: pytest.TempPathFactory, redis_server: tuple[str, int], new_project: Callable[[], str]
+) -> Path:
+    """A folder with items.parquet and a repo whose feature set `vanilla` holds its vectors."""
+    folder = tmp_path_factory.mktemp("verify")
+    make_catalogue(ITEMS).write(folder / "items.parquet")
+    build_tiny_model(folder / "model", ["title is oak table"], hidden_size=64, layers=1, vision_layers=1)
+    repo = folder / "repo"
+    repo.mkdir()
+    (repo / "feature_store.yaml").write_text(
+        f"project: {new_project()}\nprovider: local\nregistry: data/registry.db\nonline_store:\n  type: redis\n"
+        f"  connection_string: {redis_server[0]}:{redis_server[1]}\nentity_key_serialization_version: 3\n"
+    )
+    init_repo(repo, feature_sets=["vanilla"], slots=1)
+    apply(repo)
+    settings = BackboneSettings.parse(model=str(folder / "model"), quantization="none", device="cpu")
+    load = lambda: unadapted(settings, PromptSettings())  # noqa: E731
+    materialize(repo, "vanilla", catalog(folder / "items.parquet"), load, progress=False)
+    return folder
+
+
+def catalog(path: Path) -> CatalogSettings:
+    return CatalogSettings.parse(path=path, max_bad_rows=1.0)
+
+
+def check(shop: Path, items: Path | None = None, sample: int | None = None):  # type: ignore[no-untyped-def]
+    settings = catalog(items or shop / "items.parquet")
+    return verify(shop / "repo", "vanilla", settings, sample=sample, progress=False)
+
+
+def test_what_was_materialized_is_equal_everywhere(shop: Path) -> None:
+    found = check(shop)
+    assert (found.items, found.online) == (ITEMS, True)
+    assert found.vectors == 2 * ITEMS - 3  # one text is empty, one picture broken, one missing
+    assert check(shop, sample=5).vectors in range(7, 11)
+    arguments = [
+        "verify",
+        str(shop / "items.parquet"),
+        "--repo",
+        str(shop / "repo"),
+        "--feature-set",
+        "vanilla",
+        "--max-bad-rows",
+        "1",
+    ]
+    shown = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert f"catalogue  {ITEMS} items are stored as they are, nothing else is" in shown.output
+    assert (
+        f"vectors    {found.vectors} are the same in the parquet parts, Redis and the trainers"
+        in shown.output
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("title", "row 8 of the catalogue, has changed since it was encoded"),
+        ("fewer", "is stored, but not in the catalogue .1 such items"),
+        ("more", "Item 'new' is in the catalogue, row 33, but not stored"),
+    ],
+)
+def test_another_catalogue_is_found(shop: Path, tmp_path: Path, change: str, message: str) -> None:
+    rows = pq.read_table(shop / "items.parquet").to_pylist()
+    if change == "title":
+        rows[7]["title"] = "changed"
+    elif change == "fewer":
+        del rows[3]
+    else:
+        rows.append({**rows[3], "item_id": "new"})
+    path = tmp_path / "items.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(shop / "items.parquet")), path)
+    with pytest.raises(ParityError, match=message):
+        check(shop, path)
+
+
+@pytest.mark.parametrize("name", ["text_embedding", "adapter_version", "event_timestamp"])
+@pytest.mark.parametrize("value", [b"\x08\x01", None])
+def test_other_bytes_in_redis_are_found(
+    shop: Path, redis_server: tuple[str, int], name: str, value: bytes | None
+) -> None:
+    opened = open_feature_set(shop / "repo", "vanilla")
+    view = online_view(opened)
+    item_id = next(newest_batches(opened.folder))["item_id"][12].as_py()
+    (key,) = view.keys([item_id])
+    field = view.time_field if name == "event_timestamp" else view.fields[view.features.index(name)]
+    with redis.Redis(*redis_server) as server:
+        before = server.hget(key, field)  # type: ignore[arg-type]
+        if value is None:
+            server.hdel(key, field)  # type: ignore[arg-type]
+        else:
+            server.hset(key, field, value)  # type: ignore[arg-type]
+        try:
+            shown = "missing" if value is None else "2 bytes 08 01"
+            with pytest.raises(ParityError, match=f"{item_id!r}: {name} in the online store is {shown}"):
+                check(shop)
+        finally:
+            server.hset(key, field, before)  # type: ignore[arg-type]
+    check(shop)
+
+
+def test_one_bit_of_the_trainers_matrix_is_found(shop: Path) -> None:
+    opened = open_feature_set(shop / "repo", "vanilla")
+    rows = next(newest_batches(opened.folder))
+    ids = rows["item_id"].to_pylist()
+    codes = {item_id: code for code, item_id in enumerate(ids, start=1)}
+    vectors = [[0.0] * 64 if vector is None else vector for vector in rows["image_embedding"].to_pylist()]
+    texts = [[0.0] * 64 if vector is None else vector for vector in rows["text_embedding"].to_pylist()]
+    matrices = {
+        name: np.concatenate([np.zeros((1, 64), np.float32), np.array(values, np.float32)])
+        for name, values in (("text", texts), ("image", vectors))
+    }
+    assert _check_matrices(rows, matrices, codes) == 2 * ITEMS - 3
+    matrices["image"].view(np.uint32)[6, 9] ^= 1
+    with pytest.raises(
+        ParityError, match=f"{ids[5]!r}: image_embedding in the parquet parts has .* position 9"
+    ):
+        _check_matrices(rows, matrices, codes)
