@@ -184,6 +184,7 @@ class RecommenderSettings(Settings):
     hidden_dim: int = Field(50, gt=0, description="Width of item and hidden states.")
     blocks: int = Field(2, gt=0, description="Transformer blocks.")
     heads: int = Field(1, gt=0, description="Attention heads.")
+    inner_dim: int = Field(256, gt=0, description="Width of the feed-forward layer (BERT4Rec).")
     max_length: int = Field(50, gt=1, description="Most recent interactions that are read.")
     dropout: float = Field(0.5, ge=0, lt=1, description="Dropout rate.")
     learning_rate: float = Field(1e-3, gt=0, description="Learning rate of Adam.")
@@ -194,6 +195,10 @@ class RecommenderSettings(Settings):
     loss: Literal["bce", "ce"] = Field(
         "bce", description="bce: one uniform negative a position; ce: softmax over the catalogue."
     )
+    mask_ratio: float = Field(
+        0.6, gt=0, lt=1, description="Share of a sequence that is masked in training (BERT4Rec)."
+    )
+    l2: float = Field(1e-4, ge=0, description="Weight of the squared norms of the factors in a step (VBPR).")
     fusion: Literal["replace", "join"] = Field(
         "join", description="Item vectors replace or join the id embedding."
     )
