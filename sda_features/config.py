@@ -38,7 +38,9 @@ class Settings(BaseModel):
 class CatalogSettings(Settings):
     """Where items come from and which of their columns are read."""
 
-    path: Path = Field(description="Catalogue: a parquet, JSONL or CSV file, or a folder of parquet files.")
+    path: Path | str = Field(
+        description="Catalogue: a parquet, JSONL or CSV file, or a folder of parquet files; a path or an fsspec URL."
+    )
     id_column: str = Field("item_id", description="Column with the item id.")
     text_columns: tuple[str, ...] = Field(
         (), description="Text columns in prompt order; none: every other column."
@@ -55,6 +57,11 @@ class CatalogSettings(Settings):
     max_image_bytes: int = Field(20_000_000, gt=0, description="Largest encoded image, in bytes.")
     max_image_pixels: int = Field(50_000_000, gt=0, description="Largest image as stored, in pixels.")
     max_bad_rows: float = Field(0.1, ge=0, le=1, description="Share of bad rows above which the run stops.")
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _path_or_url(cls, value: Any) -> Any:
+        return Path(value) if isinstance(value, str) and "://" not in value else value
 
 
 class PromptSettings(Settings):
@@ -199,6 +206,18 @@ class RecommenderSettings(Settings):
         0.6, gt=0, lt=1, description="Share of a sequence that is masked in training (BERT4Rec)."
     )
     l2: float = Field(1e-4, ge=0, description="Weight of the squared norms of the factors in a step (VBPR).")
+    graph_layers: int = Field(3, gt=0, description="Hops of graph propagation (SLMRec).")
+    temperature: float = Field(0.2, gt=0, description="Temperature of the in-batch softmax (SLMRec).")
+    ssl_task: Literal["fd", "fm", "fac", "fd+fm"] = Field(
+        "fac",
+        description="Self-supervised task of SLMRec; fd: feature dropout; fm: feature masking; "
+        "fac: fine and coarse spaces; fd+fm: both augmentations at once.",
+    )
+    ssl_weight: float = Field(0.1, ge=0, description="Weight of the self-supervised loss (SLMRec).")
+    ssl_temperature: float = Field(0.2, gt=0, description="Temperature of the self-supervised loss (SLMRec).")
+    feature_dropout: float = Field(
+        0.3, ge=0, lt=1, description="Share of the item features that a view of fd drops (SLMRec)."
+    )
     fusion: Literal["replace", "join"] = Field(
         "join", description="Item vectors replace or join the id embedding."
     )
