@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sda_features.errors import SettingsError
 
@@ -58,9 +58,9 @@ class CatalogSettings(Settings):
     max_image_pixels: int = Field(50_000_000, gt=0, description="Largest image as stored, in pixels.")
     max_bad_rows: float = Field(0.1, ge=0, le=1, description="Share of bad rows above which the run stops.")
 
-    @field_validator("path", mode="before")
+    @field_validator("path")
     @classmethod
-    def _path_or_url(cls, value: Any) -> Any:
+    def _path_or_url(cls, value: Path | str) -> Path | str:
         return Path(value) if isinstance(value, str) and "://" not in value else value
 
 
@@ -226,10 +226,71 @@ class RecommenderSettings(Settings):
     threads: int | None = Field(None, gt=0, description="CPU threads; none: all.")
 
 
+# Values of the models' papers and authors' code, where they differ from the defaults above: sparse as
+# Amazon reviews are (5 to 10 interactions a user), dense as MovieLens is (100 and more).
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "sparse": {
+        "sasrec": {},
+        "bert4rec": {"hidden_dim": 64, "heads": 2},
+        "vbpr": {"hidden_dim": 64, "batch_size": 1024},
+        "slmrec": {"hidden_dim": 64, "batch_size": 2048},
+    },
+    "dense": {
+        "sasrec": {"max_length": 200, "dropout": 0.2},
+        "bert4rec": {"hidden_dim": 64, "heads": 2, "max_length": 200, "dropout": 0.2, "mask_ratio": 0.2},
+        "vbpr": {"hidden_dim": 64, "batch_size": 4096},
+        "slmrec": {"hidden_dim": 64, "batch_size": 4096},
+    },
+}
+
+
+def recommender_settings(model: str, preset: str, **values: Any) -> RecommenderSettings:
+    """A preset's settings of a model, with `values` on top; a model that no preset knows has the defaults.
+
+    Raises:
+        SettingsError: no such preset, or a value is not usable.
+    """
+    if preset not in PRESETS:
+        raise SettingsError(f"No preset {preset!r}; there are {', '.join(PRESETS)}.")
+    return RecommenderSettings.parse(**PRESETS[preset].get(model, {}) | values)
+
+
+class LogSettings(Settings):
+    """How an interaction log is read."""
+
+    user_column: str = Field("user_id", description="Column with the user id.")
+    item_column: str = Field("item_id", description="Column with the item id.")
+    time_column: str | None = Field(
+        None,
+        description="Column that orders a user's rows; none: timestamp, position or event_timestamp.",
+    )
+    k_core: int = Field(
+        0, ge=0, description="Drop users and items with fewer interactions, until none is left; 0: keep all."
+    )
+
+
 class EvaluationSettings(Settings):
     """The protocol of an evaluation; part of each metric's meaning."""
 
+    split: Literal["leave-one-out", "temporal"] = Field(
+        "leave-one-out",
+        description="leave-one-out: each user's last item; temporal: each user's first item after a date.",
+    )
+    validation_from: float = Field(
+        0.8, gt=0, lt=1, description="Share of all interactions before the validation's date (temporal)."
+    )
+    test_from: float = Field(
+        0.9, gt=0, lt=1, description="Share of all interactions before the test's date (temporal)."
+    )
     cutoff: int = Field(10, gt=0, description="k of Hit@k and NDCG@k.")
     negatives: int = Field(100, gt=0, description="Sampled negatives a user (protocol sampled-N).")
     tail_below: int = Field(4, gt=0, description="A tail item has fewer training interactions than this.")
     seed: int = Field(0, ge=0, description="Seed of the sampled negatives; independent of the model's.")
+
+    @model_validator(mode="after")
+    def _validation_comes_first(self) -> Self:
+        if self.validation_from >= self.test_from:
+            raise ValueError(
+                f"validation_from {self.validation_from} is not before test_from {self.test_from}"
+            )
+        return self

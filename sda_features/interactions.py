@@ -1,4 +1,4 @@
-"""Who took what, in which order: read a log, index it, split it leave-one-out.
+"""Who took what, in which order: read a log, index it, thin it to a k-core, split it.
 
 Item code 0 is padding everywhere in this package; code i > 0 is `item_ids[i - 1]`.
 """
@@ -6,7 +6,7 @@ Item code 0 is padding everywhere in this package; code i > 0 is `item_ids[i - 1
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from sda_features.config import EvaluationSettings
 from sda_features.errors import InteractionsError
 
-TIME_COLUMNS = ("timestamp", "position")
+TIME_COLUMNS = ("timestamp", "position", "event_timestamp")  # the last is that of Feast's entity frames
 FORMATS = (".parquet", ".csv", ".jsonl", ".ndjson")
 
 
@@ -34,12 +35,14 @@ class Interactions:
         item_ids: Arrow strings [I]; sorted likewise, or in the order of the catalogue that was given.
         offsets: int64 [U + 1]; user u has `items[offsets[u]:offsets[u + 1]]`.
         items: int32 [n], codes 1..I.
+        times: [n], numbers that are comparable between users; None when the log has an order alone.
     """
 
     user_ids: Any
     item_ids: Any
     offsets: NDArray[np.int64]
     items: NDArray[np.int32]
+    times: NDArray[Any] | None = None
 
     @property
     def user_count(self) -> int:
@@ -96,11 +99,15 @@ class Interactions:
 
     def without_last(self, dropped: NDArray[np.integer]) -> Interactions:
         """The log without the last `dropped[u]` interactions of each user u; same ids and codes."""
-        lengths = self.lengths - dropped
-        offsets = np.concatenate(([0], np.cumsum(lengths)))
         place = np.arange(len(self.items)) - np.repeat(self.offsets[:-1], self.lengths)
-        kept = place < np.repeat(lengths, self.lengths)
-        return Interactions(self.user_ids, self.item_ids, offsets, self.items[kept])
+        return self.where(place < np.repeat(self.lengths - dropped, self.lengths))
+
+    def where(self, kept: NDArray[np.bool_]) -> Interactions:
+        """The interactions that `kept` [n] marks; same ids and codes."""
+        lengths = np.bincount(self.users[kept], minlength=self.user_count)
+        offsets = np.concatenate(([0], np.cumsum(lengths)))
+        times = None if self.times is None else self.times[kept]
+        return Interactions(self.user_ids, self.item_ids, offsets, self.items[kept], times)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,14 +129,14 @@ class Holdout:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Leave-one-out: each user's last item is the test, the one before it the validation.
+    """What is learned from and what is predicted; made by `leave_one_out` or `temporal_split`.
 
     Attributes:
         interactions: everything.
         train: what a recommender may learn from.
         validation: history = `train`.
-        test: history = `train` and the validation item.
-        short_users: users with fewer than 3 interactions; all of theirs are in `train`.
+        test: history = what was known before the test.
+        short_users: users whom the test leaves out.
     """
 
     interactions: Interactions
@@ -139,8 +146,24 @@ class Split:
     short_users: int
 
 
+def split_interactions(interactions: Interactions, settings: EvaluationSettings) -> Split:
+    """`leave_one_out` or `temporal_split`, whichever the protocol names."""
+    if settings.split == "leave-one-out":
+        return leave_one_out(interactions)
+    return temporal_split(
+        interactions, validation_from=settings.validation_from, test_from=settings.test_from
+    )
+
+
 def leave_one_out(interactions: Interactions) -> Split:
-    """Split each user's sequence; raises `InteractionsError` when nobody has 3 interactions."""
+    """Each user's last item is the test, the one before it the validation, the rest is for training.
+
+    The history of the test holds the validation item. Users with fewer than 3 interactions have all
+    of theirs in training and are not evaluated.
+
+    Raises:
+        InteractionsError: nobody has 3 interactions.
+    """
     evaluated = interactions.lengths >= 3
     users = np.flatnonzero(evaluated)
     if not len(users):
@@ -158,6 +181,88 @@ def leave_one_out(interactions: Interactions) -> Split:
         validation=Holdout("validation", train, users, interactions.items[last - 1]),
         test=Holdout("test", before_test, users, interactions.items[last]),
         short_users=int((~evaluated).sum()),
+    )
+
+
+def temporal_split(interactions: Interactions, *, validation_from: float, test_from: float) -> Split:
+    """Two instants for everybody, so that nothing is learned from what happened after a prediction.
+
+    Training is what came before the first instant. The validation item of a user is the first one from
+    then on, given the training; the test item the first one from the second instant on, given all
+    before that instant. Users without training interactions are not evaluated. What happens at one
+    instant stays together. Items that first appear after training are ranked like all others.
+
+    Args:
+        interactions: with `times`.
+        validation_from: share of interactions before the first instant, up to equal times.
+        test_from: before the second.
+
+    Raises:
+        InteractionsError: no times, or nobody to evaluate.
+    """
+    times = interactions.times
+    if times is None:
+        raise InteractionsError(
+            "A temporal split needs a column of timestamps; this log gives each user's order alone. "
+            "Name the column, or split leave-one-out."
+        )
+    ordered = np.sort(times)
+    starts = [ordered[int(share * len(ordered))] for share in (validation_from, test_from)]
+    train = interactions.where(times < starts[0])
+    before_test = interactions.where(times < starts[1])
+    validation = _first_items(
+        "validation", train, interactions, train, (times >= starts[0]) & (times < starts[1])
+    )
+    test = _first_items("test", before_test, interactions, train, times >= starts[1])
+    for held in (validation, test):
+        if not len(held.users):
+            raise InteractionsError(
+                f"Nobody has training interactions and a later {held.name} item: training ends with "
+                f"{len(train.items)} of {len(times)} interactions, at {starts[0]}, and the test begins at "
+                f"{starts[1]}. Choose other shares, or split leave-one-out."
+            )
+    return Split(interactions, train, validation, test, interactions.user_count - len(test.users))
+
+
+def _first_items(
+    name: str, history: Interactions, log: Interactions, train: Interactions, window: NDArray[np.bool_]
+) -> Holdout:
+    """The first item in `window` [n] of each user whom `train` knows."""
+    users, first = np.unique(log.users[window], return_index=True)
+    known = train.lengths[users] > 0
+    return Holdout(name, history, users[known], log.items[window][first[known]])
+
+
+def k_core(interactions: Interactions, k: int) -> Interactions:
+    """The largest part of a log in which every user and every item has at least k interactions.
+
+    Dropping a user takes interactions from items and the other way round, so it is repeated until
+    nothing falls below k. Ids that are gone leave the vocabularies, catalogue items too. Repeated
+    interactions count.
+
+    Raises:
+        InteractionsError: nothing is left.
+    """
+    kept = np.ones(len(interactions.items), np.bool_)
+    count = -1
+    while count != (count := int(kept.sum())):
+        users = np.bincount(interactions.users[kept], minlength=interactions.user_count)
+        items = np.bincount(interactions.items[kept], minlength=interactions.item_count + 1)
+        kept &= (users >= k)[interactions.users] & (items >= k)[interactions.items]
+    if not count:
+        raise InteractionsError(
+            f"The {k}-core of {len(interactions.items)} interactions is empty. Choose a smaller k."
+        )
+    remaining = interactions.where(kept)
+    users, items = np.flatnonzero(remaining.lengths), np.flatnonzero(remaining.item_counts)
+    codes = np.zeros(interactions.item_count + 1, np.int32)
+    codes[items] = np.arange(1, len(items) + 1)
+    return Interactions(
+        interactions.user_ids.take(pa.array(users)),
+        interactions.item_ids.take(pa.array(items - 1)),
+        np.concatenate(([0], np.cumsum(remaining.lengths[users]))),
+        codes[remaining.items],
+        remaining.times,
     )
 
 
@@ -185,58 +290,75 @@ def index_interactions(users: Any, items: Any, order: Any = None, *, catalogue: 
         _check_catalogue(item_ids, item_column)
     user_codes = pc.index_in(user_column, user_ids).to_numpy(zero_copy_only=False)
     item_codes = pc.index_in(item_column, item_ids).to_numpy(zero_copy_only=False) + 1
-    keys = (user_codes,) if order is None else (_as_order(order), user_codes)
-    by_user = np.lexsort(keys)  # stable
+    times = None if order is None else _as_order(order)
+    by_user = np.lexsort((user_codes,) if times is None else (times, user_codes))  # stable
     lengths = np.bincount(user_codes, minlength=len(user_ids))
     return Interactions(
-        user_ids, item_ids, np.concatenate(([0], np.cumsum(lengths))), item_codes[by_user].astype(np.int32)
+        user_ids,
+        item_ids,
+        np.concatenate(([0], np.cumsum(lengths))),
+        item_codes[by_user].astype(np.int32),
+        None if times is None else times[by_user],
     )
 
 
 def read_interactions(
-    path: Path,
+    source: Any,
     *,
     user_column: str = "user_id",
     item_column: str = "item_id",
     time_column: str | None = None,
     catalogue: Any = None,
 ) -> Interactions:
-    """Read a parquet, CSV or JSONL log; further columns are ignored.
+    """Read a log from a parquet, CSV or JSONL file, or from a frame; further columns are ignored.
 
     Args:
-        path: the file; its suffix names the format.
+        source: path of a file, whose suffix names the format; or a pandas frame, such as an entity
+            frame of Feast with `user_id`, `item_id` and `event_timestamp`.
         user_column: column with the user id.
         item_column: column with the item id.
-        time_column: column that orders a user's interactions; none: `timestamp` or `position`,
-            whichever the file has.
+        time_column: column that orders a user's interactions; none: `timestamp`, `position` or
+            `event_timestamp`, whichever there is. A `position` orders one user's and is no time.
         catalogue: see `index_interactions`.
 
     Raises:
         InteractionsError: missing or unreadable file, missing column, or see `index_interactions`.
     """
-    path = Path(path)
-    table = _read_table(path, (user_column, item_column))
+    if isinstance(source, str | Path):
+        name, table = str(source), _read_table(Path(source), (user_column, item_column))
+    else:
+        name, table = "The frame", _frame_table(source)
     if time_column is None:
-        present = [name for name in TIME_COLUMNS if name in table.column_names]
+        present = [column for column in TIME_COLUMNS if column in table.column_names]
         if len(present) != 1:
             raise InteractionsError(
-                f"{path}: expected one column that orders interactions, named timestamp or position; "
-                f"found {' and '.join(present) or 'neither'} among {', '.join(table.column_names)}. "
-                "Name the column to use."
+                f"{name}: expected one column that orders interactions, named {', '.join(TIME_COLUMNS[:-1])} or "
+                f"{TIME_COLUMNS[-1]}; found {' and '.join(present) or 'none'} among "
+                f"{', '.join(table.column_names)}. Name the column to use."
             )
         time_column = present[0]
-    for name in (user_column, item_column, time_column):
-        if name not in table.column_names:
+    for column in (user_column, item_column, time_column):
+        if column not in table.column_names:
             raise InteractionsError(
-                f"{path}: no column {name!r}; the file has {', '.join(table.column_names)}. "
+                f"{name}: no column {column!r}; the log has {', '.join(table.column_names)}. "
                 "Name the right columns or rename them."
             )
     try:
-        return index_interactions(
+        log = index_interactions(
             table[user_column], table[item_column], table[time_column], catalogue=catalogue
         )
     except InteractionsError as error:
-        raise InteractionsError(f"{path}: {error}") from None
+        raise InteractionsError(f"{name}: {error}") from None
+    return replace(log, times=None) if time_column == "position" else log
+
+
+def _frame_table(frame: Any) -> Any:
+    try:
+        return pa.Table.from_pandas(frame, preserve_index=False)
+    except (pa.ArrowException, AttributeError, TypeError) as error:
+        raise InteractionsError(
+            f"Expected the path of a log or a pandas frame, got {type(frame).__name__}: {error}"
+        ) from error
 
 
 def _read_table(path: Path, id_columns: tuple[str, ...]) -> Any:

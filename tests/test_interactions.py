@@ -2,6 +2,7 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
@@ -9,8 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sda_features.config import EvaluationSettings
 from sda_features.errors import InteractionsError
-from sda_features.interactions import index_interactions, leave_one_out, read_interactions
+from sda_features.interactions import (
+    index_interactions,
+    k_core,
+    leave_one_out,
+    read_interactions,
+    split_interactions,
+    temporal_split,
+)
 
 ROWS = [
     ("bo", "x", 3),
@@ -168,12 +177,136 @@ def test_bad_files_are_named(tmp_path):
     with pytest.raises(InteractionsError, match="not a readable parquet file"):
         read_interactions(tmp_path / "log.parquet")
     path = write(tmp_path / "log.csv", table())
-    with pytest.raises(InteractionsError, match="no column 'who'; the file has user_id, item_id, position"):
+    with pytest.raises(InteractionsError, match="no column 'who'; the log has user_id, item_id, position"):
         read_interactions(path, user_column="who", time_column="position")
-    with pytest.raises(InteractionsError, match="found neither among user_id, item_id, day"):
+    with pytest.raises(InteractionsError, match="found none among user_id, item_id, day"):
         read_interactions(write(tmp_path / "log.csv", table(time="day")))
     both = table().append_column("timestamp", pa.array(range(len(ROWS))))
     with pytest.raises(InteractionsError, match="found timestamp and position"):
         read_interactions(write(tmp_path / "log.csv", both))
     with pytest.raises(InteractionsError, match=r"log.csv: .*not in the catalogue"):
         read_interactions(write(tmp_path / "log.csv", table()), catalogue=["x"])
+
+
+def test_an_entity_frame_of_feast_is_a_log(tmp_path):
+    times = [datetime(2024, 1, order, tzinfo=UTC) for _, _, order in ROWS]
+    users, items, _ = zip(*ROWS, strict=True)
+    frame = pd.DataFrame({"user_id": users, "item_id": items, "event_timestamp": times, "label": 1})
+    log = read_interactions(frame)
+    assert sequences(log) == SEQUENCES
+    assert log.data_hash == read_interactions(write(tmp_path / "log.parquet", table())).data_hash
+    with pytest.raises(InteractionsError, match="The frame: no column 'day'; the log has user_id, item_id"):
+        read_interactions(frame, time_column="day")
+    with pytest.raises(InteractionsError, match="a pandas frame, got list"):
+        read_interactions([1, 2])
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=80), st.integers(1, 4))
+def test_a_k_core_is_what_dropping_one_at_a_time_leaves(rows, k):
+    log = index_interactions(*zip(*rows, strict=True), range(len(rows)))
+    left = [(str(user), str(item)) for user, item in rows]
+    while True:
+        bad = next(
+            (
+                (side, name)
+                for side in (0, 1)
+                for name in {row[side] for row in left}
+                if sum(row[side] == name for row in left) < k
+            ),
+            None,
+        )
+        if bad is None:
+            break
+        left = [row for row in left if row[bad[0]] != bad[1]]
+    if not left:
+        with pytest.raises(InteractionsError, match=rf"The {k}-core of {len(rows)} interactions is empty"):
+            k_core(log, k)
+        return
+    core = k_core(log, k)
+    expected = index_interactions(*zip(*left, strict=True))
+    assert core.data_hash == expected.data_hash
+    assert core.times is not None
+    assert [rows[time] for time in core.times] == [
+        (int(user), int(item)) for user, items in sequences(core).items() for item in items
+    ]
+
+
+def test_a_k_core_drops_catalogue_items_that_nobody_took():
+    log = index_interactions(["a", "a"], ["x", "x"], catalogue=["unseen", "x"])
+    assert k_core(log, 2).item_ids.to_pylist() == ["x"]
+    assert k_core(log, 2).items.tolist() == [1, 1]
+
+
+# ten instants; validation from 0.4 begins at 4, test from 0.7 at 7
+TIMED = [
+    ("al", "a", 0),
+    ("al", "b", 1),
+    ("bo", "a", 2),
+    ("cy", "c", 3),
+    ("al", "c", 4),
+    ("al", "d", 5),
+    ("dy", "a", 6),  # only after training: never evaluated
+    ("al", "e", 7),
+    ("bo", "f", 8),
+    ("dy", "b", 9),
+]
+
+
+def test_a_temporal_split_never_learns_from_the_future():
+    log = index_interactions(*zip(*TIMED, strict=True))
+    split = temporal_split(log, validation_from=0.4, test_from=0.7)
+    assert sequences(split.train) == {"al": ["a", "b"], "bo": ["a"], "cy": ["c"], "dy": []}
+    assert split.validation.history is split.train
+    assert sequences(split.test.history) == {
+        "al": ["a", "b", "c", "d"],
+        "bo": ["a"],
+        "cy": ["c"],
+        "dy": ["a"],
+    }
+    names = log.item_ids
+    assert split.validation.users.tolist() == [0]
+    assert names.take(split.validation.targets - 1).to_pylist() == ["c"]
+    assert split.test.users.tolist() == [0, 1]
+    assert names.take(split.test.targets - 1).to_pylist() == ["e", "f"]
+    assert split.short_users == 2
+    assert split.train.item_counts[names.index("e").as_py() + 1] == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5), st.integers(0, 9)), min_size=20, max_size=60))
+def test_a_temporal_split_keeps_an_instant_together(rows):
+    log = index_interactions(*zip(*rows, strict=True))
+    try:
+        split = temporal_split(log, validation_from=0.5, test_from=0.8)
+    except InteractionsError:
+        return
+    limits = [np.sort(log.times)[int(share * len(rows))] for share in (0.5, 0.8)]
+    assert split.train.times.max() < limits[0]
+    assert split.test.history.times.max(initial=-1) < limits[1]
+    by_user = {
+        user: [row[1:] for row in sorted(rows, key=lambda r: r[2]) if row[0] == user] for user in range(5)
+    }
+    known = {str(user) for user, items in by_user.items() if any(time < limits[0] for _, time in items)}
+    for held, low, high in ((split.validation, *limits), (split.test, limits[1], np.inf)):
+        found = dict(
+            zip(
+                log.user_ids.take(held.users).to_pylist(),
+                log.item_ids.take(held.targets - 1).to_pylist(),
+                strict=True,
+            )
+        )
+        expected = {
+            str(user): str(window[0])
+            for user, items in by_user.items()
+            if (window := [item for item, time in items if low <= time < high]) and str(user) in known
+        }
+        assert found == expected
+
+
+def test_a_temporal_split_needs_times(tmp_path):
+    log = read_interactions(write(tmp_path / "log.parquet", table()))
+    with pytest.raises(InteractionsError, match="needs a column of timestamps"):
+        split_interactions(log, EvaluationSettings(split="temporal"))
+    same = index_interactions(["a", "b"], ["x", "y"], [1, 1])
+    with pytest.raises(InteractionsError, match="later validation item: training ends with 0 of 2"):
+        temporal_split(same, validation_from=0.4, test_from=0.5)
+    assert split_interactions(log, EvaluationSettings()).test.users.tolist() == [0, 1]
