@@ -1,7 +1,8 @@
 """The item catalogue as a stream of rows, and the report of those that are bad.
 
 A catalogue is read twice, never held: a first pass over the id column counts rows and finds
-duplicate ids (8 bytes a row), a second one yields items. Ten million rows fit in 80 MB.
+duplicate ids (8 bytes a row), a second one yields items. Ten million rows fit in 80 MB. The second
+pass can be cut into slices that other processes read.
 """
 
 from __future__ import annotations
@@ -9,17 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.dataset as pa_dataset
+from fsspec.core import url_to_fs
 from PIL.Image import Image
 
 from sda_features.artifacts import atomic_file
@@ -27,6 +30,7 @@ from sda_features.config import CatalogSettings
 from sda_features.errors import CatalogError
 from sda_features.images import ImageProblem, decode_image, read_image_bytes
 
+ROW = "__row"  # column of a batch: 1-based position of its rows in the catalogue
 BATCH_ROWS = 512
 DECODE_AHEAD = 128  # pictures held decoded
 DECODERS = 4  # threads; Pillow releases the GIL while it decodes
@@ -114,22 +118,39 @@ class Catalog:
                 f"{settings.path} has no column {', '.join(map(repr, missing))}. Its columns are "
                 f"{', '.join(columns)}. Name the right ones (--id-column, --text-columns, --image-column)."
             )
-        self.rows, self._repeated = self._scan_ids()
+        self.rows, repeated = self._scan_ids()
+        self._first_rows = self._find_first_rows(repeated)
         if self.rows == 0:
             raise CatalogError(f"{settings.path} has no rows; expected at least one item.")
         self.report = CatalogReport(self.rows)
 
     def ids(self) -> Iterator[str]:
         """Yield the ids in file order, repeated ones too; reads no other column."""
-        for batch in self._batches([self.settings.id_column]):
-            yield from filter(None, map(_as_text, batch.column(0).to_pylist()))
+        yield from filter(None, self._all_ids())
 
-    def items(self, known: Mapping[str, str] | None = None) -> Iterator[Item]:
+    def slices(self) -> list[CatalogSlice]:
+        """Cut the catalogue into runs of rows that can be read apart: parquet row groups, or whole files."""
+        slices, start = [], 1
+        for fragment in self._dataset.get_fragments():
+            if isinstance(fragment, pa_dataset.ParquetFileFragment):
+                # count_rows() of a row group's fragment would count the whole file.
+                pieces = [(piece, piece.row_groups[0].num_rows) for piece in fragment.split_by_row_group()]
+            else:
+                pieces = [(fragment, fragment.count_rows())]
+            for piece, rows in pieces:
+                slices.append(CatalogSlice(start, rows, tuple(self._columns), piece, self._dataset.schema))
+                start += rows
+        return slices
+
+    def items(
+        self, known: Mapping[str, str] | None = None, batches: Iterable[pa.RecordBatch] | None = None
+    ) -> Iterator[Item]:
         """Yield usable items in file order, pictures decoded ahead in threads; fills `self.report`.
 
         Args:
             known: item id -> content hash from an earlier reading; an item that has not changed
                 comes without its picture, which saves the decoding.
+            batches: rows of this catalogue, as `CatalogSlice.batches` gives them; None: all rows.
 
         Raises:
             CatalogError: as soon as the share of bad rows is sure to exceed `max_bad_rows`.
@@ -138,7 +159,7 @@ class Catalog:
         ahead: deque[tuple[_Row, Future[_Picture]]] = deque()
         with ThreadPoolExecutor(DECODERS) as decoders:
             try:
-                for row in self._unique_rows():
+                for row in self._unique_rows(batches):
                     known_hash = known.get(row.item_id) if known else None
                     ahead.append((row, decoders.submit(self._picture, row, known_hash)))
                     if len(ahead) > DECODE_AHEAD:
@@ -172,24 +193,18 @@ class Catalog:
             digest.update(error.reason.encode())  # so that a bad picture is decoded, and reported, every time
         return _Picture(digest.hexdigest(), image, problem)
 
-    def _unique_rows(self) -> Iterator[_Row]:
-        """Rows whose id is present and was not seen before."""
-        first_row: dict[str, int] = {}  # of ids that occur more than once
+    def _unique_rows(self, batches: Iterable[pa.RecordBatch] | None) -> Iterator[_Row]:
+        """Rows whose id is present and in no earlier row."""
         id_column = self.settings.id_column
-        image_columns = [self.image_column] if self.image_column else []
-        columns = list(dict.fromkeys([id_column, *self.text_columns, *image_columns]))
-        cells = chain.from_iterable(batch.to_pylist() for batch in self._batches(columns))
-        for number, values in enumerate(cells, start=1):
-            item_id = _as_text(values[id_column])
+        if batches is None:
+            batches = _numbered(self._batches(self._columns), 1)
+        for values in chain.from_iterable(batch.to_pylist() for batch in batches):
+            number, item_id = values[ROW], _as_text(values[id_column])
             if not item_id:
                 self.report.add(number, None, "missing_id", f"column {id_column} is empty")
-            elif item_id in first_row:
-                self.report.add(
-                    number, item_id, "duplicate_id", f"row {first_row[item_id]} has this id and is kept"
-                )
+            elif (first := self._first_rows.get(item_id, number)) != number:
+                self.report.add(number, item_id, "duplicate_id", f"row {first} has this id and is kept")
             else:
-                if _id_hash(item_id) in self._repeated:
-                    first_row[item_id] = number
                 texts = {name: _as_text(values[name]) for name in self.text_columns}
                 fields = {name: text for name, text in texts.items() if text}
                 yield _Row(number, item_id, fields, values.get(self.image_column))
@@ -205,6 +220,24 @@ class Catalog:
         ]
         hashes = np.sort(np.concatenate([np.empty(0, np.uint64), *blocks]))
         return len(hashes), set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+
+    def _find_first_rows(self, repeated: set[int]) -> dict[str, int]:
+        """Id -> its first row, for the ids whose hash occurs more than once."""
+        first: dict[str, int] = {}
+        if repeated:
+            for number, item_id in enumerate(self._all_ids(), start=1):
+                if _id_hash(item_id) in repeated:
+                    first.setdefault(item_id, number)
+        return first
+
+    def _all_ids(self) -> Iterator[str]:
+        for batch in self._batches([self.settings.id_column]):
+            yield from map(_as_text, batch.column(0).to_pylist())
+
+    @property
+    def _columns(self) -> list[str]:
+        image_columns = [self.image_column] if self.image_column else []
+        return list(dict.fromkeys([self.settings.id_column, *self.text_columns, *image_columns]))
 
     def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
         try:
@@ -228,6 +261,32 @@ class Catalog:
 
 
 @dataclass(frozen=True)
+class CatalogSlice:
+    """Consecutive rows of a catalogue that can be read without the others, by another process too.
+
+    Attributes:
+        start: position of the first row, from 1.
+        rows: number of rows.
+        columns: columns that are read.
+        fragment: where the rows are.
+        schema: types of all columns of the catalogue.
+    """
+
+    start: int
+    rows: int
+    columns: tuple[str, ...]
+    fragment: pa_dataset.Fragment
+    schema: pa.Schema
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield the rows in order, with the column `ROW`."""
+        batches = self.fragment.to_batches(
+            self.schema, columns=list(self.columns), batch_size=BATCH_ROWS, batch_readahead=2
+        )
+        yield from _numbered(batches, self.start)
+
+
+@dataclass(frozen=True)
 class _Row:
     number: int
     item_id: str
@@ -242,29 +301,62 @@ class _Picture:
     problem: ImageProblem | None
 
 
-def _open(path: Path) -> pa_dataset.Dataset:
-    if not path.exists():
-        raise CatalogError(f"Catalogue {path} does not exist; expected a parquet, JSONL or CSV file.")
-    kind = "parquet" if path.is_dir() else FORMAT_OF_SUFFIX.get(path.suffix.lower())
-    if kind is None:
+def _open(path: Path | str) -> pa_dataset.Dataset:
+    """The rows of a file or folder; `key=value` folders of partitioned parquet become columns."""
+    files, name = _file_system(path)
+    try:
+        info = files.info(name)
+    except FileNotFoundError:
         raise CatalogError(
-            f"Catalogue {path} ends in {path.suffix!r}; expected {', '.join(FORMAT_OF_SUFFIX)}."
-        )
-    if not path.is_dir() and path.stat().st_size == 0:
+            f"Catalogue {path} does not exist; expected a parquet, JSONL or CSV file."
+        ) from None
+    except OSError as error:
+        raise CatalogError(f"Catalogue {path} cannot be read: {error}") from None
+    is_folder, suffix = info["type"] == "directory", PurePath(name).suffix
+    kind = "parquet" if is_folder else FORMAT_OF_SUFFIX.get(suffix.lower())
+    if kind is None:
+        raise CatalogError(f"Catalogue {path} ends in {suffix!r}; expected {', '.join(FORMAT_OF_SUFFIX)}.")
+    if info["size"] == 0 and not is_folder:
         raise CatalogError(f"{path} has no rows; expected at least one item.")
+    # Arrow reads a local file by itself: faster than through fsspec.
+    files = None if isinstance(path, Path) else files
     try:
         if kind != "csv":
-            return pa_dataset.dataset(path, format=kind)
+            partitioning = "hive" if is_folder else None
+            return pa_dataset.dataset(name, filesystem=files, format=kind, partitioning=partitioning)
         # Every CSV column is text: a guessed type would turn the id 007 into 7.
         parse = pa_csv.ParseOptions(newlines_in_values=True)
-        with pa_csv.open_csv(path, parse_options=parse) as head:
+        with _file_system(path)[0].open(name) as stream, pa_csv.open_csv(stream, parse_options=parse) as head:
             names = head.schema.names
         convert = pa_csv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
         )
-        return pa_dataset.dataset(path, format=pa_dataset.CsvFileFormat(parse, convert_options=convert))
+        text = pa_dataset.CsvFileFormat(parse, convert_options=convert)
+        return pa_dataset.dataset(name, filesystem=files, format=text)
     except (pa.ArrowInvalid, OSError) as error:
         raise CatalogError(f"{path} is not a readable {kind} file: {error}") from None
+
+
+def _file_system(path: Path | str) -> tuple[Any, str]:
+    """The fsspec file system of a path or URL, and the name of the file or folder there."""
+    if isinstance(path, str) and urlsplit(path).password is not None:
+        raise CatalogError(
+            "The URL of the catalogue holds a password. Give it through the environment or the configuration of "
+            "its file system, where it does not end up in logs."
+        )
+    try:
+        files, name = url_to_fs(str(path))
+    except (ImportError, ValueError) as error:  # no such protocol, or its package is not installed
+        raise CatalogError(f"There is no file system for the catalogue {path}: {error}") from None
+    return files, name
+
+
+def _numbered(batches: Iterable[pa.RecordBatch], start: int) -> Iterator[pa.RecordBatch]:
+    """Add the column `ROW`, from `start` on."""
+    for batch in batches:
+        rows = np.arange(start, start + batch.num_rows)
+        start += batch.num_rows
+        yield batch.append_column(ROW, pa.array(rows))
 
 
 def _as_text(value: Any) -> str:

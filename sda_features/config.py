@@ -38,7 +38,7 @@ class Settings(BaseModel):
 class CatalogSettings(Settings):
     """Where items come from and which of their columns are read."""
 
-    path: Path | str = Field(
+    path: str | Path = Field(
         description="Catalogue: a parquet, JSONL or CSV file, or a folder of parquet files; a path or an fsspec URL."
     )
     id_column: str = Field("item_id", description="Column with the item id.")

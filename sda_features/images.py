@@ -7,6 +7,7 @@ common raster formats are parsed, within limits on bytes and pixels.
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from PIL import Image, ImageOps
@@ -80,7 +81,9 @@ def fit_within(image: Image.Image, longest_side: int) -> Image.Image:
 
 
 def _read_file(value: str, settings: CatalogSettings) -> bytes:
-    root = (settings.image_root or settings.path.parent).resolve()
+    if settings.image_root is None and isinstance(settings.path, str):
+        raise ImageProblem("image_not_found", f"{value}: a catalogue at a URL needs --image-root for paths")
+    root = (settings.image_root or Path(settings.path).parent).resolve()
     path = (root / value).resolve()
     if not path.is_relative_to(root):
         raise ImageProblem("path_outside_root", f"{value} leaves the image root {root}")
