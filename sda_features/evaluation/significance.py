@@ -18,6 +18,8 @@ from sda_features.errors import RankingError
 
 Floats = NDArray[np.floating[Any]]
 
+DRAWS_AT_ONCE = 1 << 20  # bounds the memory of the bootstrap, about 20 bytes a draw
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -42,25 +44,32 @@ class Comparison:
 
 def compare(
     ours: Floats, theirs: Floats, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> Comparison:
-    """Paired t-test (the paper's Table 1) and paired bootstrap interval of a mean difference.
+) -> list[Comparison]:
+    """Paired t-test (the paper's Table 1) and paired bootstrap interval of mean differences.
 
     Args:
-        ours: float [n], one value a user, e.g. `ndcg_at_k(ranks, 10)`.
-        theirs: float [n], of the same users in the same order.
-        level: of the interval.
-        resamples: of the bootstrap.
+        ours: float [n, m], for each user m values, e.g. `hit_at_k(ranks, 10)` and `ndcg_at_k(ranks, 10)`.
+        theirs: float [n, m], of the same users in the same order.
+        level: of the intervals.
+        resamples: of the bootstrap; one resample of users serves all m values.
         seed: of the bootstrap.
+
+    Returns:
+        m comparisons. The p-values are not corrected for being m.
 
     Raises:
         RankingError: shapes differ, or a value is not finite.
     """
-    differences = _differences(ours, theirs)
+    differences = _differences(ours, theirs, dimensions=2)
     if not len(differences):
-        return Comparison(0, None, None, None, None, None)
-    low, high = bootstrap_interval(differences, level=level, resamples=resamples, seed=seed)
-    t, p_value = paired_t_test(ours, theirs) if len(differences) > 1 else (None, None)
-    return Comparison(len(differences), float(differences.mean()), t, p_value, low, high)
+        return [Comparison(0, None, None, None, None, None)] * differences.shape[1]
+    ends = bootstrap_intervals(differences, level=level, resamples=resamples, seed=seed)
+    found = []
+    for column, (low, high) in enumerate(ends.T.tolist()):
+        values = differences[:, column]
+        t, p_value = t_test(values) if len(values) > 1 else (None, None)
+        found.append(Comparison(len(values), float(values.mean()), t, p_value, low, high))
+    return found
 
 
 def mean_over_seeds(values: Sequence[Floats]) -> NDArray[np.float64]:
@@ -70,19 +79,26 @@ def mean_over_seeds(values: Sequence[Floats]) -> NDArray[np.float64]:
 
 
 def paired_t_test(ours: Floats, theirs: Floats) -> tuple[float, float]:
-    """t = mean(d) / (s / sqrt(n)) of d = ours - theirs, and its two-sided p-value (Student 1908).
+    """`t_test` of ours - theirs, both float [n].
+
+    Raises:
+        RankingError: shapes differ, fewer than two users, or a value is not finite.
+    """
+    return t_test(_differences(ours, theirs, dimensions=1))
+
+
+def t_test(differences: Floats) -> tuple[float, float]:
+    """t = mean(d) / (s / sqrt(n)) of d = `differences`, and its two-sided p-value (Student 1908).
 
     Args:
-        ours: float [n], n >= 2.
-        theirs: float [n].
+        differences: float [n], n >= 2.
 
     Returns:
         t and p. All differences zero: 0 and 1. All equal and not zero: infinite and 0.
 
     Raises:
-        RankingError: shapes differ, fewer than two users, or a value is not finite.
+        RankingError: fewer than two users.
     """
-    differences = _differences(ours, theirs)
     n = len(differences)
     if n < 2:
         raise RankingError(f"A paired t-test needs at least 2 users, got {n}.")
@@ -93,30 +109,30 @@ def paired_t_test(ours: Floats, theirs: Floats) -> tuple[float, float]:
     return t, two_sided_p(t, n - 1)
 
 
-def bootstrap_interval(
+def bootstrap_intervals(
     differences: Floats, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile interval of the mean of `differences` under resampling of users (Efron 1979).
+) -> NDArray[np.float64]:
+    """Percentile intervals of the means of m columns under resampling of users (Efron 1979).
 
-    A resample draws n users with replacement. Hit and NDCG take few values, so it is drawn as the
-    count of each distinct value, a multinomial: the same distribution, for a fraction of the work.
+    A resample draws n users with replacement. It is kept as how often each user was drawn, so that
+    the means of all columns are one matrix product.
 
     Args:
-        differences: float [n], n >= 1.
-        level: share of resampled means inside the interval.
+        differences: float [n, m], n >= 1.
+        level: share of resampled means inside an interval.
         resamples: how many.
         seed: of the draw.
+
+    Returns:
+        float64 [2, m], lower and upper ends.
     """
-    values, counts = np.unique(np.asarray(differences, np.float64), return_counts=True)
-    n, random = int(counts.sum()), np.random.default_rng(seed)
-    means = np.concatenate(
-        [
-            random.multinomial(n, counts / n, size=size) @ values / n
-            for size in _blocks(resamples, most=max(1, 10_000_000 // len(values)))
-        ]
-    )
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    n, random = len(differences), np.random.default_rng(seed)
+    means = [
+        _draw_counts(n, size, random) @ differences / n
+        for size in _blocks(resamples, most=max(1, DRAWS_AT_ONCE // n))
+    ]
+    ends: NDArray[np.float64] = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return ends
 
 
 def two_sided_p(t: float, degrees: int) -> float:
@@ -159,17 +175,23 @@ def _beta_fraction(x: float, a: float, b: float) -> float:
     return value
 
 
-def _differences(ours: Floats, theirs: Floats) -> NDArray[np.float64]:
+def _differences(ours: Floats, theirs: Floats, dimensions: int) -> NDArray[np.float64]:
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    if ours.ndim != 1 or ours.shape != theirs.shape:
+    if ours.ndim != dimensions or ours.shape != theirs.shape:
         raise RankingError(
-            f"Expected one value a user from both runs, got {list(ours.shape)} and {list(theirs.shape)}."
+            f"Expected values of the same users from both runs, got {list(ours.shape)} and {list(theirs.shape)}."
         )
     if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
         raise RankingError(
             "Values to compare hold NaN or infinity; a run with such ranks cannot be compared."
         )
     return ours - theirs
+
+
+def _draw_counts(n: int, size: int, random: np.random.Generator) -> NDArray[np.float64]:
+    """How often each of n users is among n draws, float64 [size, n]."""
+    drawn = random.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
+    return np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
 
 
 def _blocks(total: int, most: int) -> list[int]:

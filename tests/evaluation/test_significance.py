@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sda_features.errors import RankingError
+from sda_features.evaluation import significance
 from sda_features.evaluation.metrics import hit_at_k, ndcg_at_k
 from sda_features.evaluation.significance import (
-    bootstrap_interval,
+    bootstrap_intervals,
     compare,
     mean_over_seeds,
     paired_t_test,
@@ -83,60 +84,68 @@ def test_the_t_test_matches_scipy_on_metrics_of_random_runs():
 
 def test_the_bootstrap_matches_its_slow_twin():
     """Users drawn one by one: the ends agree up to the noise of either sample."""
-    differences = ndcg_at_k(ranks(0), 10) - ndcg_at_k(ranks(1), 10)
-    assert len(np.unique(differences)) < len(differences)
+    both = np.stack([metric(ranks(0), 10) - metric(ranks(1), 10) for metric in (hit_at_k, ndcg_at_k)], axis=1)
+    fast = bootstrap_intervals(both)
+    assert fast.shape == (2, 2)
     random = np.random.default_rng(1)
-    means = [random.choice(differences, len(differences)).mean() for _ in range(10_000)]
-    slow = np.quantile(means, [0.025, 0.975])
-    fast = bootstrap_interval(differences)
-    error = differences.std() / math.sqrt(len(differences))
-    np.testing.assert_allclose(fast, slow, atol=0.1 * error)
-    # ... and both with the normal interval, as they must for 500 users.
-    normal = differences.mean() + 1.96 * error * np.array([-1, 1])
-    np.testing.assert_allclose(fast, normal, atol=0.15 * error)
-    assert bootstrap_interval(differences) == fast != bootstrap_interval(differences, seed=1)
-    narrow = bootstrap_interval(differences, level=0.5)
-    assert fast[0] < narrow[0] < narrow[1] < fast[1]
+    for differences, ends in zip(both.T, fast.T, strict=True):
+        means = [random.choice(differences, len(differences)).mean() for _ in range(10_000)]
+        error = differences.std() / math.sqrt(len(differences))
+        np.testing.assert_allclose(ends, np.quantile(means, [0.025, 0.975]), atol=0.1 * error)
+        # ... and both with the normal interval, as they must for 500 users.
+        normal = differences.mean() + 1.96 * error * np.array([-1, 1])
+        np.testing.assert_allclose(ends, normal, atol=0.15 * error)
+    np.testing.assert_array_equal(bootstrap_intervals(both), fast)
+    assert (bootstrap_intervals(both, seed=1) != fast).any()
+    narrow = bootstrap_intervals(both, level=0.5)
+    assert (fast[0] < narrow[0]).all()
+    assert (narrow[1] < fast[1]).all()
+
+
+def test_the_bootstrap_does_not_need_memory_for_all_resamples(monkeypatch):
+    differences = np.random.default_rng(0).normal(size=(50, 2))
+    monkeypatch.setattr(significance, "DRAWS_AT_ONCE", 150)  # three resamples at a time
+    ends = bootstrap_intervals(differences, resamples=2000)
+    monkeypatch.undo()
+    np.testing.assert_allclose(ends, bootstrap_intervals(differences, resamples=2000), atol=0.05)
 
 
 def test_intervals_cover_as_often_as_they_say():
     random = np.random.default_rng(3)
-    covered = 0
-    for _ in range(400):
-        low, high = bootstrap_interval(random.choice([-1.0, 0, 0, 1], 200), resamples=1000)
-        covered += low <= 0 <= high
-    # 95 % of 400, five standard errors of a binomial
-    assert 358 <= covered <= 400
+    low, high = bootstrap_intervals(random.choice([-1.0, 0, 0, 1], (200, 400)), resamples=1000)
+    # Columns have a true mean of 0; 95 % of 400, five standard errors of a binomial.
+    assert 358 <= ((low <= 0) & (high >= 0)).sum() <= 400
 
 
 def test_a_true_difference_is_found_and_a_chance_one_is_not():
     base = ranks(0, 5000)
     better = np.maximum(base - 1, 1)
-    found = compare(hit_at_k(better, 10), hit_at_k(base, 10))
+    (found,) = compare(hit_at_k(better, 10)[:, None], hit_at_k(base, 10)[:, None])
     assert found.users == 5000
     assert found.p_value is not None
     assert found.p_value < 1e-6
     assert found.low is not None
     assert 0 < found.low < found.difference < found.high
-    chance = compare(hit_at_k(ranks(1, 5000), 10), hit_at_k(base, 10))
+    (chance,) = compare(hit_at_k(ranks(1, 5000), 10)[:, None], hit_at_k(base, 10)[:, None])
     assert chance.low < 0 < chance.high
     assert chance.p_value > 0.05
 
 
 def test_empty_and_single_users():
-    nobody = compare(np.zeros(0), np.zeros(0))
+    nobody, other = compare(np.zeros((0, 2)), np.zeros((0, 2)))
+    assert nobody == other
     assert (nobody.users, nobody.difference, nobody.p_value, nobody.low) == (0, None, None, None)
-    one = compare(np.ones(1), np.zeros(1))
+    (one,) = compare(np.ones((1, 1)), np.zeros((1, 1)))
     assert (one.difference, one.t, one.p_value, one.low, one.high) == (1.0, None, None, 1.0, 1.0)
     with pytest.raises(RankingError, match="at least 2 users, got 1"):
         paired_t_test(np.ones(1), np.zeros(1))
 
 
 def test_what_cannot_be_compared_raises():
-    with pytest.raises(RankingError, match=r"got \[2\] and \[3\]"):
-        compare(np.zeros(2), np.zeros(3))
+    with pytest.raises(RankingError, match=r"got \[2, 1\] and \[3, 1\]"):
+        compare(np.zeros((2, 1)), np.zeros((3, 1)))
     with pytest.raises(RankingError, match="NaN or infinity"):
-        compare(np.array([0.0, np.nan]), np.zeros(2))
+        paired_t_test(np.array([0.0, np.nan]), np.zeros(2))
 
 
 def test_seeds_are_averaged_user_by_user():
