@@ -15,7 +15,7 @@ import click
     default="sda,vanilla",
     show_default=True,
     metavar="A,B,...",
-    help="Feature sets to define.",
+    help="Feature sets to define; NAME:float16 and NAME:int8 store smaller numbers.",
 )
 @click.option(
     "--slots",

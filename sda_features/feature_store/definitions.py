@@ -15,11 +15,12 @@ from datetime import timedelta
 
 from feast import Entity, FeatureView, Field, FileSource
 from feast.data_source import DataSource
-from feast.types import Array, Float32, Int32, Int64, String
+from feast.types import Array, Bytes, Float32, Int32, Int64, String
 from feast.value_type import ValueType
 
 from sda_features.errors import FeatureStoreError
-from sda_features.feature_store.schema import EVENT_TIMESTAMP, ITEM_ID
+from sda_features.feature_store.schema import EVENT_TIMESTAMP, ITEM_ID, STORE_DTYPE_TAG
+from sda_features.serving.codec import StoreDtype
 from sda_features.serving.layout import IMAGE, TEXT, VERSION, IdType, view_name
 
 _VALUE_TYPES = {"string": ValueType.STRING, "int32": ValueType.INT32, "int64": ValueType.INT64}
@@ -61,7 +62,14 @@ def embedding_source(feature_set: str, path: str, entity: Entity, *, slot: int =
     )
 
 
-def embedding_view(feature_set: str, source: DataSource, entity: Entity, *, slot: int = 1) -> FeatureView:
+def embedding_view(
+    feature_set: str,
+    source: DataSource,
+    entity: Entity,
+    *,
+    slot: int = 1,
+    store_dtype: StoreDtype = "float32",
+) -> FeatureView:
     """The feature view of one slot of a feature set: text and image vector and adapter version.
 
     It is named `{feature_set}_item_embeddings`, from the second slot on with `_{slot}` behind.
@@ -73,10 +81,13 @@ def embedding_view(feature_set: str, source: DataSource, entity: Entity, *, slot
         entity: entity of items, with ids of type STRING, INT32, INT64, or of no declared type
             (taken as STRING).
         slot: number of the slot, from 1.
+        store_dtype: float32 vectors are Array(Float32), which every Feast client understands;
+            float16 and int8 ones are Bytes (serving/codec.py), a half and a quarter of the size.
 
     Raises:
         FeatureStoreError: the entity's ids have another type.
     """
+    vector = Array(Float32) if store_dtype == "float32" else Bytes
     if entity.value_type not in _FIELD_TYPES:
         raise FeatureStoreError(
             f"Expected the entity {entity.name!r} to have value_type STRING, INT32 or INT64, "
@@ -89,10 +100,10 @@ def embedding_view(feature_set: str, source: DataSource, entity: Entity, *, slot
         ttl=timedelta(0),
         schema=[
             Field(name=entity.join_key, dtype=_FIELD_TYPES[entity.value_type]),
-            Field(name=TEXT, dtype=Array(Float32), description="Vector of the item's text."),
-            Field(name=IMAGE, dtype=Array(Float32), description="Vector of the item's picture."),
+            Field(name=TEXT, dtype=vector, description="Vector of the item's text."),
+            Field(name=IMAGE, dtype=vector, description="Vector of the item's picture."),
             Field(name=VERSION, dtype=String, description="Version of the checkpoint that made the vectors."),
         ],
         description=f"Item vectors of the feature set {feature_set}.",
-        tags={"feature_set": feature_set, "slot": str(slot)},
+        tags={"feature_set": feature_set, "slot": str(slot), STORE_DTYPE_TAG: store_dtype},
     )

@@ -10,13 +10,14 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from sda_features.artifacts import atomic_file
-from sda_features.errors import FeatureStoreError
+from sda_features.errors import FeatureStoreError, SettingsError
+from sda_features.serving.codec import STORE_DTYPES, StoreDtype
 from sda_features.serving.connection import read_repo_config
 from sda_features.serving.layout import view_name
 
@@ -81,7 +82,8 @@ def init_repo(
 
     Args:
         repo_path: folder with feature_store.yaml.
-        feature_sets: names of the feature sets; each becomes the view `{name}_item_embeddings`.
+        feature_sets: names of the feature sets; each becomes the view `{name}_item_embeddings`. A name
+            with `:float16` or `:int8` behind it stores smaller numbers.
         slots: versions of a feature set that can be stored side by side; each has a view of its own.
         entity: the repo's entity of items, by its name in Feast, its variable, or `module:variable`;
             None: the one with this join key, or a new one.
@@ -96,14 +98,15 @@ def init_repo(
     """
     config = read_repo_config(repo_path)
     repo = Path(repo_path)
-    names = tuple(dict.fromkeys(feature_sets))
+    dtypes = dict(map(_name_and_dtype, feature_sets))
+    names = tuple(dtypes)
     if not names or slots < 1:
         raise FeatureStoreError(
             f"Expected at least one feature set and one slot, got {len(names)} and {slots}."
         )
     views = tuple(view_name(name, slot) for name in names for slot in range(1, slots + 1))
     found = _choose_entity(list(_entities(repo)), entity, join_key)
-    content = _seal(_source(names, slots, found, join_key, source_folder))
+    content = _seal(_source(dtypes, slots, found, join_key, source_folder))
     path = repo / FILE_NAME
     action: Literal["created", "updated", "unchanged"] = "created"
     if path.exists():
@@ -120,8 +123,23 @@ def init_repo(
     return Initialized(path, action, found, views, config.online_type)
 
 
+def _name_and_dtype(feature_set: str) -> tuple[str, StoreDtype]:
+    """`name` and `name:dtype` as they are given."""
+    name, _, given = feature_set.partition(":")
+    dtype = next((known for known in STORE_DTYPES if known == (given or "float32")), None)
+    if dtype is None:
+        raise SettingsError(
+            f"Expected a store dtype of {', '.join(STORE_DTYPES)} in {feature_set!r}, got {given!r}."
+        )
+    return name, dtype
+
+
 def _source(
-    feature_sets: tuple[str, ...], slots: int, found: FoundEntity | None, join_key: str, source_folder: str
+    feature_sets: Mapping[str, StoreDtype],
+    slots: int,
+    found: FoundEntity | None,
+    join_key: str,
+    source_folder: str,
 ) -> str:
     """Text of the definition file, without its seal."""
     names = ["embedding_source", "embedding_view", *([] if found else ["item_entity"])]
@@ -137,8 +155,9 @@ def _source(
     else:
         lines.append(f"item = item_entity({json.dumps(join_key)})")
         item = "item"
-    for feature_set in feature_sets:
+    for feature_set, dtype in feature_sets.items():
         name = json.dumps(feature_set)
+        stored = f", store_dtype={json.dumps(dtype)}" if dtype != "float32" else ""
         lines.append("")
         for slot in range(1, slots + 1):
             suffix, option = (f"_{slot}", f", slot={slot}") if slot > 1 else ("", "")
@@ -146,7 +165,7 @@ def _source(
             source = f"{feature_set}_source{suffix}"
             lines += [
                 f"{source} = embedding_source({name}, {path}, {item}{option})",
-                f"{view_name(feature_set, slot)} = embedding_view({name}, {source}, {item}{option})",
+                f"{view_name(feature_set, slot)} = embedding_view({name}, {source}, {item}{option}{stored})",
             ]
     return "\n".join(lines) + "\n"
 

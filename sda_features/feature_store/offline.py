@@ -14,9 +14,16 @@ import pyarrow as pa
 from sda_features.errors import FeatureMismatchError, FeatureStoreError
 from sda_features.feature_store.parts import read_parts
 from sda_features.feature_store.repo import FeatureSet, quiet_feast
-from sda_features.feature_store.schema import EVENT_TIMESTAMP, ID_TYPES, ITEM_ID, column_dim, vector_column
+from sda_features.feature_store.schema import (
+    EVENT_TIMESTAMP,
+    ID_TYPES,
+    ITEM_ID,
+    column_dim,
+    matrix_of,
+    vector_column,
+)
 from sda_features.feature_store.versions import open_version
-from sda_features.serving.codec import Mask, Matrix, unpack_vectors
+from sda_features.serving.codec import Mask, Matrix
 from sda_features.serving.layout import IMAGE, TEXT, VERSION, parse_item_id
 
 T = TypeVar("T")
@@ -187,9 +194,5 @@ def _gather(
 def _vectors(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A column of vectors as list<float32>; a Bytes feature holds packed ones (codec.pack_vectors)."""
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
-        found = column.is_valid().to_numpy()
-        unpacked = unpack_vectors(column.drop_null().to_pylist())
-        matrix = np.zeros((len(column), unpacked.shape[1]), np.float32)
-        matrix[found] = unpacked
-        return pa.chunked_array([vector_column(matrix, found)])
+        return pa.chunked_array([vector_column(*matrix_of(column))])
     return column.cast(pa.list_(pa.float32()))

@@ -31,6 +31,7 @@ from sda_features.feature_store.schema import (
     check_table,
     column_dim,
 )
+from sda_features.serving import codec
 from sda_features.serving.layout import IMAGE, TEXT, VERSION, IdType, parse_item_id
 
 T = TypeVar("T")
@@ -70,6 +71,7 @@ def write_part(folder: Path | str, table: pa.Table, *, id_type: IdType = "string
             f"The parts in {folder} have vectors of dimension {known}, got {dim}. "
             "Write the vectors of another model to a feature set of their own."
         )
+    _check_alike(folder, table)
     _check_later(folder, table)
     return save_part(folder, table, dim)
 
@@ -202,6 +204,29 @@ def _part_name(table: pa.Table) -> str:
     latest = pc.max(table[EVENT_TIMESTAMP]).as_py()
     digest = hashlib.sha256(repr(table[ITEM_ID].to_pylist()).encode()).hexdigest()[:12]
     return f"part-{latest:%Y%m%dT%H%M%S%f}-{digest}.parquet"
+
+
+def _check_alike(folder: Path, table: pa.Table) -> None:
+    """The parts of a folder store their vectors in one way: readers decode many at once."""
+    for path in part_paths(folder)[:1]:
+        stored, new = (_store_dtype(rows) for rows in (pq.read_table(path, columns=[TEXT, IMAGE]), table))
+        if None not in (stored, new) and stored != new:
+            raise FeatureMismatchError(
+                f"The parts in {folder} store vectors as {stored}, got {new}. Smaller vectors are a feature set of "
+                "their own (`sda-features init --feature-sets NAME:DTYPE`)."
+            )
+
+
+def _store_dtype(rows: pa.Table) -> str | None:
+    """Store dtype of the vectors of a table; None if all are null."""
+    first = next(
+        (column.drop_null()[0] for column in (rows[TEXT], rows[IMAGE]) if column.null_count < len(column)),
+        None,
+    )
+    if first is None or not pa.types.is_binary(first.type):
+        return None if first is None else "float32"
+    value: bytes = first.as_py()
+    return codec.describe_vector(codec.value_header("bytes", len(value)) + value, "of the part")[0]
 
 
 def _check_later(folder: Path, table: pa.Table) -> None:

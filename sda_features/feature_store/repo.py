@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sda_features.errors import FeatureStoreError, SDAError
+from sda_features.feature_store.schema import STORE_DTYPE_TAG
+from sda_features.serving.codec import StoreDtype
 from sda_features.serving.connection import RepoConfig, read_repo_config
 from sda_features.serving.layout import IdType, view_name
 
@@ -50,6 +52,12 @@ class FeatureSet:
 
         source = self.view.batch_source
         return isinstance(source, FileSource) and "://" not in source.path.removeprefix("file://")
+
+    @property
+    def store_dtype(self) -> StoreDtype:
+        """How the numbers of its vectors are stored."""
+        dtype: StoreDtype = self.view.tags.get(STORE_DTYPE_TAG, "float32")
+        return dtype
 
     @property
     def folder(self) -> Path:

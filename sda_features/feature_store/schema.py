@@ -3,8 +3,8 @@
 | column | type | meaning |
 |---|---|---|
 | item_id | string | id of the item, never null |
-| text_embedding | list<float32>, nullable | vector of the text; null without usable text |
-| image_embedding | list<float32>, nullable | vector of the picture; null without a usable picture |
+| text_embedding | list<float32> or binary, nullable | vector of the text; null without usable text |
+| image_embedding | list<float32> or binary, nullable | vector of the picture; null without a usable picture |
 | adapter_version | string | which checkpoint made the vectors |
 | content_hash | string | hash of the catalogue row, to skip what has not changed; stays offline |
 | event_timestamp | timestamp[us, UTC] | when the vectors were made; later than for any older row of the item |
@@ -20,24 +20,33 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sda_features.errors import FeatureMismatchError, FeatureStoreError
-from sda_features.serving.codec import Mask, Matrix
+from sda_features.serving.codec import Mask, Matrix, StoreDtype, pack_vectors, unpack_vectors
 from sda_features.serving.layout import IMAGE, TEXT, VERSION
 
 ITEM_ID = "item_id"
 CONTENT_HASH = "content_hash"
 EVENT_TIMESTAMP = "event_timestamp"
+STORE_DTYPE_TAG = "store_dtype"  # of a feature view
 
 ID_TYPES = {"string": pa.string(), "int32": pa.int32(), "int64": pa.int64()}  # of a stored item_id
-SCHEMA = pa.schema(
-    [
-        pa.field(ITEM_ID, pa.string(), nullable=False),
-        pa.field(TEXT, pa.list_(pa.float32())),
-        pa.field(IMAGE, pa.list_(pa.float32())),
-        pa.field(VERSION, pa.string(), nullable=False),
-        pa.field(CONTENT_HASH, pa.string(), nullable=False),
-        pa.field(EVENT_TIMESTAMP, pa.timestamp("us", tz="UTC"), nullable=False),
-    ]
-)
+
+
+def vectors_schema(vector: pa.DataType) -> pa.Schema:
+    """Columns of an offline row whose vectors have the Arrow type `vector`."""
+    return pa.schema(
+        [
+            pa.field(ITEM_ID, pa.string(), nullable=False),
+            pa.field(TEXT, vector),
+            pa.field(IMAGE, vector),
+            pa.field(VERSION, pa.string(), nullable=False),
+            pa.field(CONTENT_HASH, pa.string(), nullable=False),
+            pa.field(EVENT_TIMESTAMP, pa.timestamp("us", tz="UTC"), nullable=False),
+        ]
+    )
+
+
+SCHEMA = vectors_schema(pa.list_(pa.float32()))
+PACKED_SCHEMA = vectors_schema(pa.binary())  # smaller numbers, see serving/codec.py
 
 
 def vectors_table(
@@ -50,6 +59,7 @@ def vectors_table(
     adapter_version: str,
     content_hashes: Sequence[str],
     event_timestamp: datetime,
+    store_dtype: StoreDtype = "float32",
 ) -> pa.Table:
     """Rows of n items that one checkpoint encoded in one run.
 
@@ -62,24 +72,25 @@ def vectors_table(
         adapter_version: version of the checkpoint.
         content_hashes: n hashes of the catalogue rows.
         event_timestamp: when the run started, with a time zone.
+        store_dtype: how the numbers of a vector are stored.
 
     Returns:
-        A table of `SCHEMA`.
+        A table of `SCHEMA`, or of `PACKED_SCHEMA` for a smaller dtype.
     """
     count = len(item_ids)
     columns = [
         pa.array(item_ids, pa.string()),
-        vector_column(text, text_found),
-        vector_column(image, image_found),
+        vector_column(text, text_found, store_dtype),
+        vector_column(image, image_found, store_dtype),
         pa.repeat(adapter_version, count),
         pa.array(content_hashes, pa.string()),
         pa.repeat(pa.scalar(event_timestamp.astimezone(UTC), SCHEMA.field(EVENT_TIMESTAMP).type), count),
     ]
-    return pa.Table.from_arrays(columns, schema=SCHEMA)
+    return pa.Table.from_arrays(columns, schema=SCHEMA if store_dtype == "float32" else PACKED_SCHEMA)
 
 
 def check_table(table: pa.Table, *, newest: Callable[[], datetime | None] = lambda: None) -> int | None:
-    """Check every row of a table against `SCHEMA`.
+    """Check every row of a table against `SCHEMA`, or `PACKED_SCHEMA`.
 
     Args:
         table: rows to write.
@@ -94,7 +105,7 @@ def check_table(table: pa.Table, *, newest: Callable[[], datetime | None] = lamb
             timestamp is missing, or a timestamp lies in the future.
         FeatureMismatchError: vectors differ in dimension, or hold a null, a NaN or an infinity.
     """
-    if not table.schema.equals(SCHEMA):
+    if not (table.schema.equals(SCHEMA) or table.schema.equals(PACKED_SCHEMA)):
         got = ", ".join(f"{field.name}: {field.type}" for field in table.schema)
         want = ", ".join(f"{field.name}: {field.type}" for field in SCHEMA)
         raise FeatureStoreError(f"Expected the columns {want} (see feature_store/schema.py); got {got}.")
@@ -126,6 +137,11 @@ def column_dim(table: pa.Table, name: str) -> int | None:
         FeatureMismatchError: vectors differ in dimension, or hold a null, a NaN or an infinity.
     """
     column = table[name]
+    if not pa.types.is_list(column.type):
+        matrix, found = matrix_of(column)
+        if not np.isfinite(matrix).all():
+            raise FeatureMismatchError(f"Expected finite numbers in {name}, got a NaN or an infinity.")
+        return matrix.shape[1] if found.any() else None
     lengths = pc.min_max(pc.list_value_length(column))
     low, high = lengths["min"].as_py(), lengths["max"].as_py()
     if low != high or low == 0:
@@ -153,17 +169,21 @@ def _check_not_future(table: pa.Table, newest: Callable[[], datetime | None]) ->
         )
 
 
-def vector_column(matrix: Matrix, found: Mask) -> pa.Array:
-    """The rows of a matrix as list<float32>, null where not found.
+def vector_column(matrix: Matrix, found: Mask, store_dtype: StoreDtype = "float32") -> pa.Array:
+    """The rows of a matrix as list<float32>, or packed as binary; null where not found.
 
     Args:
         matrix: float32 [n, d].
         found: bool [n].
+        store_dtype: how the numbers are stored.
 
     Raises:
         FeatureStoreError: the matrix has more numbers than one Arrow list holds.
     """
     rows = np.ascontiguousarray(matrix[found], np.float32)
+    if store_dtype != "float32":
+        packed = iter(pack_vectors(rows, store_dtype))
+        return pa.array([next(packed) if there else None for there in found.tolist()], pa.binary())
     ends = np.cumsum(found, dtype=np.int64) * matrix.shape[1]
     if len(ends) and ends[-1] > np.iinfo(np.int32).max:
         raise FeatureStoreError(
@@ -178,10 +198,18 @@ def matrix_of(column: pa.Array | pa.ChunkedArray) -> tuple[Matrix, Mask]:
     """The inverse of `vector_column`: vectors of one dimension, float32 [n, d], and found [n].
 
     Rows without a vector are zero; d is 0 if there is none.
+
+    Raises:
+        FeatureMismatchError: packed vectors differ in dimension or dtype.
     """
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     found = np.concatenate([np.zeros(0, np.bool_), *(np.asarray(chunk.is_valid()) for chunk in chunks)])
-    rows = np.concatenate([np.zeros(0, np.float32), *(chunk.flatten().to_numpy() for chunk in chunks)])
-    matrix = np.zeros((len(found), len(rows) // max(1, int(found.sum()))), np.float32)
-    matrix[found] = rows.reshape(-1, matrix.shape[1]) if len(rows) else 0
+    if pa.types.is_list(column.type):
+        numbers = np.concatenate([np.zeros(0, np.float32), *(chunk.flatten().to_numpy() for chunk in chunks)])
+        rows = numbers.reshape(int(found.sum()), -1) if len(numbers) else np.zeros((0, 0), np.float32)
+    else:
+        rows = unpack_vectors(column.drop_null().to_pylist())
+    matrix = np.zeros((len(found), rows.shape[1]), np.float32)
+    if len(rows):
+        matrix[found] = rows
     return matrix, found

@@ -347,7 +347,7 @@ def _stored_version(opened: FeatureSet, version: str) -> StoredVersion:
         opened.slot,
         items=len(stored_rows(opened.folder)),
         dim=stored_dim(opened.folder) or 0,
-        store_dtype="float32",
+        store_dtype=opened.store_dtype,
         written=datetime.now(UTC).isoformat(timespec="microseconds"),  # readers' caches go by it
     )
 

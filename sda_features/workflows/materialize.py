@@ -164,6 +164,7 @@ def _encode(
                 adapter_version=loaded.version,
                 content_hashes=shard.content_hashes,
                 event_timestamp=stamp,
+                store_dtype=opened.store_dtype,
             )
             write_part(opened.folder, table, id_type=opened.id_type)
             encoded += len(shard.item_ids)

@@ -184,6 +184,11 @@ def _encoded(column: pa.Array) -> list[bytes]:
         return [codec.encode_timestamp(m // 1_000_000, m % 1_000_000 * 1000) for m in moments]
     if pa.types.is_string(column.type):
         return [codec.encode_string(text) for text in column.to_pylist()]
+    if pa.types.is_binary(column.type):
+        payloads = column.to_pylist()
+        return [
+            b"" if value is None else codec.value_header("bytes", len(value)) + value for value in payloads
+        ]
     return codec.encode_vectors(*matrix_of(column))
 
 

@@ -38,7 +38,7 @@ def test_a_slot_is_a_view_of_its_own():
     item = item_entity()
     view = embedding_view("sda", embedding_source("sda", "data/2", item, slot=2), item, slot=2)
     assert (view.name, view.batch_source.name) == ("sda_item_embeddings_2", "sda_item_embeddings_2_source")
-    assert view.tags == {"feature_set": "sda", "slot": "2"}
+    assert view.tags == {"feature_set": "sda", "slot": "2", "store_dtype": "float32"}
 
 
 def test_another_type_is_refused():
