@@ -121,7 +121,7 @@ def trial(server: Any, port: int, readers: int, seconds: float, *, careful: bool
         live = 3 - live
         move_pointer(server, key, lambda record: record.promoted(held[live]))  # noqa: B023
         promoted += 1
-        if promoted % 10:
+        if promoted % 11:
             time.sleep(0.02)
         else:  # prune the other slot at once, and materialise another version into it
             old = held[3 - live]
