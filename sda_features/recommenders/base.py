@@ -84,13 +84,27 @@ class Recommender(nn.Module, ABC):
             table = self.item_table().T
 
         def score(users: NDArray[np.int64]) -> NDArray[np.float32]:
-            histories = torch.from_numpy(history.recent(users, self.settings.max_length)).long()
             with torch.inference_mode():
-                states = self.user_states(torch.from_numpy(users).to(self.device), histories.to(self.device))
-                scores: NDArray[np.float32] = (states @ table).float().cpu().numpy()
+                scores: NDArray[np.float32] = (self._states(history, users) @ table).float().cpu().numpy()
             return scores
 
         return score
+
+    def states_after(
+        self, history: Interactions, users: NDArray[np.int64], *, batch: int = 1024
+    ) -> NDArray[np.float32]:
+        """`user_states` [T, K] of `users` [T] given `history`, without dropout, `batch` users at a time."""
+        self.eval()
+        with torch.inference_mode():
+            states = [
+                self._states(history, users[start : start + batch]).float().cpu().numpy()
+                for start in range(0, len(users), batch)
+            ]
+        return np.concatenate(states)
+
+    def _states(self, history: Interactions, users: NDArray[np.int64]) -> Tensor:
+        histories = torch.from_numpy(history.recent(users, self.settings.max_length)).long()
+        return self.user_states(torch.from_numpy(users).to(self.device), histories.to(self.device))
 
 
 class SequenceRecommender(Recommender):

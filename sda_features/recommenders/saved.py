@@ -8,7 +8,6 @@ when it was saved.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,11 +27,12 @@ from torch import Tensor
 from sda_features.artifacts import sha256_files
 from sda_features.config import RecommenderSettings
 from sda_features.errors import CheckpointError
+from sda_features.evaluation.runs import read_manifest
 from sda_features.interactions import Interactions
 from sda_features.recommenders.base import SequenceRecommender
 from sda_features.recommenders.features import Floats, ItemVectors, Scaling, join_modalities
 from sda_features.recommenders.sasrec import SASRec
-from sda_features.recommenders.train import ITEMS, MANIFEST, SCALING, WEIGHTS
+from sda_features.recommenders.train import ITEMS, SCALING, WEIGHTS
 
 RECOMMENDERS: dict[str, type[SequenceRecommender]] = {"SASRec": SASRec}
 
@@ -151,7 +151,7 @@ def load_run(folder: Path, recommender: type[SequenceRecommender] | None = None)
         CheckpointError: not a run folder, damaged, or its recommender cannot rank by histories.
     """
     folder = Path(folder)
-    manifest = _manifest(folder)
+    manifest = read_manifest(folder)
     name = manifest.get("recommender")
     cls = recommender or RECOMMENDERS.get(str(name))
     if cls is None or cls.__name__ != name:
@@ -196,18 +196,6 @@ def load_run(folder: Path, recommender: type[SequenceRecommender] | None = None)
         raise CheckpointError(
             f"{folder} is not a complete run folder: {error}. Train again, or copy the whole folder."
         ) from error
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"Expected a run folder with {MANIFEST}, as `sda-features train` writes it, in {folder}: {error}."
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{folder / MANIFEST} is not the manifest of a run.")
-    return content
 
 
 def _files(scalings: Mapping[str, Scaling]) -> list[str]:

@@ -28,13 +28,14 @@ from sda_features.artifacts import atomic_folder, write_json
 from sda_features.config import EvaluationSettings, RecommenderSettings
 from sda_features.errors import SettingsError
 from sda_features.evaluation.protocols import Evaluation, evaluate
-from sda_features.interactions import Interactions, Split, leave_one_out
+from sda_features.evaluation.runs import MANIFEST, RANKS
+from sda_features.interactions import Interactions, Split, split_interactions
 from sda_features.recommenders.base import Recommender
 from sda_features.recommenders.features import ItemVectors, prepare_vectors
 from sda_features.recommenders.sasrec import SASRec
 
-MANIFEST, RANKS, WEIGHTS = "manifest.json", "ranks.npz", "model.safetensors"
-ITEMS, SCALING = "items.parquet", "scaling.safetensors"
+WEIGHTS, ITEMS = "model.safetensors", "items.parquet"
+SCALING, USERS = "scaling.safetensors", "users.safetensors"
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class TrainResult:
         epochs: in order.
         best_epoch: number of the epoch whose weights were kept.
         test: ranks of the test items under both protocols.
+        provenance: further entries of the manifest.
     """
 
     model: Recommender
@@ -79,6 +81,7 @@ class TrainResult:
     epochs: list[Epoch]
     best_epoch: int
     test: Evaluation
+    provenance: Mapping[str, Any]
 
     @property
     def vectors(self) -> dict[str, dict[str, int]]:
@@ -89,6 +92,7 @@ class TrainResult:
         """What a reader needs to judge or repeat the run, ready for JSON."""
         data = self.split.interactions
         return {
+            **self.provenance,
             "sda_features": __version__,
             "torch": torch.__version__,
             "recommender": type(self.model).__name__,
@@ -116,6 +120,8 @@ class TrainResult:
         float64 array `rank/PROTOCOL` a protocol, all [T], so that two runs compare user by user;
         items.parquet, one row for each item code from 1: `item_id`, `interactions` in the whole log,
         `has_vector`, and `representation`, its float32 row of the item table;
+        users.safetensors: `states`, float32 [T, K], of the evaluated users at the time of the test;
+        with the representations they rank again under another protocol (`rank_again`);
         scaling.safetensors, where vectors were used: `MODALITY/mean` and `MODALITY/scale`.
         """
         data = self.split.interactions
@@ -130,6 +136,8 @@ class TrainResult:
             np.savez_compressed(temporary / RANKS, allow_pickle=False, **arrays)
             save_file(_weights(self.model), temporary / WEIGHTS)
             pq.write_table(self._items(), temporary / ITEMS)
+            states = self.model.states_after(self.split.test.history, self.test.users)
+            save_arrays({"states": states}, temporary / USERS)
             if self.item_vectors:
                 scalings = self.item_vectors.scalings
                 means = {f"{name}/mean": scaling.mean for name, scaling in scalings.items()}
@@ -159,26 +167,28 @@ def train(
     *,
     vectors_version: str | None = None,
     recommender: type[Recommender] = SASRec,
+    provenance: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> TrainResult:
     """Train with early stopping, then evaluate the best weights on the test items.
 
     Args:
-        interactions: the log; it is split leave-one-out.
+        interactions: the log; it is split as `evaluation` says.
         settings: architecture, optimisation and seed.
         evaluation: the protocol.
         vectors: frozen item vectors float [I + 1, D] (see `features.align_vectors`), or several by
             modality name, e.g. {"text": ..., "image": ...}; none: ids alone.
         vectors_version: version of the checkpoint that made them; goes into the manifest.
         recommender: which model.
+        provenance: further entries of the manifest, e.g. where the vectors came from.
         progress: show a bar on standard error.
 
     Raises:
-        InteractionsError: nobody has 3 interactions.
+        InteractionsError: the log cannot be split.
         FeatureMismatchError: the vectors do not fit the items.
         SettingsError: settings that do not fit each other, or a loss that is no longer finite.
     """
-    split = leave_one_out(interactions)
+    split = split_interactions(interactions, evaluation)
     if isinstance(vectors, np.ndarray):
         vectors = {"vectors": vectors}
     prepared = prepare_vectors(vectors, interactions.item_count) if vectors is not None else None
@@ -196,6 +206,7 @@ def train(
         epochs=epochs,
         best_epoch=best_epoch,
         test=test,
+        provenance=provenance or {},
     )
 
 

@@ -114,6 +114,7 @@ def test_a_run_folder_holds_everything(trained, tmp_path):
         "manifest.json",
         "model.safetensors",
         "ranks.npz",
+        "users.safetensors",
     ]
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert RecommenderSettings.parse(**manifest["settings"]) == SETTINGS
