@@ -31,7 +31,8 @@ from sda_features.recommenders.softmax import softmax_loss
 
 LAYER_NORM_EPSILON = 1e-12
 INITIAL_SPREAD = 0.02  # standard deviation, cut at twice that
-LAST_ALONE = 1 / 11  # the authors' code makes ten Cloze samples a sequence, and one with the last item masked
+LAST_ALONE = 1 / 11  # ten Cloze samples of a sequence, then one with the last item masked
+LARGEST_ATTENTION_DROPOUT = 0.2  # on sparse and on dense data, where the other rate is 0.5 and 0.2
 
 
 def cloze_mask(real: NDArray[np.bool_], ratio: float, random: np.random.Generator) -> NDArray[np.bool_]:
@@ -50,7 +51,7 @@ def cloze_mask(real: NDArray[np.bool_], ratio: float, random: np.random.Generato
     """
     wanted = np.maximum(1, np.rint(ratio * real.sum(axis=1)))
     keys = np.where(real, random.random(real.shape), 2.0)
-    masked = keys.argsort(axis=1).argsort(axis=1) < wanted[:, None]
+    masked: NDArray[np.bool_] = keys.argsort(axis=1).argsort(axis=1) < wanted[:, None]
     last_alone = random.random(len(real)) < LAST_ALONE
     masked[last_alone] = np.arange(real.shape[1]) == real.shape[1] - 1
     return masked
@@ -67,6 +68,7 @@ class Layer(nn.Module):
         super().__init__()
         width = settings.hidden_dim
         self.heads, self.rate = settings.heads, settings.dropout
+        self.attention_rate = min(settings.dropout, LARGEST_ATTENTION_DROPOUT)
         self.query_key_value = nn.Linear(width, 3 * width)
         self.mix = nn.Linear(width, width)
         self.attention_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
@@ -77,7 +79,7 @@ class Layer(nn.Module):
     def forward(self, packed: Tensor, packing: Packing, wanted: Tensor | None = None) -> Tensor:
         """float [N, d], rows as in `packing` -> float [N, d], or the rows `wanted` (int64 [M]) of it."""
         query, key, value = self.query_key_value(packed).chunk(3, dim=1)
-        rate = self.rate if self.training else 0.0
+        rate = self.attention_rate if self.training else 0.0
         attended = attention(query, key, value, packing, heads=self.heads, causal=False, dropout=rate)
         if wanted is not None:
             packed, attended = packed[wanted], attended[wanted]
@@ -119,12 +121,16 @@ class BERT4Rec(SequenceRecommender):
     def batches(self, train: Interactions, random: np.random.Generator) -> Iterator[Batch]:
         """Users with at least 2 training interactions, in random order, masked anew in each pass.
 
-        Yields `histories`, int64 [B, L], at most `max_length + 1` items, and `masked`, bool [B, L].
+        Of a longer history each pass takes one window of `max_length + 1` items at random.
+
+        Yields `histories`, int64 [B, L], and `masked`, bool [B, L].
         """
         users = random.permutation(np.flatnonzero(train.lengths >= 2))
+        length = self.settings.max_length + 1
+        windows = train.without_last(random.integers(0, np.maximum(train.lengths - length, 0) + 1))
         for start in range(0, len(users), self.settings.batch_size):
             chosen = users[start : start + self.settings.batch_size]
-            histories = train.recent(chosen, self.settings.max_length + 1).astype(np.int64)
+            histories = windows.recent(chosen, length).astype(np.int64)
             masked = cloze_mask(histories > 0, self.settings.mask_ratio, random)
             yield {"histories": torch.from_numpy(histories), "masked": torch.from_numpy(masked)}
 
