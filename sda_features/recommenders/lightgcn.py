@@ -1,0 +1,116 @@
+"""Graph propagation of LightGCN (He et al. 2020): no weights and no activation, hence linear.
+
+One layer is A = D^-1/2 [[0, R], [R^T, 0]] D^-1/2, and a node's representation is the mean of its
+layers, E = (E^0 + A E^0 + ... + A^L E^0) / (L + 1). The graph has two sides, so what starts at one
+side is there after an even number of hops and at the other after an odd number. Only R is stored,
+and each side is propagated by itself.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sda_features.interactions import Interactions
+
+
+@final
+class BipartiteGraph(nn.Module):
+    """Normalised links between users and items, in both directions.
+
+    R^_ui = 1 / sqrt(n_u n_i) where user u took item i, n being numbers of distinct neighbours. An
+    item that was taken twice counts once. Somebody without any interaction, and padding, have no
+    links. The matrices are buffers that `state_dict` leaves out: they belong to the log.
+
+    Attributes:
+        to_users: R^, sparse float32 [U, I + 1] in compressed rows.
+        to_items: R^ transposed.
+    """
+
+    to_users: Tensor
+    to_items: Tensor
+
+    def __init__(self, train: Interactions) -> None:
+        super().__init__()
+        width = train.item_count + 1
+        users, items = np.divmod(np.unique(train.users * width + train.items), width)
+        weights = np.bincount(users)[users] * np.bincount(items)[items].astype(np.float64)
+        values = (1 / np.sqrt(weights)).astype(np.float32)
+        by_item = np.argsort(items, kind="stable")
+        to_users = _compressed_rows(users, items, values, (train.user_count, width))
+        to_items = _compressed_rows(
+            items[by_item], users[by_item], values[by_item], (width, train.user_count)
+        )
+        self.register_buffer("to_users", to_users, persistent=False)
+        self.register_buffer("to_items", to_items, persistent=False)
+
+    def users_from(self, items: Tensor) -> Tensor:
+        """One hop, R^ X: float32 [I + 1, K] -> [U, K]; K columns are as many tables as one likes side by side."""
+        product: Tensor = _Product.apply(self.to_users, self.to_items, items)  # type: ignore[no-untyped-call]
+        return product
+
+    def items_from(self, users: Tensor) -> Tensor:
+        """One hop, R^T X: float32 [U, K] -> [I + 1, K]."""
+        product: Tensor = _Product.apply(self.to_items, self.to_users, users)  # type: ignore[no-untyped-call]
+        return product
+
+    def user_walks(self, users: Tensor, layers: int) -> tuple[Tensor, Tensor]:
+        """What starts at users and returns to users.
+
+        Args:
+            users: float32 [U, K], layer 0.
+            layers: L.
+
+        Returns:
+            here: sum of A^l X over even l <= L, float32 [U, K].
+            leaving: the same over even l < L. One hop further it is the sum over odd l <= L on the
+                items' side; a linear map to fewer columns is cheaper before that hop than after it.
+        """
+        return _walks(users, layers, lambda table: self.users_from(self.items_from(table)))
+
+    def item_walks(self, items: Tensor, layers: int) -> tuple[Tensor, Tensor]:
+        """`user_walks` with both sides exchanged, float32 [I + 1, K]."""
+        return _walks(items, layers, lambda table: self.items_from(self.users_from(table)))
+
+
+def _walks(start: Tensor, layers: int, there_and_back: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    here = before = current = start
+    for _ in range(layers // 2):
+        current = there_and_back(current)
+        before, here = here, here + current
+    return here, here if layers % 2 else before
+
+
+def _compressed_rows(
+    rows: NDArray[np.int64], columns: NDArray[np.int64], values: NDArray[np.float32], shape: tuple[int, int]
+) -> Tensor:
+    """Sparse matrix of entries that are sorted by row."""
+    starts = np.searchsorted(rows, np.arange(shape[0] + 1))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(
+            torch.from_numpy(starts),
+            torch.from_numpy(columns),
+            torch.from_numpy(values),
+            shape,
+            check_invariants=True,
+        )
+
+
+class _Product(torch.autograd.Function):
+    """S X. The gradient needs S^T, which is at hand; autograd would build it in every step."""
+
+    @staticmethod
+    def forward(context: Any, matrix: Tensor, transposed: Tensor, table: Tensor) -> Tensor:
+        context.transposed = transposed
+        return matrix @ table
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[None, None, Tensor]:
+        return None, None, context.transposed @ gradients[0]
