@@ -21,7 +21,8 @@ def command(version: str, repo: Path, feature_set: str, as_json: bool) -> None:
     Example:
       sda-features promote 3f9c --repo shop/feature_repo
     """
-    from sda_features.feature_store.versions import list_versions, open_versions, promote
+    from sda_features.feature_store.lifecycle import list_versions, promote
+    from sda_features.feature_store.versions import open_versions
 
     with open_versions(repo, feature_set) as versions:
         promote(versions, version)

@@ -31,7 +31,8 @@ def command(
     """
     if names and keep:
         raise SettingsError("Give versions to delete, or --keep and all others that are not live; not both.")
-    from sda_features.feature_store.versions import open_versions, prune
+    from sda_features.feature_store.lifecycle import prune
+    from sda_features.feature_store.versions import open_versions
 
     with open_versions(repo, feature_set) as versions:
         pruned = prune(versions, names, keep=keep)

@@ -18,7 +18,8 @@ def command(repo: Path, feature_set: str, as_json: bool) -> None:
     Example:
       sda-features rollback --repo shop/feature_repo
     """
-    from sda_features.feature_store.versions import list_versions, open_versions, rollback
+    from sda_features.feature_store.lifecycle import list_versions, rollback
+    from sda_features.feature_store.versions import open_versions
 
     with open_versions(repo, feature_set) as versions:
         rollback(versions)

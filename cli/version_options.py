@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from sda_features.feature_store.versions import VersionState
+    from sda_features.feature_store.lifecycle import VersionState
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 

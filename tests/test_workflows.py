@@ -25,10 +25,11 @@ from sda_features.demo.catalogue import make_catalogue
 from sda_features.demo.interactions import make_interactions
 from sda_features.demo.model import build_tiny_model
 from sda_features.errors import CatalogError, FeatureMismatchError, FeatureStoreError, OnlineStoreError
+from sda_features.feature_store.lifecycle import list_versions, rollback
 from sda_features.feature_store.offline import load_vectors
 from sda_features.feature_store.parts import newest_timestamp
 from sda_features.feature_store.repo import open_feature_set
-from sda_features.feature_store.versions import list_versions, open_versions, rollback, slot_for
+from sda_features.feature_store.versions import open_versions, slot_for
 from sda_features.lvlm.checkpoint import LoadedEncoder, unadapted
 from sda_features.recommenders.saved import load_run
 from sda_features.serving import EmbeddingClient

@@ -1,10 +1,10 @@
-"""Versions of a feature set: which slot holds which, which one is live, and how they come and go.
+"""Versions of a feature set: which slot holds which, which one is live, and where a new one goes.
 
 A slot is a feature view with a folder of parts (definitions.py). The record in Redis
 (serving/pointer.py) names complete versions only, so a version is not in it before its first
 materialisation has ended, and leaves it before its rows are deleted. Whatever is interrupted leaves
 a slot that holds rows and is not in the record: *unrecorded*. Materialise that version again to
-complete it, or prune it.
+complete it, or prune it (lifecycle.py).
 """
 
 from __future__ import annotations
@@ -14,17 +14,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
 import pyarrow.compute as pc
 import redis
 
 from sda_features.errors import FeatureStoreError, OnlineStoreError
 from sda_features.feature_store.lock import writing
-from sda_features.feature_store.online_rows import delete_online, missing_online, online_server
-from sda_features.feature_store.parts import part_paths, remove_leftovers, stored_dim, stored_rows
+from sda_features.feature_store.online_rows import missing_online, online_server
+from sda_features.feature_store.parts import stored_dim, stored_rows
 from sda_features.feature_store.repo import FeatureSet, open_slots
-from sda_features.feature_store.schema import ITEM_ID
 from sda_features.serving.layout import VERSION
 from sda_features.serving.pointer import Pointer, StoredVersion, move_pointer, pointer_key, read_pointer
 
@@ -54,31 +52,6 @@ class Versions:
     def held(self) -> dict[int, tuple[str, ...]]:
         """Slot -> versions of its newest offline rows, sorted; none for an empty slot."""
         return {opened.slot: held_versions(opened) for opened in self.slots}
-
-
-@dataclass(frozen=True)
-class VersionState:
-    """One version of a feature set.
-
-    Attributes:
-        version: adapter version; several, joined by "+", in a slot that was written over before
-            versions had slots.
-        slot: number of its slot.
-        state: live: readers get it; previous: `rollback` returns to it; unrecorded: incomplete, or
-            from before there was a record.
-        items: items with a vector.
-        dim: dimension of the vectors; 0 if all are null.
-        store_dtype: how numbers are stored; None if unrecorded.
-        written: ISO time at which its last materialisation ended; None if unrecorded.
-    """
-
-    version: str
-    slot: int
-    state: Literal["live", "previous", "stored", "unrecorded"]
-    items: int
-    dim: int
-    store_dtype: str | None
-    written: str | None
 
 
 @contextlib.contextmanager
@@ -187,97 +160,6 @@ def record_version(versions: Versions, opened: FeatureSet, version: str, *, prom
     return move_pointer(versions.server, versions.key, change)
 
 
-def list_versions(versions: Versions) -> list[VersionState]:
-    """What every slot that is not empty holds, in the order of the slots."""
-    record = versions.record()
-    listed = []
-    for opened in versions.slots:
-        held = held_versions(opened)
-        complete = [stored for stored in record.versions.values() if stored.slot == opened.slot]
-        for stored in complete:
-            names: dict[str | None, Literal["live", "previous"]] = {
-                record.previous: "previous",
-                record.live: "live",
-            }
-            listed.append(
-                VersionState(
-                    stored.version,
-                    stored.slot,
-                    names.get(stored.version, "stored"),
-                    stored.items,
-                    stored.dim,
-                    stored.store_dtype,
-                    stored.written,
-                )
-            )
-        if held and not complete:
-            items, dim = len(stored_rows(opened.folder)), stored_dim(opened.folder) or 0
-            listed.append(VersionState("+".join(held), opened.slot, "unrecorded", items, dim, None, None))
-    return listed
-
-
-def promote(versions: Versions, version: str) -> Pointer:
-    """Make a version live, in one step; `version` may be an unambiguous beginning of it.
-
-    Raises:
-        FeatureStoreError: no such complete version, or several begin like that.
-    """
-    return move_pointer(
-        versions.server,
-        versions.key,
-        lambda record: record.promoted(match_version(version, list(record.versions), versions.name)),
-    )
-
-
-def rollback(versions: Versions) -> Pointer:
-    """Make the version live that was live before; a second call returns.
-
-    Raises:
-        FeatureStoreError: none was, or it has been pruned.
-    """
-
-    def change(record: Pointer) -> Pointer:
-        if record.previous is None:
-            others = [version for version in record.versions if version != record.live]
-            raise FeatureStoreError(
-                f"There is nothing to roll back to: no version of feature set {versions.name!r} was live before "
-                f"{record.live or 'now'}, or it has been pruned. Stored besides: {', '.join(others) or 'none'}."
-            )
-        return record.promoted(record.previous)
-
-    return move_pointer(versions.server, versions.key, change)
-
-
-def prune(
-    versions: Versions, names: Collection[str] = (), *, keep: Collection[str] = ()
-) -> list[VersionState]:
-    """Delete versions, online by exact key and field, and offline: those named, or all that are not live.
-
-    A version leaves the record first, then its rows go; a run that was interrupted is completed by
-    the next. Without a live version, slot 1 is served, and goes only if it is named.
-
-    Args:
-        names: versions to delete, or unambiguous beginnings of them.
-        keep: versions to keep when none is named.
-
-    Returns:
-        What was deleted.
-
-    Raises:
-        FeatureStoreError: a name is unknown, ambiguous or live, or a run is writing to its slot.
-    """
-    listed = {state.version: state for state in list_versions(versions)}
-    live = versions.record().live
-    chosen = {match_version(name, list(listed), versions.name) for name in names}
-    if not names:
-        kept = {match_version(name, list(listed), versions.name) for name in keep}
-        served = {live} if live else {state.version for state in listed.values() if state.slot == 1}
-        chosen = set(listed) - kept - served
-    for version in chosen:
-        _empty_slot(versions, listed[version])
-    return [state for state in listed.values() if state.version in chosen]
-
-
 def match_version(name: str, known: Collection[str], feature_set: str) -> str:
     """The one version of `known` that is `name` or begins with it.
 
@@ -350,23 +232,3 @@ def _stored_version(opened: FeatureSet, version: str) -> StoredVersion:
         store_dtype=opened.store_dtype,
         written=datetime.now(UTC).isoformat(timespec="microseconds"),  # readers' caches go by it
     )
-
-
-def _empty_slot(versions: Versions, state: VersionState) -> None:
-    """Take a version out of the record, then delete its rows online, then offline."""
-    opened = versions.slots[state.slot - 1]
-
-    def forget(record: Pointer) -> Pointer:
-        if record.live == state.version:
-            raise FeatureStoreError(
-                f"Version {state.version} is live. Promote another version before pruning it; stored: "
-                f"{', '.join(sorted(record.versions))}."
-            )
-        return record.without_version(state.version)
-
-    with writing(opened.folder):
-        move_pointer(versions.server, versions.key, forget)
-        delete_online(opened, stored_rows(opened.folder)[ITEM_ID].to_pylist())
-        for path in part_paths(opened.folder):
-            Path(path).unlink()
-        remove_leftovers(opened.folder)

@@ -11,7 +11,8 @@ from click.testing import CliRunner
 
 from sda_features.cli.main import cli
 from sda_features.errors import FeatureMismatchError, FeatureStoreError, OnlineStoreError
-from sda_features.feature_store import versions as versions_module
+from sda_features.feature_store import lifecycle as lifecycle_module
+from sda_features.feature_store.lifecycle import list_versions, promote, prune, rollback
 from sda_features.feature_store.materialize import materialize_view
 from sda_features.feature_store.offline import load_vectors
 from sda_features.feature_store.online_rows import online_view
@@ -19,15 +20,11 @@ from sda_features.feature_store.parts import part_paths
 from sda_features.feature_store.repo import open_feature_set, open_slots
 from sda_features.feature_store.versions import (
     choose_slot,
-    list_versions,
     match_version,
     open_record,
     open_version,
     open_versions,
-    promote,
-    prune,
     record_version,
-    rollback,
     slot_for,
 )
 from sda_features.serving import EmbeddingClient
@@ -266,7 +263,7 @@ def test_an_interrupted_prune_is_completed(make_repo, server, monkeypatch, crash
                 Path, "unlink", lambda path, **o: first.append(real(path)) if not first else crash()
             )
         else:
-            patch.setattr(versions_module, crash_at, crash)
+            patch.setattr(lifecycle_module, crash_at, crash)
         with open_versions(repo, "sda") as versions, pytest.raises(Crash):
             prune(versions, [B])
     assert states(repo) == {A: (1, "live"), B: (2, "unrecorded")}
@@ -292,7 +289,7 @@ def test_a_pruned_version_can_be_written_again_after_a_crash(make_repo, monkeypa
     store(repo, B)
     with open_versions(repo, "sda") as versions:
         with monkeypatch.context() as patch:
-            patch.setattr(versions_module, "part_paths", lambda folder: 1 / 0)
+            patch.setattr(lifecycle_module, "part_paths", lambda folder: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 prune(versions, [B])
         with slot_for(versions.slots, versions, B) as opened:
