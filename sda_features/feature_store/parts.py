@@ -209,7 +209,9 @@ def _part_name(table: pa.Table) -> str:
 def _check_alike(folder: Path, table: pa.Table) -> None:
     """The parts of a folder store their vectors in one way: readers decode many at once."""
     for path in part_paths(folder)[:1]:
-        stored, new = (_store_dtype(rows) for rows in (pq.read_table(path, columns=[TEXT, IMAGE]), table))
+        # Some rows will do: the first of a part is seldom without a vector.
+        stored = _store_dtype(next(pq.ParquetFile(path).iter_batches(64, columns=[TEXT, IMAGE])))
+        new = _store_dtype(table)
         if None not in (stored, new) and stored != new:
             raise FeatureMismatchError(
                 f"The parts in {folder} store vectors as {stored}, got {new}. Smaller vectors are a feature set of "
@@ -217,15 +219,14 @@ def _check_alike(folder: Path, table: pa.Table) -> None:
             )
 
 
-def _store_dtype(rows: pa.Table) -> str | None:
-    """Store dtype of the vectors of a table; None if all are null."""
-    first = next(
-        (column.drop_null()[0] for column in (rows[TEXT], rows[IMAGE]) if column.null_count < len(column)),
-        None,
-    )
-    if first is None or not pa.types.is_binary(first.type):
-        return None if first is None else "float32"
-    value: bytes = first.as_py()
+def _store_dtype(rows: pa.Table | pa.RecordBatch) -> str | None:
+    """How vectors are stored; None if they are packed and all null."""
+    if pa.types.is_list(rows[TEXT].type):
+        return "float32"
+    values = (value.as_py() for column in (rows[TEXT], rows[IMAGE]) for value in column.drop_null())
+    value = next(values, None)
+    if value is None:
+        return None
     return codec.describe_vector(codec.value_header("bytes", len(value)) + value, "of the part")[0]
 
 
