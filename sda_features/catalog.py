@@ -7,6 +7,7 @@ pass can be cut into slices that other processes read.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections import Counter, deque
@@ -126,7 +127,12 @@ class Catalog:
 
     def ids(self) -> Iterator[str]:
         """Yield the ids in file order, repeated ones too; reads no other column."""
-        yield from filter(None, self._all_ids())
+        yield from filter(None, self.ids_of_rows())
+
+    def ids_of_rows(self) -> Iterator[str]:
+        """Yield the id of every row in file order, empty text where it is missing."""
+        for batch in self._batches([self.settings.id_column]):
+            yield from map(_as_text, batch.column(0).to_pylist())
 
     def slices(self) -> list[CatalogSlice]:
         """Cut the catalogue into runs of rows that can be read apart: parquet row groups, or whole files."""
@@ -138,9 +144,30 @@ class Catalog:
             else:
                 pieces = [(fragment, fragment.count_rows())]
             for piece, rows in pieces:
-                slices.append(CatalogSlice(start, rows, tuple(self._columns), piece, self._dataset.schema))
+                if rows:
+                    slices.append(
+                        CatalogSlice(start, rows, tuple(self._columns), piece, self._dataset.schema)
+                    )
                 start += rows
         return slices
+
+    def for_workers(self) -> Catalog:
+        """This catalogue for other processes that read its slices: paths are absolute, bad rows are only reported."""
+        given = {"path": self.settings.path, "image_root": self.settings.image_root}
+        absolute = {name: path.resolve() for name, path in given.items() if isinstance(path, Path)}
+        other = copy.copy(self)
+        other.settings = self.settings.model_copy(update={**absolute, "max_bad_rows": 1.0})
+        return other
+
+    def add_problems(self, problems: Iterable[Mapping[str, Any]]) -> None:
+        """Take over the problems that another process has found in a slice.
+
+        Raises:
+            CatalogError: the share of bad rows exceeds `max_bad_rows`.
+        """
+        for problem in problems:
+            self.report.add(**problem)
+        self._check_share()
 
     def items(
         self, known: Mapping[str, str] | None = None, batches: Iterable[pa.RecordBatch] | None = None
@@ -225,14 +252,10 @@ class Catalog:
         """Id -> its first row, for the ids whose hash occurs more than once."""
         first: dict[str, int] = {}
         if repeated:
-            for number, item_id in enumerate(self._all_ids(), start=1):
+            for number, item_id in enumerate(self.ids_of_rows(), start=1):
                 if _id_hash(item_id) in repeated:
                     first.setdefault(item_id, number)
         return first
-
-    def _all_ids(self) -> Iterator[str]:
-        for batch in self._batches([self.settings.id_column]):
-            yield from map(_as_text, batch.column(0).to_pylist())
 
     @property
     def _columns(self) -> list[str]:

@@ -29,6 +29,10 @@ class BackboneError(SDAError, ValueError):
     """A vision-language model cannot be loaded or adapted."""
 
 
+class EngineError(SDAError, RuntimeError):
+    """The cluster that encodes a catalogue cannot be reached or has failed."""
+
+
 class FeatureStoreError(SDAError, RuntimeError):
     """A Feast repository, its definitions or its offline store is not usable."""
 

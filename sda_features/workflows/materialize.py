@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,15 +10,20 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from sda_features.catalog import Catalog, CatalogReport, Item
+from sda_features.catalog import Catalog, CatalogReport
 from sda_features.config import CatalogSettings
 from sda_features.errors import CatalogError, FeatureStoreError
+from sda_features.workflows.engines import (
+    MODALITIES,
+    Encoding,
+    Engine,
+    LoadEncoder,
+    Progress,
+    local_engine,
+)
 
 if TYPE_CHECKING:
     from sda_features.feature_store.repo import FeatureSet
-    from sda_features.lvlm.checkpoint import LoadedEncoder
-
-MODALITIES = 2  # vectors of a complete item
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,9 @@ def materialize(
     repo: Path,
     feature_set: str,
     catalog_settings: CatalogSettings,
-    load_encoder: Callable[[], LoadedEncoder],
+    load_encoder: LoadEncoder,
     *,
+    engine: Engine = local_engine,
     batch_size: int = 32,
     shard_rows: int = 1024,
     promote: bool = False,
@@ -76,6 +82,8 @@ def materialize(
         catalog_settings: the catalogue.
         load_encoder: gives the encoder; called after repo, catalogue and online store have been
             found usable, because a model takes long to load.
+        engine: where it is loaded and run: `engines.local_engine`, or `ray_engine.ray_engine` with
+            its settings bound.
         batch_size: sequences encoded together.
         shard_rows: items of one offline part.
         promote: make the version live when it is complete.
@@ -84,7 +92,7 @@ def materialize(
         progress: show a bar on standard error.
 
     Raises:
-        CatalogError, FeatureStoreError, OnlineStoreError, CheckpointError: see the message.
+        CatalogError, FeatureStoreError, OnlineStoreError, CheckpointError, EngineError: see the message.
     """
     from sda_features.feature_store.compact import compact
     from sda_features.feature_store.materialize import materialize_view
@@ -101,74 +109,62 @@ def materialize(
                 f"--promote is for feature sets with versions; {slots[0].view.name} is written over and served as it "
                 "is. Versions need a Redis server as online store and two slots (`sda-features init --slots 2`)."
             )
-        loaded = load_encoder()
-        with slot_for(slots, versions, loaded.version) as opened:
+        with (
+            engine(load_encoder, batch_size, shard_rows) as encoding,
+            slot_for(slots, versions, encoding.version) as opened,
+        ):
             remove_leftovers(opened.folder)
             stored = stored_rows(opened.folder)
             gone = _gone(stored["item_id"].to_pylist(), catalog, max_removed)
             known = {
                 str(row["item_id"]): row["content_hash"]
                 for row in stored.select(["item_id", "adapter_version", "content_hash"]).to_pylist()
-                if row["adapter_version"] == loaded.version
+                if row["adapter_version"] == encoding.version
             }
             stamp = next_timestamp(opened.folder)
-            encoded, unchanged = _encode(
-                opened, catalog, loaded, known, stamp, batch_size, shard_rows, progress
-            )
+            encoded, unchanged = _encode(opened, catalog, encoding, known, stamp, progress)
             delete_online(opened, gone)  # before the rows that name them
             compact(opened.folder, remove=gone)
             online = materialize_view(repo, feature_set, max(stamp, datetime.now(UTC)), slot=opened.slot)
-            live = loaded.version
+            live = encoding.version
             if versions:
-                record = record_version(versions, opened, loaded.version, promote=promote)
+                record = record_version(versions, opened, encoding.version, promote=promote)
                 live = record.live or live
     return MaterializeResult(
-        online.view, loaded.version, live, encoded, unchanged, len(gone), online.rows, catalog.report
+        online.view, encoding.version, live, encoded, unchanged, len(gone), online.rows, catalog.report
     )
 
 
 def _encode(
     opened: FeatureSet,
     catalog: Catalog,
-    loaded: LoadedEncoder,
+    encoding: Encoding,
     known: Mapping[str, str],
     stamp: datetime,
-    batch_size: int,
-    shard_rows: int,
     progress: bool,
 ) -> tuple[int, int]:
     """Write a part for each shard of items that are not `known`; return how many items were not, and were."""
     from sda_features.feature_store.parts import write_part
     from sda_features.feature_store.schema import vectors_table
-    from sda_features.lvlm.encode import encode_items
 
-    unchanged = encoded = 0
-
-    def changed_items() -> Iterator[Item]:
-        nonlocal unchanged
-        for item in catalog.items(known):
-            if known.get(item.item_id) == item.content_hash:
-                unchanged += 1
-                bar.update(MODALITIES)
-            else:
-                yield item
-
+    encoded = 0
     with tqdm(desc="encoding", total=MODALITIES * catalog.rows, unit="vector", disable=not progress) as bar:
-        for shard in encode_items(loaded, changed_items(), batch_size, shard_rows, bar.update):
+        done = Progress(bar=bar)
+        for shard in encoding.shards(catalog, known, done):
             table = vectors_table(
                 shard.item_ids,
                 text=shard.text,
                 text_found=shard.text_found,
                 image=shard.image,
                 image_found=shard.image_found,
-                adapter_version=loaded.version,
+                adapter_version=encoding.version,
                 content_hashes=shard.content_hashes,
                 event_timestamp=stamp,
                 store_dtype=opened.store_dtype,
             )
             write_part(opened.folder, table, id_type=opened.id_type)
             encoded += len(shard.item_ids)
-    return encoded, unchanged
+    return encoded, done.unchanged
 
 
 def _gone(stored: Sequence[str | int], catalog: Catalog, max_removed: float) -> list[str | int]:

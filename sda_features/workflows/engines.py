@@ -1,0 +1,131 @@
+"""Where a catalogue is encoded: the seam between `materialize` and one process, or many (ray_engine.py)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tqdm import tqdm
+
+from sda_features.catalog import Catalog, Item
+
+if TYPE_CHECKING:
+    from sda_features.lvlm.checkpoint import LoadedEncoder
+    from sda_features.lvlm.encode import EncodedItems
+
+MODALITIES = 2  # vectors of a complete item
+LoadEncoder = Callable[[], "LoadedEncoder"]
+
+
+@dataclass
+class Progress:
+    """What a run has done so far.
+
+    Attributes:
+        unchanged: items whose stored vectors are of this version and content.
+        bar: counts vectors; None: nobody looks.
+    """
+
+    unchanged: int = 0
+    bar: tqdm[Any] | None = None
+
+    def skipped(self, items: int) -> None:
+        """Count items that are not encoded because they are stored."""
+        self.unchanged += items
+        self.made(items * MODALITIES)
+
+    def made(self, vectors: int) -> None:
+        """Count new vectors."""
+        if self.bar is not None:
+            self.bar.update(vectors)
+
+
+class Encoding(Protocol):
+    """An engine whose encoder is loaded."""
+
+    @property
+    def version(self) -> str:
+        """Adapter version of the vectors."""
+
+    def shards(
+        self, catalog: Catalog, known: Mapping[str, str], progress: Progress
+    ) -> Iterator[EncodedItems]:
+        """Yield the vectors of all items but those of which `known` has the content hash.
+
+        Every item comes once, in any order. The bad rows are in `catalog.report` afterwards.
+
+        Args:
+            catalog: the catalogue.
+            known: item id -> content hash of the stored vectors of this version.
+            progress: told what has been done.
+
+        Raises:
+            CatalogError: as soon as the share of bad rows is sure to exceed `max_bad_rows`.
+        """
+
+
+class Engine(Protocol):
+    """Starts to encode; the encoder and what it runs on are gone after the block."""
+
+    def __call__(
+        self, load_encoder: LoadEncoder, batch_size: int, shard_rows: int
+    ) -> AbstractContextManager[Encoding]:
+        """Load the encoder.
+
+        Args:
+            load_encoder: gives the encoder.
+            batch_size: sequences encoded together.
+            shard_rows: items yielded together.
+        """
+
+
+@dataclass(frozen=True)
+class LocalEncoding:
+    """`Encoding` in this process, in catalogue order.
+
+    Attributes:
+        loaded: the encoder.
+        batch_size: sequences encoded together.
+        shard_rows: items yielded together.
+    """
+
+    loaded: LoadedEncoder
+    batch_size: int
+    shard_rows: int
+
+    @property
+    def version(self) -> str:
+        """Adapter version of the vectors."""
+        return self.loaded.version
+
+    def shards(
+        self, catalog: Catalog, known: Mapping[str, str], progress: Progress
+    ) -> Iterator[EncodedItems]:
+        """Yield `shard_rows` items at a time; see `Encoding`."""
+        return self.encode(catalog.items(known), known, progress)
+
+    def encode(
+        self, items: Iterable[Item], known: Mapping[str, str], progress: Progress
+    ) -> Iterator[EncodedItems]:
+        """As `shards`, for some items of a catalogue."""
+        from sda_features.lvlm.encode import encode_items
+
+        changed = _changed(items, known, progress)
+        return encode_items(self.loaded, changed, self.batch_size, self.shard_rows, progress.made)
+
+
+@contextlib.contextmanager
+def local_engine(load_encoder: LoadEncoder, batch_size: int, shard_rows: int) -> Iterator[LocalEncoding]:
+    """The `Engine` that needs nothing but this process."""
+    yield LocalEncoding(load_encoder(), batch_size, shard_rows)
+
+
+def _changed(items: Iterable[Item], known: Mapping[str, str], progress: Progress) -> Iterator[Item]:
+    for item in items:
+        if known.get(item.item_id) == item.content_hash:
+            progress.skipped(1)
+        else:
+            yield item

@@ -1,0 +1,193 @@
+"""`materialize --engine ray`: workers of a Ray cluster read and encode, this process writes.
+
+Ray Data streams slices of the catalogue through a pool of actors that have an encoder each. Two
+vectors an item are little beside the work that they took, so one process writes them: it holds the
+lock of the slot, and what happens to a worker cannot leave half a part. Ray does again what a lost
+worker had in hand, and hands each result over once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from sda_features.catalog import Catalog
+from sda_features.errors import EngineError, SDAError, SettingsError
+from sda_features.feature_store.schema import matrix_of
+from sda_features.lvlm.encode import EncodedItems
+from sda_features.workflows.engines import LoadEncoder, Progress
+
+try:
+    import ray
+    from ray.data import ActorPoolStrategy, read_datasource
+    from ray.exceptions import RayError
+except ImportError:
+    raise SettingsError(
+        "The engine ray needs the package ray: pip install 'sda-features[ray]'. Without it use --engine local."
+    ) from None
+
+from sda_features.workflows.ray_source import CatalogSource
+from sda_features.workflows.ray_worker import Worker, version_of
+
+TASK_RETRIES = 3  # of rows whose worker died; rows that kill every worker end the run
+
+
+@contextlib.contextmanager
+def ray_engine(
+    load_encoder: LoadEncoder,
+    batch_size: int,
+    shard_rows: int,
+    *,
+    address: str | None = None,
+    workers: int | None = None,
+    gpus_per_worker: float | None = None,
+) -> Iterator[RayEncoding]:
+    """The `Engine` (engines.py) whose encoders are actors of a Ray cluster.
+
+    Args:
+        load_encoder: called in every worker, so it is picklable, and the files it reads are there.
+        batch_size: sequences encoded together.
+        shard_rows: catalogue rows of one task.
+        address: of a running cluster, e.g. "auto" or "ray://head:10001"; None: one is started on
+            this machine and stopped after the block. A program that has called `ray.init` itself
+            keeps its cluster.
+        workers: encoders; None: one a GPU, or one a CPU, with one CPU left to read.
+        gpus_per_worker: GPUs of each, may be a fraction; None: 1 if the cluster has any.
+
+    Raises:
+        SettingsError: the cluster is too small for the workers.
+        EngineError: the cluster cannot be reached, or a worker fails again and again.
+        CheckpointError: the encoder does not load in a worker.
+    """
+    with _cluster(address, workers):
+        cpus, gpus = (int(ray.cluster_resources().get(name, 0)) for name in ("CPU", "GPU"))
+        share = min(1.0, gpus) if gpus_per_worker is None else gpus_per_worker
+        fitting = min(cpus - 1, int(gpus / share)) if share else cpus - 1
+        wanted = workers or max(1, fitting)
+        if wanted > fitting:
+            raise SettingsError(
+                f"Expected at most {fitting} workers, got {wanted}: the cluster has {cpus} CPUs and {gpus} GPUs, a "
+                f"worker takes 1 CPU and {share:g} GPUs, and reading the catalogue takes 1 CPU."
+            )
+        options = {"num_cpus": 1, "num_gpus": share}
+        with _ray_errors():
+            task = ray.remote(max_retries=TASK_RETRIES, **options)(version_of)
+            version = ray.get(task.remote(load_encoder))
+        yield RayEncoding(load_encoder, version, batch_size, shard_rows, wanted, options)
+
+
+@dataclass(frozen=True)
+class RayEncoding:
+    """`Encoding` on a Ray cluster, in any order.
+
+    Attributes:
+        load_encoder: gives the encoder of a worker.
+        version: adapter version of the vectors.
+        batch_size: sequences encoded together.
+        shard_rows: catalogue rows of one task; at least so many items are yielded together.
+        workers: actors.
+        options: resources of each.
+    """
+
+    load_encoder: LoadEncoder
+    version: str
+    batch_size: int
+    shard_rows: int
+    workers: int
+    options: dict[str, float]
+
+    def shards(
+        self, catalog: Catalog, known: Mapping[str, str], progress: Progress
+    ) -> Iterator[EncodedItems]:
+        """Yield at least `shard_rows` items at a time, the last ones excepted; see `Encoding`."""
+        waiting: list[pa.Table] = []
+        with _ray_errors():
+            for table in self._results(catalog, known):
+                for note in map(json.loads, table["note"].drop_null().to_pylist()):
+                    catalog.add_problems(note["problems"])
+                    progress.skipped(note["unchanged"])
+                encoded = table.filter(table["note"].is_null())
+                progress.made(sum(len(encoded) - encoded[name].null_count for name in ("text", "image")))
+                waiting.append(encoded)
+                if sum(map(len, waiting)) >= self.shard_rows:
+                    yield _items(waiting)
+                    waiting = []
+        if sum(map(len, waiting)):
+            yield _items(waiting)
+
+    def _results(self, catalog: Catalog, known: Mapping[str, str]) -> Iterator[pa.Table]:
+        """Tables of `ray_worker.RESULT`, as workers finish them."""
+        rows = read_datasource(CatalogSource(catalog, known))
+        results = rows.repartition(target_num_rows_per_block=self.shard_rows).map_batches(
+            Worker,
+            fn_constructor_args=(
+                self.load_encoder,
+                self.version,
+                catalog.for_workers(),
+                self.batch_size,
+            ),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=self.workers),
+            max_restarts=-1,
+            max_task_retries=TASK_RETRIES,
+            **self.options,
+        )
+        results.context.enable_progress_bars = False  # `Progress` has one
+        return iter(results.iter_batches(batch_size=None, batch_format="pyarrow"))
+
+
+def _items(tables: list[pa.Table]) -> EncodedItems:
+    table = pa.concat_tables(tables)
+    ids, hashes = table["item_id"].to_pylist(), table["content_hash"].to_pylist()
+    text, text_found = matrix_of(table["text"])
+    image, image_found = matrix_of(table["image"])
+    return EncodedItems(ids, hashes, text, text_found, image, image_found)
+
+
+@contextlib.contextmanager
+def _cluster(address: str | None, workers: int | None) -> Iterator[None]:
+    """A connection to Ray; one that is opened here is closed after the block."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    options: dict[str, object] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address is None:
+        # Ray logs one line an actor about the restart of actors in general.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        cpus = None if workers is None else workers + 1
+        options |= {"num_cpus": cpus, "include_dashboard": False}
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.ERROR)
+    try:
+        ray.init(address or "local", **options)
+    except (ConnectionError, RuntimeError, TimeoutError) as error:
+        raise EngineError(f"Ray cannot be reached at {address or 'this machine'}: {error}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _ray_errors() -> Iterator[None]:
+    """Raise an `SDAError` of a worker as such, and what Ray itself reports as `EngineError`."""
+    try:
+        yield
+    except RayError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, SDAError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        if isinstance(cause, SDAError):
+            raise cause from None
+        raise EngineError(
+            f"Ray gave up: {error}\nWhat was written stays, and the next run goes on from there."
+        ) from error
