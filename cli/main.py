@@ -28,6 +28,11 @@ VERBS = {
     "export": "Write a checkpoint as PEFT LoRA adapters, and as merged models.",
     "diagnose": "Measure gradient conflict between text and pictures (paper, section 3.3.3).",
     "train": "Train a recommender on vectors from Feast and measure Hit@10 and NDCG@10.",
+    "evaluate": "Print the metrics of a saved run, also under another protocol.",
+    "compare": "Compare two runs user by user: paired t-test and bootstrap interval.",
+    "table1": "Recommenders by feature sets, overall and in the tail (paper, Table 1).",
+    "table2": "One recommender on the feature sets of an ablation (paper, Table 2).",
+    "modality": "One recommender on text, image, and both (paper, Figure 3).",
 }
 
 

@@ -17,7 +17,7 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
 def settings_options(
-    model: type[Settings], *, prefix: str = "", skip: tuple[str, ...] = ()
+    model: type[Settings], *, prefix: str = "", skip: tuple[str, ...] = (), defaults: bool = True
 ) -> Callable[[Decorated], Decorated]:
     """Decorate a command with one option for each field of `model`.
 
@@ -26,6 +26,8 @@ def settings_options(
         prefix: put before each option, e.g. "loss" makes `--loss-temperature`. The field `kind`
             then takes the prefix alone: `--loss`.
         skip: names of fields that get no option.
+        defaults: whether an option that is not given has the field's default; else it is None, and
+            `given` leaves it to something else, such as a preset.
 
     The command receives the values under the option's name; `collect` takes them back out.
     """
@@ -33,7 +35,10 @@ def settings_options(
     def decorate(function: Decorated) -> Decorated:
         for name, field in reversed(model.model_fields.items()):
             if name not in skip:
-                function = click.option(*_declaration(prefix, name, field), **_attributes(field))(function)
+                attributes = _attributes(field)
+                if not defaults:
+                    attributes |= {"default": None, "show_default": False, "required": False}
+                function = click.option(*_declaration(prefix, name, field), **attributes)(function)
         return function
 
     return decorate
@@ -43,6 +48,11 @@ def collect(model: type[Settings], values: dict[str, Any], *, prefix: str = "") 
     """The part of `values` that belongs to `model`, as keyword arguments for `model.parse`."""
     names = {name: _parameter(prefix, name) for name in model.model_fields}
     return {name: values[parameter] for name, parameter in names.items() if parameter in values}
+
+
+def given(model: type[Settings], values: dict[str, Any]) -> dict[str, Any]:
+    """Like `collect`, without the options that nobody gave."""
+    return {name: value for name, value in collect(model, values).items() if value is not None}
 
 
 def _parameter(prefix: str, name: str) -> str:

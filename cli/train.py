@@ -3,70 +3,55 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sda_features.config import EvaluationSettings, RecommenderSettings
-
-from .options import collect, settings_options
+from .recommender_options import grid_arguments, recommender_options
 
 
 @click.command()
-@click.argument("interactions", type=click.Path(path_type=Path))
 @click.option(
-    "--features", default="id", show_default=True, help="id, or a feature set of the repo: sda, vanilla, ..."
+    "--model",
+    default="sasrec",
+    show_default=True,
+    help="sasrec, bert4rec, vbpr, slmrec, or one that an installed package adds.",
 )
-@click.option("--repo", type=click.Path(path_type=Path), default=".", show_default=True, help="Feast repo.")
+@click.option(
+    "--features",
+    default="id",
+    show_default=True,
+    help="id: no vectors; a feature set of the repo: sda, vanilla, clip, ...; one modality of it: sda-text, "
+    "sda-image; or a parquet file with item_id and columns of vectors.",
+)
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Run folder for weights and ranks.")
-@click.option("--user-column", default="user_id", show_default=True, help="Column with the user id.")
-@click.option("--item-column", default="item_id", show_default=True, help="Column with the item id.")
-@click.option("--time-column", help="Column that orders a user's rows.  [default: timestamp or position]")
-@settings_options(RecommenderSettings)
-@settings_options(EvaluationSettings, prefix="eval")
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
-def command(
-    interactions: Path,
-    features: str,
-    repo: Path,
-    output: Path | None,
-    user_column: str,
-    item_column: str,
-    time_column: str | None,
-    as_json: bool,
-    **values: Any,
-) -> None:
-    """Train SASRec on the log INTERACTIONS and measure Hit@10 and NDCG@10 on each user's last item.
+@recommender_options(seeds="0")
+def command(model: str, features: str, output: Path | None, **values: Any) -> None:
+    """Train a recommender on the log INTERACTIONS and measure Hit@10 and NDCG@10 on what users took next.
 
     The ranking is reported among 100 sampled negatives and over the full catalogue, for all users
-    and for those whose item is in the long tail.
+    and for those whose item is in the long tail. A run that OUTPUT holds already is not trained
+    again; several seeds lie in OUTPUT/seed-SEED.
 
     \b
     Example:
       sda-features train interactions.parquet --features sda --repo shop/feature_repo -o runs/sasrec-sda
     """
-    settings = RecommenderSettings.parse(**collect(RecommenderSettings, values))
-    evaluation = EvaluationSettings.parse(**collect(EvaluationSettings, values, prefix="eval"))
+    arguments = grid_arguments([model], values)
     from sda_features.report.tables import metrics_table
-    from sda_features.workflows import train_recommender
+    from sda_features.workflows.train import train_seeds
 
-    result = train_recommender(
-        interactions,
-        features,
-        settings,
-        evaluation,
-        repo=repo,
-        user_column=user_column,
-        item_column=item_column,
-        time_column=time_column,
-        progress=not as_json,
-    )
-    if output is not None:
-        result.save(output)
-    if as_json:
-        click.echo(json.dumps({"features": features, **result.manifest()}))
+    with tempfile.TemporaryDirectory() as temporary:
+        runs = train_seeds(output=output or Path(temporary), features=features, **arguments)
+    if values["as_json"]:
+        manifests = [run.manifest for run in runs]
+        click.echo(json.dumps(manifests[0] if len(runs) == 1 else {"runs": manifests}))
         return
-    click.echo(metrics_table({features: result.test.metrics()}))
-    if output is not None:
-        click.echo(f"run  {output}")
+    labels = [features if len(runs) == 1 else f"{features}, seed {seed}" for seed in arguments["seeds"]]
+    click.echo(
+        metrics_table({label: run.manifest["metrics"] for label, run in zip(labels, runs, strict=True)})
+    )
+    for run in runs if output is not None else []:
+        click.echo(f"run  {run.folder}")

@@ -1,20 +1,117 @@
-"""Vectors of the feature store to a trained recommender."""
+"""Vectors of the feature store to a trained recommender, and to a run folder that is made only once."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from pyarrow import Array
-
-from sda_features.config import EvaluationSettings, RecommenderSettings
-from sda_features.errors import FeatureMismatchError
+from sda_features import __version__
+from sda_features.artifacts import source_commit
+from sda_features.config import EvaluationSettings, LogSettings, RecommenderSettings
+from sda_features.evaluation.runs import MANIFEST, Run, read_manifest, read_run
+from sda_features.interactions import Interactions, k_core, read_interactions
+from sda_features.workflows.features import Features, load_features
 
 if TYPE_CHECKING:
     from sda_features.recommenders.train import TrainResult
 
-IDS_ALONE = "id"  # the feature set of a recommender that reads no vectors
+NOT_COMPARED = ("device", "threads")  # how fast a run was, not what it found
+
+Echo = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """Everything that decides what a run finds.
+
+    Attributes:
+        interactions: the log.
+        log: how it was read.
+        features: vectors of its items.
+        model: name of the recommender, see `find_recommender`.
+        settings: of the recommender.
+        evaluation: the protocol.
+    """
+
+    interactions: Interactions
+    log: LogSettings
+    features: Features
+    model: str
+    settings: RecommenderSettings
+    evaluation: EvaluationSettings
+
+    def train(self, progress: bool = True) -> TrainResult:
+        """Train and evaluate; errors as for `train_recommender`."""
+        from sda_features.recommenders.registry import find_recommender
+        from sda_features.recommenders.train import train
+
+        return train(
+            self.interactions,
+            self.settings,
+            self.evaluation,
+            self.features.modalities,
+            vectors_version=self.features.version,
+            recommender=find_recommender(self.model),
+            provenance={
+                "commit": source_commit(),
+                "model": self.model,
+                "features": self.features.name,
+                "vectors_sha256": self.features.sha256,
+                "log": self.log.model_dump(mode="json"),
+            },
+            progress=progress,
+        )
+
+    def run(self, folder: Path, echo: Echo, *, place: str = "", progress: bool = True) -> Run:
+        """The run in `folder`: read when it was made of the same inputs, else trained and written.
+
+        Args:
+            folder: the run folder.
+            echo: prints a line.
+            place: where this run stands among others, e.g. "[3/24] ".
+            progress: show a bar on standard error.
+        """
+        name = f"{place}{self.model}, {self.features.label}, seed {self.settings.seed}"
+        differs = self.differs_from(folder)
+        if differs:
+            echo(f"{name}: training ({'; '.join(differs)})")
+            self.train(progress).save(folder)
+        run = read_run(folder)
+        echo(f"{name}: {_summary(run)}{'' if differs else ' (finished before)'}")
+        return run
+
+    def differs_from(self, folder: Path) -> list[str]:
+        """What the run in `folder` has not in common with this one; empty: all of it.
+
+        Settings, seed, protocol, log, vectors and the version of this package count; device and
+        threads do not.
+        """
+        if not (folder / MANIFEST).exists():
+            return ["not trained yet"]
+        manifest = read_manifest(folder)
+        wanted: dict[str, Any] = {
+            "sda_features": __version__,
+            "model": self.model,
+            "settings": self.settings.model_dump(mode="json"),
+            "evaluation": self.evaluation.model_dump(mode="json"),
+            "data": {"sha256": self.interactions.data_hash},
+            "features": self.features.name,
+            "vectors_version": self.features.version,
+            "vectors_sha256": self.features.sha256,
+        }
+        pairs = [
+            (key, value, before.get(key))
+            for name, ours in wanted.items()
+            for key, value, before in (
+                [(name, ours, manifest)]
+                if not isinstance(ours, dict)
+                else [(key, value, manifest.get(name) or {}) for key, value in ours.items()]
+            )
+            if key not in NOT_COMPARED
+        ]
+        return [f"{key}: {_short(old)} before, {_short(new)} now" for key, new, old in pairs if new != old]
 
 
 def train_recommender(
@@ -23,74 +120,92 @@ def train_recommender(
     settings: RecommenderSettings,
     evaluation: EvaluationSettings,
     *,
+    model: str = "sasrec",
+    log: LogSettings | None = None,
     repo: Path | None = None,
-    user_column: str = "user_id",
-    item_column: str = "item_id",
-    time_column: str | None = None,
     progress: bool = True,
 ) -> TrainResult:
-    """Train SASRec on a log, with item vectors from Feast's offline store, and evaluate it.
+    """Train a recommender on a log, with item vectors by name, and evaluate it.
 
     Args:
         interactions: parquet, CSV or JSONL log.
-        features: "id" for id embeddings alone, else a feature set of `repo`.
+        features: see `load_features`.
         settings: of the recommender.
         evaluation: of the protocol.
-        repo: an applied Feast repo; not needed for "id".
-        user_column, item_column, time_column: columns of the log, see `read_interactions`.
+        model: name of the recommender, see `find_recommender`.
+        log: how the log is read.
+        repo: an applied Feast repo; needed for a feature set.
         progress: show a bar on standard error.
 
     Raises:
-        InteractionsError, FeatureStoreError: see the message.
+        InteractionsError, FeatureStoreError, SettingsError: see the message.
         FeatureMismatchError: no item of the log has a vector, or vectors of several versions are mixed.
     """
-    from sda_features.interactions import read_interactions
-    from sda_features.recommenders.train import train
-
-    log = read_interactions(
-        interactions, user_column=user_column, item_column=item_column, time_column=time_column
-    )
-    vectors, version = None, None
-    if features != IDS_ALONE:
-        vectors, version = stored_vectors(repo or Path(), features, log.item_ids)
-    return train(log, settings, evaluation, vectors, vectors_version=version, progress=progress)
+    log = log or LogSettings()
+    read = read_log(interactions, log)
+    found = load_features(features, read.item_ids, repo)
+    return Training(read, log, found, model, settings, evaluation).train(progress)
 
 
-def stored_vectors(
-    repo: Path, feature_set: str, item_ids: Array, version: str | None = None
-) -> tuple[dict[str, np.ndarray], str | None]:
-    """What trainers read: vectors of I items, and their adapter version.
+def train_seeds(
+    interactions: Path,
+    output: Path,
+    features: str,
+    settings: Mapping[str, RecommenderSettings],
+    seeds: Sequence[int],
+    evaluation: EvaluationSettings,
+    *,
+    log: LogSettings,
+    repo: Path | None = None,
+    echo: Echo = lambda line: None,
+    progress: bool = True,
+) -> list[Run]:
+    """One model on one feature set, a run for each seed that is not there yet.
 
-    Args:
-        repo: an applied Feast repo.
-        feature_set: name of the feature set.
-        item_ids: Arrow strings [I]; item i has code i + 1.
-        version: adapter version; None: the live one.
-
-    Returns:
-        Modality -> float32 [I + 1, d]; zero in row 0 (padding) and for missing vectors. And the version.
-
-    Raises:
-        FeatureMismatchError, FeatureStoreError: see `train_recommender`.
+    The run lies in `output`, those of several seeds in `output`/seed-SEED. Arguments and errors as
+    for `train_grid`.
     """
-    from sda_features.feature_store.offline import load_vectors
-    from sda_features.recommenders.features import align_vectors
+    ((model, of_model),) = settings.items()
+    read = read_log(interactions, log)
+    training = Training(read, log, load_features(features, read.item_ids, repo), model, of_model, evaluation)
+    say_without_vector(training.features, echo)
+    runs = []
+    for seed in seeds:
+        seeded = replace(training, settings=of_model.model_copy(update={"seed": seed}))
+        runs.append(
+            seeded.run(output / f"seed-{seed}" if len(seeds) > 1 else output, echo, progress=progress)
+        )
+    return runs
 
-    found = load_vectors(repo, feature_set, item_ids.to_pylist(), version=version)
-    if len(found.versions) > 1:
-        raise FeatureMismatchError(
-            f"The vectors of feature set {feature_set!r} come from {len(found.versions)} adapter versions "
-            f"({', '.join(found.versions)}) and do not lie in one space; materialize the whole catalogue again."
+
+def read_log(path: Path, settings: LogSettings) -> Interactions:
+    """The log of a file, thinned to its k-core if `settings` say so; errors as for `read_interactions`."""
+    log = read_interactions(
+        path,
+        user_column=settings.user_column,
+        item_column=settings.item_column,
+        time_column=settings.time_column,
+    )
+    return k_core(log, settings.k_core) if settings.k_core else log
+
+
+def say_without_vector(features: Features, echo: Echo) -> None:
+    """Print how many items have no vector, if any."""
+    if features.without_vector:
+        echo(
+            f"{features.label}: {features.without_vector:,} of {features.items:,} items have no vector; they are "
+            "ranked by their id embedding, or with --fusion replace as an item of which nothing is known"
         )
-    if not (found.text_found.any() or found.image_found.any()):
-        raise FeatureMismatchError(
-            f"None of the {len(item_ids)} items of the log, such as {item_ids[0].as_py()!r}, has a vector in "
-            f"feature set {feature_set!r}. Do the ids of log and catalogue agree?"
-        )
-    blocks = {"text": (found.text, found.text_found), "image": (found.image, found.image_found)}
-    vectors = {
-        name: align_vectors(item_ids, found.item_ids, matrix)
-        for name, (matrix, mask) in blocks.items()
-        if mask.any()
-    }
-    return vectors, next(iter(found.versions), None)
+
+
+def _summary(run: Run) -> str:
+    name = f"ndcg@{run.cutoff}/full/all"
+    epochs = run.manifest["epochs"]
+    return (
+        f"{name} {run.manifest['metrics'][name]:.4f}, best of {len(epochs)} epochs is {run.manifest['best_epoch']}, "
+        f"{sum(epoch['seconds'] for epoch in epochs):.0f} s of training"
+    )
+
+
+def _short(value: Any) -> str:
+    return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)

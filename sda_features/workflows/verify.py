@@ -15,7 +15,7 @@ from sda_features.catalog import Catalog
 from sda_features.config import CatalogSettings
 from sda_features.errors import ParityError
 from sda_features.serving import codec
-from sda_features.workflows.train import stored_vectors
+from sda_features.workflows.features import stored_vectors
 
 if TYPE_CHECKING:
     import redis

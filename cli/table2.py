@@ -1,0 +1,38 @@
+"""`sda-features table2`: one recommender on the feature sets of an ablation (the paper's Table 2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .recommender_options import grid_arguments, names, recommender_options, show_tables
+
+
+@click.command()
+@click.option(
+    "--output", "-o", required=True, type=click.Path(path_type=Path), help="Folder for runs and tables."
+)
+@click.option("--model", default="sasrec", show_default=True, help="Recommender, see `train`.")
+@click.option(
+    "--features",
+    required=True,
+    callback=names,
+    metavar="A,B,...",
+    help="The full model's feature set, then one for each ablation, see `train`.",
+)
+@recommender_options(seeds="0,1,2")
+def command(output: Path, model: str, features: list[str], **values: Any) -> None:
+    """Train a recommender on each feature set of an ablation, and print the table (paper, Table 2).
+
+    The column Δ is the mean relative change of Hit and NDCG against the full model. Writes
+    OUTPUT/table2.json (manifest with every score), .md and .tex. Runs that have finished are not
+    trained again.
+
+    \b
+    Example:
+      sda-features table2 interactions.parquet --features sda,no_cmsa,no_moda,no_soft,vanilla -o table2
+    """
+    arguments = grid_arguments([model], values)
+    show_tables("table2", output, features, arguments, ours=0, ablation=True, as_json=values["as_json"])

@@ -1,0 +1,207 @@
+"""Item vectors by the names that the command line takes: ids alone, a feature set, one modality of it, a file."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from sda_features.errors import FeatureMismatchError
+from sda_features.feature_store.schema import ITEM_ID
+
+IDS_ALONE = "id"  # the feature set of a recommender that reads no vectors
+MODALITIES = ("text", "image")
+
+Matrices = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Vectors of I items for a trainer.
+
+    Attributes:
+        name: as it was asked for.
+        modalities: modality -> float32 [I + 1, d]; zero in row 0 (padding) and for missing vectors.
+            None: ids alone.
+        version: of the checkpoint that made them, if known.
+        sha256: over names, shapes and values; None for ids alone.
+    """
+
+    name: str
+    modalities: Matrices | None
+    version: str | None
+    sha256: str | None
+
+    @property
+    def label(self) -> str:
+        """Short name for tables and folders."""
+        return Path(self.name).stem if is_path(self.name) else self.name
+
+    @property
+    def items(self) -> int:
+        """I; 0 for ids alone."""
+        return len(next(iter(self.modalities.values()))) - 1 if self.modalities else 0
+
+    @property
+    def without_vector(self) -> int:
+        """Items that have no vector of any modality."""
+        if self.modalities is None:
+            return 0
+        found = np.logical_or.reduce([matrix[1:].any(axis=1) for matrix in self.modalities.values()])
+        return int((~found).sum())
+
+
+def is_path(name: str) -> bool:
+    """Whether a name of features is that of a file."""
+    return name.endswith(".parquet")
+
+
+def load_features(name: str, item_ids: Any, repo: Path | None = None) -> Features:
+    """Vectors by name.
+
+    Args:
+        name: `id`; a feature set of the repo, e.g. `sda`; one modality of it, `sda-text` or
+            `sda-image`; or a parquet file with `item_id` and columns of vectors, each a modality.
+        item_ids: Arrow strings [I]; item i has code i + 1.
+        repo: an applied Feast repo; needed for a feature set.
+
+    Raises:
+        FeatureMismatchError: no item has a vector, or see `stored_vectors` and `read_vectors`.
+        FeatureStoreError: the feature set cannot be read.
+    """
+    if name == IDS_ALONE:
+        return Features(name, None, None, None)
+    if is_path(name):
+        modalities, version = read_vectors(Path(name), item_ids), None
+    else:
+        feature_set, _, modality = name.partition("-")
+        if modality not in ("", *MODALITIES):
+            raise FeatureMismatchError(
+                f"No features {name!r}. Expected {IDS_ALONE}, a feature set such as sda, one modality of it such as "
+                f"sda-{MODALITIES[0]} or sda-{MODALITIES[1]}, or a parquet file."
+            )
+        modalities, version = stored_vectors(repo or Path(), feature_set, item_ids)
+        if modality:
+            if modality not in modalities:
+                raise FeatureMismatchError(
+                    f"No item of the log has a vector of its {modality} in feature set {feature_set!r}; it has "
+                    f"{', '.join(modalities)}."
+                )
+            modalities = {modality: modalities[modality]}
+    return Features(name, modalities, version, _sha256(modalities))
+
+
+def stored_vectors(
+    repo: Path, feature_set: str, item_ids: Any, version: str | None = None
+) -> tuple[Matrices, str | None]:
+    """Vectors from Feast's offline store, and their adapter version.
+
+    Args:
+        repo: an applied Feast repo.
+        feature_set: name of the feature set.
+        item_ids: Arrow strings [I]; item i has code i + 1.
+        version: adapter version; None: the live one.
+
+    Returns:
+        Modality -> float32 [I + 1, d]; zero in row 0 (padding) and for missing vectors. And the version.
+
+    Raises:
+        FeatureMismatchError: no item has a vector, or vectors of several versions are mixed.
+        FeatureStoreError: see `load_vectors`.
+    """
+    from sda_features.feature_store.offline import load_vectors
+    from sda_features.recommenders.features import align_vectors
+
+    found = load_vectors(repo, feature_set, item_ids.to_pylist(), version=version)
+    if len(found.versions) > 1:
+        raise FeatureMismatchError(
+            f"The vectors of feature set {feature_set!r} come from {len(found.versions)} adapter versions "
+            f"({', '.join(found.versions)}) and do not lie in one space; materialize the whole catalogue again."
+        )
+    if not (found.text_found.any() or found.image_found.any()):
+        raise FeatureMismatchError(_no_vectors(item_ids, f"feature set {feature_set!r}"))
+    blocks = {"text": (found.text, found.text_found), "image": (found.image, found.image_found)}
+    vectors = {
+        name: align_vectors(item_ids, found.item_ids, matrix)
+        for name, (matrix, mask) in blocks.items()
+        if mask.any()
+    }
+    return vectors, next(iter(found.versions), None)
+
+
+def read_vectors(path: Path, item_ids: Any) -> Matrices:
+    """Vectors from a parquet file: `item_id`, and each column of lists of numbers a modality.
+
+    Args:
+        path: the file; items that are not in `item_ids` are skipped, a null is a missing vector.
+        item_ids: Arrow strings [I].
+
+    Returns:
+        Column -> float32 [I + 1, d]; zero in row 0 and for missing vectors.
+
+    Raises:
+        FeatureMismatchError: not such a file, vectors of one column that differ in length, an id
+            that occurs twice, or no item has a vector.
+    """
+    from sda_features.recommenders.features import align_vectors
+
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise FeatureMismatchError(f"{path}: not a readable parquet file of vectors: {error}") from error
+    columns = [field.name for field in table.schema if _holds_vectors(field.type)]
+    if ITEM_ID not in table.column_names or not columns:
+        raise FeatureMismatchError(
+            f"{path}: expected a column {ITEM_ID} and at least one column of lists of numbers, got "
+            f"{', '.join(f'{field.name} ({field.type})' for field in table.schema)}."
+        )
+    ids = table[ITEM_ID].cast(pa.string())
+    vectors = {name: align_vectors(item_ids, ids, _matrix(path, name, table[name])) for name in columns}
+    vectors = {name: matrix for name, matrix in vectors.items() if matrix.any()}
+    if not vectors:
+        raise FeatureMismatchError(_no_vectors(item_ids, str(path)))
+    return vectors
+
+
+def _holds_vectors(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(is_list and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)))
+
+
+def _matrix(path: Path, name: str, column: pa.ChunkedArray) -> NDArray[np.float32]:
+    """A column of lists as float32 [n, d], zero for null."""
+    found = column.is_valid().to_numpy()
+    present = column.drop_null()
+    lengths = pc.unique(pc.list_value_length(present)).to_pylist()
+    if len(lengths) > 1:
+        raise FeatureMismatchError(
+            f"{path}: the vectors in {name!r} have {len(lengths)} lengths, e.g. {lengths[0]} and {lengths[1]}."
+        )
+    matrix = np.zeros((len(column), *(lengths or [1])), np.float32)
+    if lengths:
+        matrix[found] = (
+            pc.list_flatten(present).cast(pa.float32(), safe=False).to_numpy().reshape(-1, *lengths)
+        )
+    return matrix
+
+
+def _no_vectors(item_ids: Any, where: str) -> str:
+    return (
+        f"None of the {len(item_ids)} items of the log, such as {item_ids[0].as_py()!r}, has a vector in "
+        f"{where}. Do the ids of log and catalogue agree?"
+    )
+
+
+def _sha256(modalities: Matrices) -> str:
+    digest = hashlib.sha256()
+    for name, matrix in modalities.items():
+        digest.update(f"{name} {matrix.shape} ".encode())
+        digest.update(np.ascontiguousarray(matrix, "<f4").data)
+    return digest.hexdigest()

@@ -1,0 +1,271 @@
+"""Recommenders by feature sets by seeds: every cell a run folder, trained once, and the tables made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sda_features.artifacts import atomic_file, source_commit, write_json
+from sda_features.config import EvaluationSettings, LogSettings, RecommenderSettings
+from sda_features.errors import SettingsError
+from sda_features.evaluation.metrics import mean
+from sda_features.evaluation.runs import METRICS, Run, compare_runs
+from sda_features.evaluation.significance import mean_over_seeds, paired_t_test
+from sda_features.report.tables import Row, Score, ScoreTable, differences_table, is_significant, places
+from sda_features.workflows.features import load_features
+from sda_features.workflows.train import Echo, Training, read_log, say_without_vector
+
+GROUPS = {"all": "overall", "tail": "tail", "lowest-quintile": "lowest quintile"}
+NAMES = {"hit": "H", "ndcg": "N"}  # as the paper's tables abbreviate
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Finished runs.
+
+    Attributes:
+        runs: (model, label of the features) -> a run for each seed, in the order of models and features.
+        without_vector: label -> items of the log without any vector.
+    """
+
+    runs: dict[tuple[str, str], list[Run]]
+    without_vector: dict[str, int]
+
+    @property
+    def models(self) -> list[str]:
+        """In order."""
+        return list(dict.fromkeys(model for model, _ in self.runs))
+
+    @property
+    def features(self) -> list[str]:
+        """Labels, in order."""
+        return list(dict.fromkeys(label for _, label in self.runs))
+
+    @property
+    def any_run(self) -> Run:
+        """All have data and protocol in common."""
+        return next(iter(self.runs.values()))[0]
+
+    def values(self, cell: tuple[str, str], metric: str, protocol: str, group: str) -> Values:
+        """Of each user of a group, float64 [n], the mean over seeds."""
+        runs = self.runs[cell]
+        return mean_over_seeds([run.values(metric, protocol) for run in runs])[runs[0].groups[group]]
+
+
+def train_grid(
+    interactions: Path,
+    output: Path,
+    features: Sequence[str],
+    settings: Mapping[str, RecommenderSettings],
+    seeds: Sequence[int],
+    evaluation: EvaluationSettings,
+    *,
+    log: LogSettings | None = None,
+    repo: Path | None = None,
+    echo: Echo = lambda line: None,
+    progress: bool = True,
+) -> Grid:
+    """Train every model on every feature set with every seed, or read the run when it is there already.
+
+    Args:
+        interactions: the log.
+        output: folder; a run lies in `runs/MODEL/FEATURES/seed-SEED`.
+        features: see `load_features`.
+        settings: model -> its settings; their seed is replaced.
+        seeds: of the trainings.
+        evaluation: the protocol of all.
+        log: how the log is read.
+        repo: an applied Feast repo; needed for feature sets.
+        echo: prints a line for each run.
+        progress: show a bar for each training.
+
+    Raises:
+        SettingsError: nothing to train, or two feature sets of one label.
+        SDAError: a run failed; those that have finished stay and are not trained again.
+    """
+    log = log or LogSettings()
+    if not (features and settings and seeds):
+        raise SettingsError("Expected at least one model, one feature set and one seed.")
+    read = read_log(interactions, log)
+    finished: dict[tuple[str, str], list[Run]] = {}
+    without_vector: dict[str, int] = {}
+    seeds = list(dict.fromkeys(seeds))
+    total, number = len(features) * len(settings) * len(seeds), 0
+    for name in features:  # outside, so that the vectors of one set at a time are in memory
+        found = load_features(name, read.item_ids, repo)
+        if found.label in without_vector:
+            raise SettingsError(f"Two feature sets are called {found.label!r}; rename one of the files.")
+        without_vector[found.label] = found.without_vector
+        say_without_vector(found, echo)
+        for model, of_model in settings.items():
+            for seed in seeds:
+                number += 1
+                seeded = of_model.model_copy(update={"seed": seed})
+                run = Training(read, log, found, model, seeded, evaluation).run(
+                    output / "runs" / model / found.label / f"seed-{seed}",
+                    echo,
+                    place=f"[{number}/{total}] ",
+                    progress=progress,
+                )
+                finished.setdefault((model, found.label), []).append(run)
+    order = [(model, label) for model in settings for label in without_vector]
+    return Grid({cell: finished[cell] for cell in order}, without_vector)
+
+
+def score_tables(grid: Grid, *, full: str | None = None) -> list[ScoreTable]:
+    """One table for each protocol: models and features by groups of users and metrics.
+
+    The best of a model's column is bold, with a star when a paired t-test over users, each the mean
+    over seeds, tells it from the second best.
+
+    Args:
+        grid: of finished runs.
+        full: label of the full model of an ablation; adds to each group the column of the paper's
+            Table 2, the mean relative change of the metrics against it.
+    """
+    run = grid.any_run
+    tables = []
+    for protocol in run.ranks:
+        columns = [
+            (GROUPS.get(group, group), name)
+            for group in run.groups
+            for name in [*(f"{NAMES[metric]}@{run.cutoff}" for metric in METRICS), *(["Δ"] if full else [])]
+        ]
+        rows = []
+        for model in grid.models:
+            scores = _block(grid, model, protocol, full)
+            for label in grid.features:
+                labels = (label,) if full else (model, label)
+                rows.append(Row(labels, tuple(scores[label])))
+        headers = ("features",) if full else ("model", "features")
+        tables.append(
+            ScoreTable(_title(grid, protocol, full), headers, tuple(columns), tuple(rows), _note(grid, full))
+        )
+    return tables
+
+
+def differences(grid: Grid, ours: str, others: Sequence[str]) -> list[dict[str, Any]]:
+    """`ours` against each of `others`, for each model and metric, as rows for JSON and `differences_table`."""
+    rows = []
+    for model in grid.models:
+        for other in others:
+            for found in compare_runs(grid.runs[model, ours], grid.runs[model, other]):
+                row = {"model": model, "features": ours, "against": other, "metric": found.metric}
+                rows.append({**row, "ours": found.ours, "theirs": found.theirs, **asdict(found.comparison)})
+    return rows
+
+
+def write_tables(
+    output: Path, name: str, grid: Grid, tables: Sequence[ScoreTable], compared: Sequence[Mapping[str, Any]]
+) -> str:
+    """Write `name`.json (the manifest, every score in it), `name`.md and `name`.tex; return the Markdown."""
+    manifest = grid.any_run.manifest
+    write_json(
+        output / f"{name}.json",
+        {
+            "table": name,
+            "commit": source_commit(),
+            "sda_features": manifest["sda_features"],
+            "data": manifest["data"],
+            "log": manifest["log"],
+            "evaluation": manifest["evaluation"],
+            "seeds": sorted(
+                {run.manifest["settings"]["seed"] for runs in grid.runs.values() for run in runs}
+            ),
+            "items_without_vector": grid.without_vector,
+            "runs": [
+                _entry(output, model, label, run)
+                for (model, label), runs in grid.runs.items()
+                for run in runs
+            ],
+            "tables": [table.json() for table in tables],
+            "differences": list(compared),
+        },
+    )
+    markdown = "\n\n".join(table.markdown() for table in tables)
+    texts = {".md": markdown, ".tex": "\n\n".join(table.latex() for table in tables)}
+    if compared:
+        names = ("this", "other")
+        texts[".md"] += "\n\n" + differences_table(compared, names, ("model", "features", "against"))
+    for suffix, text in texts.items():
+        with atomic_file(output / f"{name}{suffix}") as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+    return markdown
+
+
+def _block(grid: Grid, model: str, protocol: str, full: str | None) -> dict[str, list[Score]]:
+    """Scores of a model's rows, by label, in the order of the columns."""
+    run = grid.any_run
+    rows: dict[str, list[Score]] = {label: [] for label in grid.features}
+    for group in run.groups:
+        means: dict[str, list[float | None]] = {label: [] for label in rows}
+        for metric in METRICS:
+            values = {label: grid.values((model, label), metric, protocol, group) for label in rows}
+            averages = [mean(of_label) for of_label in values.values()]
+            ranked = dict(zip(rows, places(averages), strict=True))
+            star = _differs([values[label] for place in (1, 2) for label in rows if ranked[label] == place])
+            name = f"{metric}@{run.cutoff}/{protocol}/{group}"
+            for label, average in zip(rows, averages, strict=True):
+                spread = _spread([run.manifest["metrics"][name] for run in grid.runs[model, label]])
+                place = ranked[label]
+                rows[label].append(Score(average, spread, place, significant=star and place == 1))
+                means[label].append(average)
+        if full:
+            for label in rows:
+                rows[label].append(Score(_relative_change(means[label], means[full]), percent=True))
+    return rows
+
+
+def _differs(best_first: Sequence[Values]) -> bool:
+    """Whether the first two of these differ, user by user."""
+    if len(best_first) < 2 or len(best_first[0]) < 2:
+        return False
+    return is_significant(paired_t_test(best_first[0], best_first[1])[1])
+
+
+def _relative_change(scores: Sequence[float | None], full: Sequence[float | None]) -> float | None:
+    """Mean of x / x_full - 1 (the paper's Delta); None where that is not defined."""
+    changes = [x / of_full - 1 for x, of_full in zip(scores, full, strict=True) if x is not None and of_full]
+    return sum(changes) / len(changes) if changes and len(changes) == len(scores) else None
+
+
+def _spread(scores: Sequence[float | None]) -> float | None:
+    known = [score for score in scores if score is not None]
+    return float(np.std(known, ddof=1)) if len(known) > 1 else None
+
+
+def _title(grid: Grid, protocol: str, full: str | None) -> str:
+    run = grid.any_run
+    users = {name: int(members.sum()) for name, members in run.groups.items()}
+    of_groups = ", ".join(f"{count:,} {GROUPS.get(name, name)}" for name, count in users.items())
+    model = f"{grid.models[0]}, " if full else ""
+    return f"{model}ranking {protocol}, split {run.manifest['evaluation']['split']}, users: {of_groups}"
+
+
+def _note(grid: Grid, full: str | None) -> str:
+    seeds = len(next(iter(grid.runs.values())))
+    note = f"Mean of {seeds} seeds, ± their standard deviation. " if seeds > 1 else "One seed. "
+    note += "Bold: best; underlined: second best; *: the two differ, p < 0.05, paired t-test over users."
+    return note + (f" Δ: mean relative change against {full}." if full else "")
+
+
+def _entry(output: Path, model: str, label: str, run: Run) -> dict[str, Any]:
+    """A run as the table's manifest has it."""
+    keys = (
+        "commit",
+        "features",
+        "vectors",
+        "vectors_version",
+        "vectors_sha256",
+        "settings",
+        "best_epoch",
+        "metrics",
+    )
+    entry = {key: run.manifest.get(key) for key in keys}
+    return {"model": model, "label": label, "folder": str(run.folder.relative_to(output)), **entry}
