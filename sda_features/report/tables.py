@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,7 +12,14 @@ from tabulate import tabulate
 Metrics = Mapping[str, float | int | None]
 
 SIGNIFICANT = 0.05  # the paper's level
-LATEX_SPECIAL = re.compile(r"[&%$#_{}]")
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "±": r"$\pm$",
+    "Δ": r"$\Delta$",
+    "<": "$<$",
+    ">": "$>$",
+    **{c: rf"\{c}" for c in "&%$#_{}"},
+}
 
 
 @dataclass(frozen=True)
@@ -208,7 +214,8 @@ def _markdown_score(score: Score) -> str:
 def _latex_score(score: Score) -> str:
     number = _escape(score.number)
     marked = {1: rf"\textbf{{{number}}}", 2: rf"\underline{{{number}}}", None: number}[score.place]
-    return marked + ("$^{*}$" if score.significant else "")
+    spread = "" if score.spread is None else rf" {{\tiny $\pm${score.spread:.4f}}}"
+    return marked + ("$^{*}$" if score.significant else "") + spread
 
 
 def _latex_line(cells: Sequence[str]) -> str:
@@ -216,4 +223,4 @@ def _latex_line(cells: Sequence[str]) -> str:
 
 
 def _escape(text: str) -> str:
-    return LATEX_SPECIAL.sub(lambda match: "\\" + match.group(), text.replace("\\", r"\textbackslash "))
+    return "".join(LATEX.get(character, character) for character in text)
