@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sda_features.errors import FeatureMismatchError
-from sda_features.feature_store.schema import ITEM_ID
+from sda_features.feature_store.schema import ITEM_ID, column_dim, matrix_of
 
 IDS_ALONE = "id"  # the feature set of a recommender that reads no vectors
 MODALITIES = ("text", "image")
@@ -156,14 +155,22 @@ def read_vectors(path: Path, item_ids: Any) -> Matrices:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise FeatureMismatchError(f"{path}: not a readable parquet file of vectors: {error}") from error
-    columns = [field.name for field in table.schema if _holds_vectors(field.type)]
-    if ITEM_ID not in table.column_names or not columns:
+    names = [field.name for field in table.schema if _holds_vectors(field.type)]
+    if ITEM_ID not in table.column_names or not names:
         raise FeatureMismatchError(
             f"{path}: expected a column {ITEM_ID} and at least one column of lists of numbers, got "
             f"{', '.join(f'{field.name} ({field.type})' for field in table.schema)}."
         )
     ids = table[ITEM_ID].cast(pa.string())
-    vectors = {name: align_vectors(item_ids, ids, _matrix(path, name, table[name])) for name in columns}
+    columns = pa.table({name: table[name].cast(pa.list_(pa.float32())) for name in names})
+    try:
+        vectors = {
+            name: align_vectors(item_ids, ids, matrix_of(columns[name])[0])
+            for name in names
+            if column_dim(columns, name)
+        }
+    except FeatureMismatchError as error:
+        raise FeatureMismatchError(f"{path}: {error}") from None
     vectors = {name: matrix for name, matrix in vectors.items() if matrix.any()}
     if not vectors:
         raise FeatureMismatchError(_no_vectors(item_ids, str(path)))
@@ -173,23 +180,6 @@ def read_vectors(path: Path, item_ids: Any) -> Matrices:
 def _holds_vectors(kind: pa.DataType) -> bool:
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     return bool(is_list and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)))
-
-
-def _matrix(path: Path, name: str, column: pa.ChunkedArray) -> NDArray[np.float32]:
-    """A column of lists as float32 [n, d], zero for null."""
-    found = column.is_valid().to_numpy()
-    present = column.drop_null()
-    lengths = pc.unique(pc.list_value_length(present)).to_pylist()
-    if len(lengths) > 1:
-        raise FeatureMismatchError(
-            f"{path}: the vectors in {name!r} have {len(lengths)} lengths, e.g. {lengths[0]} and {lengths[1]}."
-        )
-    matrix = np.zeros((len(column), *(lengths or [1])), np.float32)
-    if lengths:
-        matrix[found] = (
-            pc.list_flatten(present).cast(pa.float32(), safe=False).to_numpy().reshape(-1, *lengths)
-        )
-    return matrix
 
 
 def _no_vectors(item_ids: Any, where: str) -> str:
