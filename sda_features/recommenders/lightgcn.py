@@ -14,6 +14,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -50,14 +51,19 @@ class BipartiteGraph(nn.Module):
         self.register_buffer("to_users", to_users, persistent=False)
         self.register_buffer("to_items", to_items, persistent=False)
 
-    def users_from(self, items: Tensor) -> Tensor:
-        """One hop, R^ X: float32 [I + 1, K] -> [U, K]; K columns are as many tables as one likes side by side."""
-        product: Tensor = _Product.apply(self.to_users, self.to_items, items)  # type: ignore[no-untyped-call]
+    def users_from(self, items: Tensor, rows: Tensor | None = None) -> Tensor:
+        """One hop, R^ X: float32 [I + 1, K] -> [U, K]; K columns are as many tables as one likes side by side.
+
+        Args:
+            items: X.
+            rows: int64 [n], distinct users; only these rows are computed, [n, K].
+        """
+        product: Tensor = _Product.apply(self.to_users, self.to_items, items, rows)  # type: ignore[no-untyped-call]
         return product
 
-    def items_from(self, users: Tensor) -> Tensor:
-        """One hop, R^T X: float32 [U, K] -> [I + 1, K]."""
-        product: Tensor = _Product.apply(self.to_items, self.to_users, users)  # type: ignore[no-untyped-call]
+    def items_from(self, users: Tensor, rows: Tensor | None = None) -> Tensor:
+        """One hop, R^T X: float32 [U, K] -> [I + 1, K], or [n, K] for distinct items `rows`."""
+        product: Tensor = _Product.apply(self.to_items, self.to_users, users, rows)  # type: ignore[no-untyped-call]
         return product
 
     def user_walks(self, users: Tensor, layers: int) -> tuple[Tensor, Tensor]:
@@ -92,25 +98,48 @@ def _compressed_rows(
 ) -> Tensor:
     """Sparse matrix of entries that are sorted by row."""
     starts = np.searchsorted(rows, np.arange(shape[0] + 1))
+    return _sparse(  # 32 bits are what MKL takes without a copy
+        torch.from_numpy(starts.astype(np.int32)),
+        torch.from_numpy(columns.astype(np.int32)),
+        torch.from_numpy(values),
+        shape,
+    )
+
+
+def _sparse(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(
-            torch.from_numpy(starts),
-            torch.from_numpy(columns),
-            torch.from_numpy(values),
-            shape,
-            check_invariants=True,
-        )
+        return torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=False)
+
+
+def _select(matrix: Tensor, rows: Tensor) -> Tensor:
+    """Rows of a sparse matrix, in the order given."""
+    starts = matrix.crow_indices()
+    first = starts[rows]
+    lengths = starts[rows + 1] - first
+    ends = lengths.cumsum(0, dtype=starts.dtype)
+    total = int(ends[-1]) if len(rows) else 0
+    place = torch.arange(total, dtype=starts.dtype, device=starts.device)
+    place = place + torch.repeat_interleave(first - ends + lengths, lengths)
+    return _sparse(
+        F.pad(ends, (1, 0)), matrix.col_indices()[place], matrix.values()[place], (len(rows), matrix.shape[1])
+    )
 
 
 class _Product(torch.autograd.Function):
-    """S X. The gradient needs S^T, which is at hand; autograd would build it in every step."""
+    """S X, or some rows of it. The gradient needs S^T, which is at hand; autograd would build it in each step."""
 
     @staticmethod
-    def forward(context: Any, matrix: Tensor, transposed: Tensor, table: Tensor) -> Tensor:
-        context.transposed = transposed
-        return matrix @ table
+    def forward(
+        context: Any, matrix: Tensor, transposed: Tensor, table: Tensor, rows: Tensor | None
+    ) -> Tensor:
+        context.transposed, context.rows = transposed, rows
+        return (matrix if rows is None else _select(matrix, rows)) @ table
 
     @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> tuple[None, None, Tensor]:
-        return None, None, context.transposed @ gradients[0]
+    def backward(context: Any, *gradients: Tensor) -> tuple[None, None, Tensor, None]:
+        (gradient,) = gradients
+        if context.rows is not None:
+            whole = gradient.new_zeros(context.transposed.shape[1], gradient.shape[1])
+            gradient = whole.index_copy(0, context.rows, gradient)
+        return None, None, context.transposed @ gradient, None

@@ -41,7 +41,7 @@ def info_nce(anchors: Tensor, positives: Tensor, temperature: float) -> Tensor:
         positives: float [n, d]; row k belongs to anchor k, the other rows are its negatives.
         temperature: t.
     """
-    logits = F.normalize(anchors) @ F.normalize(positives).T / temperature
+    logits = F.normalize(anchors) / temperature @ F.normalize(positives).T
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 
 
@@ -182,13 +182,13 @@ class SLMRec(Recommender):
         """InfoNCE over the pairs of a batch, and the self-supervised task over its items."""
         settings = self.settings
         layer_zero = self.items()
-        users, modal, shared = self._propagate(layer_zero)
-        items, place = torch.unique(batch["items"], return_inverse=True)
-        found = modal[items]  # [n, M, d]
-        fused = self.item_fusion(found.flatten(1))
-        loss = info_nce(users[batch["users"]], fused[place], settings.temperature)
+        users, user_place = torch.unique(batch["users"], return_inverse=True)
+        items, item_place = torch.unique(batch["items"], return_inverse=True)
+        states, modal, shared = self._propagate(layer_zero, users, items)
+        fused = self.item_fusion(modal.flatten(1))
+        loss = info_nce(states[user_place], fused[item_place], settings.temperature)
         if self.fine_and_coarse is not None:
-            loss = loss + settings.ssl_weight * self.fine_and_coarse(found, settings.ssl_temperature)
+            loss = loss + settings.ssl_weight * self.fine_and_coarse(modal, settings.ssl_temperature)
         elif self.drops or self.masks:
             first, second = self._views(layer_zero, shared, items)
             loss = loss + settings.ssl_weight * info_nce(first, second, settings.ssl_temperature)
@@ -207,9 +207,13 @@ class SLMRec(Recommender):
         return first, second
 
     def representations(self) -> tuple[Tensor, Tensor]:
-        """All users, float32 [U, d], and all items, float32 [I + 1, d], as they are scored."""
-        users, modal, _ = self._propagate(self.items())
-        return F.normalize(users), F.normalize(self.item_fusion(modal.flatten(1)))
+        """All users, float32 [U, d], and all items, float32 [I + 1, d]."""
+        users, items = (
+            torch.arange(len(table), device=self.device)
+            for table in (self.graph.to_users, self.graph.to_items)
+        )
+        states, modal, _ = self._propagate(self.items(), users, items)
+        return states, self.item_fusion(modal.flatten(1))
 
     def user_states(self, users: Tensor, histories: Tensor) -> Tensor:
         """Rows of the propagated user table, float32 [B, d]; `histories` is not used."""
@@ -233,26 +237,36 @@ class SLMRec(Recommender):
 
         return score
 
-    def _propagate(self, layer_zero: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Fused users [U, d], items by modality [I + 1, M, d], and the users' share in the latter [I + 1, d]."""
-        layers, rows = self.settings.graph_layers, layer_zero.shape[0]
-        own, leaving = self.graph.user_walks(self.users, layers)
-        shared = self.graph.items_from(leaving) / (layers + 1)
+    def _propagate(self, layer_zero: Tensor, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Means over layers for some users and items.
+
+        Args:
+            layer_zero: of the items, float32 [I + 1, M d].
+            users: int64 [m], distinct.
+            items: int64 [n], distinct.
+
+        Returns:
+            users, fused, float32 [m, d].
+            items by modality, float32 [n, M, d].
+            what came to those items from the user table, in each modality alike, float32 [n, d].
+        """
+        layers = self.settings.graph_layers
+        own, towards_items = self.graph.user_walks(self.users, layers)
         here, towards_users = self.graph.item_walks(layer_zero, layers)
-        modal = here.view(rows, self.modalities, -1) / (layers + 1) + shared[:, None]
-        users = F.linear(own, self._shared_weight(self.user_fusion)) + self.graph.users_from(
-            F.linear(towards_users, self.user_fusion.weight)
-        )
-        return users / (layers + 1) + self.user_fusion.bias, modal, shared
+        arrived = self.graph.users_from(F.linear(towards_users, self.user_fusion.weight), users)
+        states = F.linear(own[users], self._shared_weight(self.user_fusion)) + arrived
+        shared = self.graph.items_from(towards_items, items) / (layers + 1)
+        modal = here[items].view(len(items), self.modalities, -1) / (layers + 1) + shared[:, None]
+        return states / (layers + 1) + self.user_fusion.bias, modal, shared
 
     def _views(self, layer_zero: Tensor, shared: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-        """Two augmented views of `items`, fused, float32 [n, d] each."""
-        layers, rows = self.settings.graph_layers, layer_zero.shape[0]
-        features = layer_zero.view(rows, self.modalities, -1)
-        augmented = [features * factor for factor in self.view_factors(layer_zero.device)]
-        fused = [F.linear(view.flatten(1), self.item_fusion.weight) for view in augmented]
+        """Two augmented views of `items`, fused, float32 [n, d] each; `shared` as from `_propagate`."""
+        layers = self.settings.graph_layers
+        features = layer_zero.view(len(layer_zero), self.modalities, -1)
+        augmented = [(features * factor).flatten(1) for factor in self.view_factors(layer_zero.device)]
+        fused = [F.linear(view, self.item_fusion.weight) for view in augmented]
         here, _ = self.graph.item_walks(torch.cat(fused, dim=1), layers)
-        common = F.linear(shared[items], self._shared_weight(self.item_fusion), self.item_fusion.bias)
+        common = F.linear(shared, self._shared_weight(self.item_fusion), self.item_fusion.bias)
         first, second = (here[items] / (layers + 1)).chunk(2, dim=1)
         return first + common, second + common
 
