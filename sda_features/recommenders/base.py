@@ -91,7 +91,7 @@ class Recommender(nn.Module, ABC):
         return score
 
     def states_after(
-        self, history: Interactions, users: NDArray[np.int64], *, batch: int = 1024
+        self, history: Interactions, users: NDArray[np.int64], *, batch: int = 4096
     ) -> NDArray[np.float32]:
         """`user_states` [T, K] of `users` [T] given `history`, without dropout, `batch` users at a time."""
         self.eval()

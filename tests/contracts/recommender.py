@@ -60,6 +60,13 @@ class RecommenderContract:
         found = model.scorer(small_log())(np.arange(USERS))
         np.testing.assert_allclose(found, scores.detach().numpy(), atol=1e-6)
 
+    def test_states_are_the_left_factor_of_the_scorer(self, variant):
+        model, users = self.build(variant), np.arange(USERS)[::-1].copy()
+        states = model.states_after(small_log(), users, batch=5)
+        assert states.dtype == np.float32
+        scores = states @ model.item_table().detach().numpy().T
+        np.testing.assert_allclose(scores, model.scorer(small_log())(users), atol=1e-5)
+
     def test_scoring_ignores_dropout_batch_and_padding(self, variant):
         model = self.build(variant)
         score = model.scorer(small_log())
