@@ -205,7 +205,7 @@ class RecommenderSettings(Settings):
     mask_ratio: float = Field(
         0.6, gt=0, lt=1, description="Share of a sequence that is masked in training (BERT4Rec)."
     )
-    l2: float = Field(1e-4, ge=0, description="Weight of the squared norms of the factors in a step (VBPR).")
+    l2: float = Field(1e-2, ge=0, description="Weight of the squared norms of the factors in a step (VBPR).")
     graph_layers: int = Field(3, gt=0, description="Hops of graph propagation (SLMRec).")
     temperature: float = Field(0.2, gt=0, description="Temperature of the in-batch softmax (SLMRec).")
     ssl_task: Literal["fd", "fm", "fac", "fd+fm"] = Field(
@@ -231,7 +231,7 @@ class RecommenderSettings(Settings):
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "sparse": {
         "sasrec": {},
-        "bert4rec": {"hidden_dim": 64, "heads": 2},
+        "bert4rec": {"hidden_dim": 64, "heads": 2, "batch_size": 256},
         "vbpr": {"hidden_dim": 64, "batch_size": 1024},
         "slmrec": {"hidden_dim": 64, "batch_size": 2048},
     },

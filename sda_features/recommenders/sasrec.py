@@ -24,6 +24,7 @@ from sda_features.interactions import Interactions
 from sda_features.recommenders.base import Batch, SequenceRecommender
 from sda_features.recommenders.features import ItemEncoder, ItemVectors
 from sda_features.recommenders.packing import Packing, attention, pack
+from sda_features.recommenders.softmax import softmax_loss
 
 LAYER_NORM_EPSILON = 1e-8
 
@@ -39,17 +40,6 @@ def binary_loss(states: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
     positive = (states * positives).sum(-1)
     negative = (states * negatives).sum(-1)
     return F.softplus(-positive).mean() + F.softplus(negative).mean()
-
-
-def softmax_loss(states: Tensor, table: Tensor, targets: Tensor) -> Tensor:
-    """-mean log softmax(E h)[next item], over the catalogue without padding.
-
-    Args:
-        states: float [N, d].
-        table: float [I + 1, d]; row 0 is left out.
-        targets: int64 [N], item codes 1..I.
-    """
-    return F.cross_entropy(states @ table[1:].T, targets - 1)
 
 
 @final

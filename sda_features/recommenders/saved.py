@@ -30,11 +30,12 @@ from sda_features.errors import CheckpointError
 from sda_features.evaluation.runs import read_manifest
 from sda_features.interactions import Interactions
 from sda_features.recommenders.base import SequenceRecommender
+from sda_features.recommenders.bert4rec import BERT4Rec
 from sda_features.recommenders.features import Floats, ItemVectors, Scaling, join_modalities
 from sda_features.recommenders.sasrec import SASRec
 from sda_features.recommenders.train import ITEMS, SCALING, WEIGHTS
 
-RECOMMENDERS: dict[str, type[SequenceRecommender]] = {"SASRec": SASRec}
+RECOMMENDERS: dict[str, type[SequenceRecommender]] = {"SASRec": SASRec, "BERT4Rec": BERT4Rec}
 
 
 @dataclass(frozen=True, eq=False)

@@ -43,7 +43,7 @@ class _BlockedSoftmaxLoss(Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, table: Tensor, targets: Tensor) -> Tensor:
-        items = table[1:]
+        items, wanted = table[1:], any(ctx.needs_input_grad)
         rows = max(1, LOGITS_AT_ONCE // len(items))
         buffer = states.new_empty(min(rows, len(states)), len(items))
         log_sums, of_states, of_table = (
@@ -59,12 +59,15 @@ class _BlockedSoftmaxLoss(Function):
             exponentials = logits.sub_(largest).exp_()
             sums = exponentials.sum(dim=1, keepdim=True)
             log_sums[block] = (largest + sums.log()).squeeze(1)
-            if any(ctx.needs_input_grad):
+            if wanted:
                 of_states[block] = exponentials @ items / sums
                 of_table[1:].addmm_(exponentials.T, h / sums)
-        wanted = table[targets]
-        ctx.save_for_backward(of_states.sub_(wanted), of_table.index_add_(0, targets, states, alpha=-1))
-        return (log_sums - (states * wanted).sum(dim=1)).mean()
+        of_targets = table[targets]
+        if wanted:
+            ctx.save_for_backward(
+                of_states.sub_(of_targets), of_table.index_add_(0, targets, states, alpha=-1)
+            )
+        return (log_sums - (states * of_targets).sum(dim=1)).mean()
 
     @staticmethod
     @once_differentiable

@@ -173,7 +173,9 @@ def test_folders_that_are_no_runs(run, tmp_path):
     with pytest.raises(CheckpointError, match=r"Expected a run folder with manifest\.json"):
         load_run(tmp_path)
     other = copy_of(run[1], tmp_path / "other", recommender="VBPR")
-    with pytest.raises(CheckpointError, match="holds a VBPR; expected SASRec, which rank by a history"):
+    with pytest.raises(
+        CheckpointError, match="holds a VBPR; expected SASRec or BERT4Rec, which rank by a history"
+    ):
         load_run(other)
     with pytest.raises(CheckpointError, match="holds a VBPR; expected Other"):
         load_run(other, Other)
