@@ -8,7 +8,6 @@ import pytest
 
 from sda_features.serving.embedded import embedded_redis
 
-
 # A loaded machine is no fault of the code: nothing in the tests depends on time.
 hypothesis.settings.register_profile("sda", deadline=None)
 hypothesis.settings.load_profile("sda")
