@@ -31,6 +31,7 @@ from sda_features.interactions import Interactions
 from sda_features.recommenders.base import Batch, Recommender
 from sda_features.recommenders.features import ItemVectors
 from sda_features.recommenders.lightgcn import BipartiteGraph
+from sda_features.recommenders.softmax import softmax_loss
 
 
 def info_nce(anchors: Tensor, positives: Tensor, temperature: float) -> Tensor:
@@ -41,8 +42,9 @@ def info_nce(anchors: Tensor, positives: Tensor, temperature: float) -> Tensor:
         positives: float [n, d]; row k belongs to anchor k, the other rows are its negatives.
         temperature: t.
     """
-    logits = F.normalize(anchors) / temperature @ F.normalize(positives).T
-    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+    table = F.pad(F.normalize(positives), (0, 0, 1, 0))  # `softmax_loss` leaves row 0 out
+    targets = torch.arange(1, len(table), device=table.device)
+    return softmax_loss(F.normalize(anchors) / temperature, table, targets)
 
 
 def feature_dropout(shape: tuple[int, int, int], rate: float, device: torch.device) -> Tensor:
@@ -225,17 +227,27 @@ class SLMRec(Recommender):
 
     def scorer(self, history: Interactions) -> Scorer:
         """See `Recommender.scorer`; the graph is propagated once for all users, `history` is not used."""
-        self.eval()
-        with torch.inference_mode():
-            states, table = self.representations()
+        states, table = self._final()
 
         def score(users: NDArray[np.int64]) -> NDArray[np.float32]:
             with torch.inference_mode():
-                chosen = states[torch.from_numpy(users).to(states.device)]
-                scores: NDArray[np.float32] = (chosen @ table.T).float().cpu().numpy()
+                scores: NDArray[np.float32] = (states[users] @ table.T).cpu().numpy()
             return scores
 
         return score
+
+    def states_after(
+        self, history: Interactions, users: NDArray[np.int64], *, batch: int = 1024
+    ) -> NDArray[np.float32]:
+        """See `Recommender.states_after`; neither `history` nor `batch` is used."""
+        states: NDArray[np.float32] = self._final()[0][users].cpu().numpy()
+        return states
+
+    def _final(self) -> tuple[Tensor, Tensor]:
+        self.eval()
+        with torch.inference_mode():
+            states, table = self.representations()
+        return states.float(), table.float()
 
     def _propagate(self, layer_zero: Tensor, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Means over layers for some users and items.
