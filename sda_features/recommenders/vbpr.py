@@ -90,16 +90,17 @@ class VBPR(Recommender):
         An item's row of the table is linear in g_i, b_i and f_i, so the difference of two rows is
         the row of the differences, and E is applied once a triple.
         """
-        positives, negatives = batch["positives"], batch["negatives"]
+        pairs = torch.stack([batch["positives"], batch["negatives"]], dim=1)
         users = F.embedding(batch["users"], self.user_factors)
         penalty = users.square().sum() / len(users)
         factors = values = None
         if self.item_factors is not None:
-            taken, other = F.embedding(torch.stack([positives, negatives]), self.item_factors)
-            factors = taken - other
-            penalty = penalty + (taken.square().sum() + other.square().sum()) / len(users)
+            both = F.embedding(pairs, self.item_factors)
+            factors = both[:, 0] - both[:, 1]
+            penalty = penalty + both.square().sum() / len(users)
         if self.values is not None and self.projection is not None:
-            values = self.values[positives] - self.values[negatives]
+            signs = self.values.new_tensor([1.0, -1.0]).expand(len(pairs), 2)
+            values = F.embedding_bag(pairs, self.values, per_sample_weights=signs, mode="sum")
             penalty = penalty + self.projection.square().sum()
         rows = self._rows(factors, values)
         margins = (users * rows[:, :-1]).sum(dim=1) + rows[:, -1]
