@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("catalog", type=click.Path(path_type=Path))
+@click.argument("catalog")
 @click.option("--repo", type=click.Path(path_type=Path), default=".", show_default=True, help="Feast repo.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Checkpoint that `adapt` wrote.")
 @click.option("--model", help="Base model; with --checkpoint only if it moved, alone for vanilla vectors.")
@@ -37,6 +38,24 @@ if TYPE_CHECKING:
 @click.option("--feature-set", help="Feature set to write.  [default: sda, or vanilla without --checkpoint]")
 @click.option("--batch-size", default=32, show_default=True, help="Sequences encoded together.")
 @click.option("--shard-rows", default=1024, show_default=True, help="Items of one offline part.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="What encodes: this process, or workers of a Ray cluster (extra: ray).",
+)
+@click.option("--ray-address", help="Running cluster, e.g. auto.  [default: start one on this machine]")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Workers of --engine ray.  [default: one a GPU, or CPUs less one]",
+)
+@click.option(
+    "--gpus-per-worker",
+    type=click.FloatRange(0),
+    help="GPUs of a worker, may be a fraction.  [default: 1 if there are any]",
+)
 @click.option("--promote", is_flag=True, help="Serve the version as soon as it is complete.")
 @click.option(
     "--max-removed",
@@ -49,7 +68,7 @@ if TYPE_CHECKING:
 @click.option("--report", type=click.Path(path_type=Path), help="Write bad catalogue rows here (JSONL).")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def command(
-    catalog: Path,
+    catalog: str,
     repo: Path,
     checkpoint: Path | None,
     model: str | None,
@@ -60,6 +79,10 @@ def command(
     feature_set: str | None,
     batch_size: int,
     shard_rows: int,
+    engine: str,
+    ray_address: str | None,
+    workers: int | None,
+    gpus_per_worker: float | None,
     promote: bool,
     max_removed: float,
     report: Path | None,
@@ -67,6 +90,8 @@ def command(
     **values: Any,
 ) -> None:
     """Encode the items of CATALOG and write their vectors to Feast, offline and online.
+
+    CATALOG is a parquet, JSONL or CSV file or a folder of parquet files, as a path or an fsspec URL.
 
     Items whose content and version are stored already are skipped, so an interrupted run goes on
     where it stopped; items that are gone from CATALOG are deleted. Vectors of a new version are
@@ -81,23 +106,26 @@ def command(
         raise SettingsError("Give --checkpoint (adapted vectors) or --model (vanilla vectors).")
     if checkpoint is None and dim is not None:
         raise SettingsError("--dim needs a --checkpoint: it uses the rotation that `adapt` stored there.")
+    if engine == "local" and (ray_address, workers, gpus_per_worker) != (None, None, None):
+        raise SettingsError("--ray-address, --workers and --gpus-per-worker are for --engine ray.")
+    if model is not None and Path(model).exists():
+        model = str(Path(model).resolve())  # a worker has a working directory of its own
     given = {"model": model, "quantization": quantization, "dtype": dtype, "device": device}
     overrides = {name: value for name, value in given.items() if value is not None}
-
-    def load() -> LoadedEncoder:
-        from sda_features.lvlm.checkpoint import load_checkpoint, unadapted
-
-        if checkpoint is not None:
-            return load_checkpoint(checkpoint, dim, **overrides)
-        return unadapted(BackboneSettings.parse(**overrides), PromptSettings())
-
     from sda_features.workflows import materialize
+    from sda_features.workflows.engines import Engine, local_engine
 
+    chosen: Engine = local_engine
+    if engine == "ray":
+        from sda_features.workflows.ray_engine import ray_engine
+
+        chosen = partial(ray_engine, address=ray_address, workers=workers, gpus_per_worker=gpus_per_worker)
     result = materialize(
         repo,
         feature_set or ("vanilla" if checkpoint is None else "sda"),
         CatalogSettings.parse(path=catalog, **collect(CatalogSettings, values)),
-        load,
+        partial(_load, checkpoint and checkpoint.resolve(), dim, overrides),
+        engine=chosen,
         batch_size=batch_size,
         shard_rows=shard_rows,
         promote=promote,
@@ -131,3 +159,11 @@ def command(
         click.echo(
             f"live       {result.live}; to serve the new version: sda-features promote {result.version}"
         )
+
+
+def _load(checkpoint: Path | None, dim: int | None, overrides: dict[str, Any]) -> LoadedEncoder:
+    from sda_features.lvlm.checkpoint import load_checkpoint, unadapted
+
+    if checkpoint is not None:
+        return load_checkpoint(checkpoint, dim, **overrides)
+    return unadapted(BackboneSettings.parse(**overrides), PromptSettings())

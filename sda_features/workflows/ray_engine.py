@@ -12,8 +12,11 @@ import contextlib
 import json
 import logging
 import os
+import socket
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 
@@ -36,6 +39,7 @@ from sda_features.workflows.ray_source import CatalogSource
 from sda_features.workflows.ray_worker import Worker, version_of
 
 TASK_RETRIES = 3  # of rows whose worker died; rows that kill every worker end the run
+CONNECT_TIMEOUT = 5.0  # seconds
 
 
 @contextlib.contextmanager
@@ -124,21 +128,23 @@ class RayEncoding:
     def _results(self, catalog: Catalog, known: Mapping[str, str]) -> Iterator[pa.Table]:
         """Tables of `ray_worker.RESULT`, as workers finish them."""
         rows = read_datasource(CatalogSource(catalog, known))
-        results = rows.repartition(target_num_rows_per_block=self.shard_rows).map_batches(
-            Worker,
-            fn_constructor_args=(
-                self.load_encoder,
-                self.version,
-                catalog.for_workers(),
-                self.batch_size,
-            ),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=self.workers),
-            max_restarts=-1,
-            max_task_retries=TASK_RETRIES,
-            **self.options,
-        )
+        with warnings.catch_warnings():
+            # Ray would do without this bound, and restart workers for ever. Releases to come will.
+            warnings.filterwarnings("ignore", ".*ray_remote_args", DeprecationWarning)
+            results = rows.repartition(target_num_rows_per_block=self.shard_rows).map_batches(
+                Worker,
+                fn_constructor_args=(
+                    self.load_encoder,
+                    self.version,
+                    catalog.for_workers(),
+                    self.batch_size,
+                ),
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=ActorPoolStrategy(size=self.workers),
+                max_task_retries=TASK_RETRIES,
+                **self.options,
+            )
         results.context.enable_progress_bars = False  # `Progress` has one
         return iter(results.iter_batches(batch_size=None, batch_format="pyarrow"))
 
@@ -168,8 +174,11 @@ def _cluster(address: str | None, workers: int | None) -> Iterator[None]:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.ERROR)
     try:
+        if address is not None and (target := urlsplit(f"//{address.removeprefix('ray://')}")).port:
+            # Ray itself would wait for minutes.
+            socket.create_connection((target.hostname, target.port), CONNECT_TIMEOUT).close()
         ray.init(address or "local", **options)
-    except (ConnectionError, RuntimeError, TimeoutError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise EngineError(f"Ray cannot be reached at {address or 'this machine'}: {error}") from None
     try:
         yield
@@ -184,7 +193,7 @@ def _ray_errors() -> Iterator[None]:
         yield
     except RayError as error:
         cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, SDAError):
+        while isinstance(cause, RayError):  # some of them pretend to be of the class of their cause
             cause = getattr(cause, "cause", None) or cause.__cause__
         if isinstance(cause, SDAError):
             raise cause from None

@@ -1,0 +1,228 @@
+"""`materialize --engine ray` on a real cluster of one machine, held against the local engine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pa_dataset
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from torch import Tensor
+
+from sda_features.cli.main import cli
+from sda_features.config import BackboneSettings, CatalogSettings, PromptSettings
+from sda_features.demo.catalogue import make_catalogue
+from sda_features.demo.model import build_tiny_model
+from sda_features.errors import CheckpointError, EngineError, SettingsError
+from sda_features.feature_store.init import init_repo
+from sda_features.feature_store.parts import part_paths
+from sda_features.feature_store.repo import open_feature_set
+from sda_features.feature_store.schema import matrix_of
+from sda_features.lvlm.backbone import PromptBatch
+from sda_features.lvlm.checkpoint import LoadedEncoder, unadapted
+from sda_features.serving import EmbeddingClient
+from sda_features.workflows import MaterializeResult, materialize
+from sda_features.workflows.engines import Engine, local_engine
+from tests.feast_repo import apply
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:ray")  # of Ray, about Ray
+ITEMS, SHARD_ROWS, CALLS_BEFORE_DEATH = 60, 8, 3
+
+
+def test_without_ray_the_engine_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "sda_features.workflows.ray_engine", raising=False)
+    done = CliRunner().invoke(cli, ["materialize", "items.parquet", "--model", "x", "--engine", "ray"])
+    assert isinstance(done.exception, SettingsError)
+    assert "pip install 'sda-features[ray]'" in str(done.exception)
+
+
+def test_options_of_the_cluster_are_not_ignored() -> None:
+    done = CliRunner().invoke(cli, ["materialize", "items.parquet", "--model", "x", "--workers", "2"])
+    assert isinstance(done.exception, SettingsError)
+
+
+def test_a_cluster_that_does_not_answer_is_named() -> None:
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    from sda_features.workflows.ray_engine import _cluster
+
+    with (
+        pytest.raises(EngineError, match="Ray cannot be reached at ray://127.0.0.1:1: "),
+        _cluster("ray://127.0.0.1:1", None),
+    ):
+        pass
+
+
+@dataclass(frozen=True)
+class Mortal(LoadedEncoder):
+    """An encoder whose process is killed once in the life of `marker`, in the middle of its work."""
+
+    marker: Path = Path()
+    calls: list[int] | None = None
+
+    def vectors(self, batch: PromptBatch) -> Tensor:
+        assert self.calls is not None
+        self.calls.append(len(self.calls))
+        if len(self.calls) == CALLS_BEFORE_DEATH:
+            try:
+                self.marker.touch(exist_ok=False)
+            except FileExistsError:
+                pass
+            else:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().vectors(batch)
+
+
+def load(settings: BackboneSettings, marker: Path | None = None) -> LoadedEncoder:
+    loaded = unadapted(settings, PromptSettings())
+    if marker is None:
+        return loaded
+    return Mortal(
+        **{field.name: getattr(loaded, field.name) for field in fields(loaded)}, marker=marker, calls=[]
+    )
+
+
+def fail() -> LoadedEncoder:
+    raise CheckpointError("damaged in this worker")
+
+
+@pytest.fixture(scope="module")
+def shop(
+    tmp_path_factory: pytest.TempPathFactory, redis_server: tuple[str, int], new_project: Callable[[], str]
+) -> Path:
+    """A folder with a partitioned catalogue before/ and after/ a change, model/, and the repos local/ and ray/."""
+    folder = tmp_path_factory.mktemp("shop")
+    make_catalogue(ITEMS).write(folder / "items.parquet")
+    table = pq.read_table(folder / "items.parquet")
+    titles = [
+        f"changed {row}" if row % 9 == 0 else title for row, title in enumerate(table["title"].to_pylist())
+    ]
+    changed = table.set_column(1, "title", pa.array(titles))
+    keep = pa.array([row % 20 != 5 for row in range(len(table))])
+    for name, rows in {"before": table, "after": changed.filter(keep)}.items():
+        for number in range(3):  # three files of small row groups, in folders that make a text column
+            part = folder / name / f"shelf={number}" / "items.parquet"
+            part.parent.mkdir(parents=True)
+            pq.write_table(rows.slice(number * len(rows) // 3, len(rows) // 3), part, row_group_size=6)
+    build_tiny_model(folder / "model", ["title is oak table"], hidden_size=64, layers=1, vision_layers=1)
+    for name in ("local", "ray"):
+        repo = folder / name
+        repo.mkdir()
+        (repo / "feature_store.yaml").write_text(
+            f"project: {new_project()}\nprovider: local\nregistry: data/registry.db\nonline_store:\n  type: redis\n"
+            f"  connection_string: {redis_server[0]}:{redis_server[1]}\nentity_key_serialization_version: 3\n"
+        )
+        init_repo(repo, feature_sets=["sda"])
+        apply(repo)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def backbone(shop: Path) -> BackboneSettings:
+    return BackboneSettings.parse(
+        model=str(shop / "model"), quantization="none", device="cpu", dtype="float32"
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray = pytest.importorskip("ray", reason="the extra ray is not installed")
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
+    from sda_features.workflows.ray_engine import _cluster
+
+    with _cluster(None, workers=2):
+        yield
+    assert not ray.is_initialized()
+
+
+@pytest.fixture
+def ray_engine(cluster: None) -> Engine:
+    from sda_features.workflows.ray_engine import ray_engine
+
+    return partial(ray_engine, workers=2)
+
+
+def run(shop: Path, engine: Engine, catalogue: str, loader: Callable[[], LoadedEncoder]) -> MaterializeResult:
+    return materialize(
+        shop / ("local" if engine is local_engine else "ray"),
+        "sda",
+        CatalogSettings.parse(path=f"file://{shop / catalogue}"),
+        loader,
+        engine=engine,
+        batch_size=4,
+        shard_rows=SHARD_ROWS,
+        progress=False,
+    )
+
+
+def rows_of(repo: Path) -> pa.Table:
+    """All offline rows, by id and time."""
+    parts = part_paths(open_feature_set(repo, "sda").folder)
+    return (
+        pa_dataset.dataset(parts)
+        .to_table()
+        .sort_by([("item_id", "ascending"), ("event_timestamp", "ascending")])
+    )
+
+
+def check_equal(shop: Path, local: MaterializeResult, ray: MaterializeResult) -> None:
+    """Both engines report the same and have stored the same, offline and online."""
+    for name in ("version", "encoded", "unchanged", "removed", "online_rows"):
+        assert getattr(ray, name) == getattr(local, name), name
+    by_row = [sorted(result.report.problems, key=lambda problem: problem["row"]) for result in (local, ray)]
+    assert by_row[0] == by_row[1]
+    want, got = rows_of(shop / "local"), rows_of(shop / "ray")
+    for name in ("item_id", "adapter_version", "content_hash"):
+        assert got[name].to_pylist() == want[name].to_pylist()
+    assert len(got["event_timestamp"].unique()) == len(want["event_timestamp"].unique())
+    ids = want["item_id"].unique().to_pylist()
+    online = []
+    for name in ("local", "ray"):
+        with EmbeddingClient.from_repo(shop / name, "sda") as client:
+            online.append(client.get(ids))
+    for modality in ("text", "image"):
+        pairs = [
+            [matrix_of(rows[f"{modality}_embedding"]) for rows in (want, got)],
+            [(getattr(side, modality), getattr(side, f"{modality}_found")) for side in online],
+        ]
+        for (want_matrix, want_found), (got_matrix, got_found) in pairs:
+            assert got_found.tolist() == want_found.tolist()
+            np.testing.assert_allclose(got_matrix, want_matrix, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_loses_nothing_and_the_result_is_that_of_the_local_engine(
+    shop: Path, backbone: BackboneSettings, ray_engine: Engine
+) -> None:
+    """First everything is encoded, then what has changed; partitioned parquet at a URL."""
+    local = run(shop, local_engine, "before", partial(load, backbone))
+    marker = shop / "killed"
+    ray = run(shop, ray_engine, "before", partial(load, backbone, marker))
+    assert marker.exists(), "vacuous: no worker was killed"
+    assert ray.report.bad_rows > 0, "vacuous: every row is good"
+    check_equal(shop, local, ray)
+    assert len(rows_of(shop / "ray")) == ray.encoded, "a row is stored twice, or not at all"
+
+    local = run(shop, local_engine, "after", partial(load, backbone))
+    ray = run(shop, ray_engine, "after", partial(load, backbone))
+    assert min(ray.encoded, ray.unchanged, ray.removed) > 0, "vacuous"
+    check_equal(shop, local, ray)
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_in_a_worker_is_said_as_it_is_here(
+    shop: Path, backbone: BackboneSettings, ray_engine: Engine
+) -> None:
+    with pytest.raises(CheckpointError, match="^damaged in this worker$"):
+        run(shop, ray_engine, "before", fail)
+    with pytest.raises(SettingsError, match="Expected at most 2 workers, got 3"):
+        run(shop, partial(ray_engine, workers=3), "before", partial(load, backbone))
