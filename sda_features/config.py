@@ -195,7 +195,9 @@ class RecommenderSettings(Settings):
     max_length: int = Field(50, gt=1, description="Most recent interactions that are read.")
     dropout: float = Field(0.5, ge=0, lt=1, description="Dropout rate.")
     learning_rate: float = Field(1e-3, gt=0, description="Learning rate of Adam.")
-    batch_size: int = Field(128, gt=0, description="User sequences in a step.")
+    batch_size: int = Field(
+        128, gt=0, description="Users (SASRec, BERT4Rec) or interactions (VBPR, SLMRec) in a step."
+    )
     epochs: int = Field(300, gt=0, description="Most passes over the training sequences.")
     patience: int = Field(20, gt=0, description="Validations without a better NDCG@10 before training stops.")
     validate_every: int = Field(5, gt=0, description="Epochs between validations.")
@@ -239,7 +241,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "sasrec": {"max_length": 200, "dropout": 0.2},
         "bert4rec": {"hidden_dim": 64, "heads": 2, "max_length": 200, "dropout": 0.2, "mask_ratio": 0.2},
         "vbpr": {"hidden_dim": 64, "batch_size": 4096},
-        "slmrec": {"hidden_dim": 64, "batch_size": 4096},
+        "slmrec": {"hidden_dim": 64, "batch_size": 2048},
     },
 }
 
