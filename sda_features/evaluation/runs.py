@@ -17,6 +17,7 @@ from sda_features.evaluation.metrics import hit_at_k, mean, ndcg_at_k
 from sda_features.evaluation.significance import Comparison, compare, mean_over_seeds
 
 MANIFEST, RANKS = "manifest.json", "ranks.npz"
+REQUIRED = {"recommender", "settings", "evaluation", "data", "metrics"}
 METRICS = {"hit": hit_at_k, "ndcg": ndcg_at_k}
 
 
@@ -79,8 +80,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"Expected a run folder with {MANIFEST}, as `sda-features train` writes it, in {folder}: {error}."
         ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{folder / MANIFEST} is not the manifest of a run.")
+    if not (isinstance(content, dict) and content.keys() >= REQUIRED):
+        raise CheckpointError(
+            f"{folder / MANIFEST} is not the manifest of a run: expected {', '.join(sorted(REQUIRED))} in it."
+        )
     return content
 
 

@@ -28,8 +28,9 @@ class Comparison:
     Attributes:
         users: n, users that both have.
         difference: mean of ours - theirs.
-        t: Student's statistic of that mean; infinite when every user differs by the same amount.
-        p_value: two-sided, n - 1 degrees of freedom; 1 when no user differs. None for fewer than two users.
+        t: Student's statistic of that mean.
+        p_value: two-sided, n - 1 degrees of freedom; 1 when no user differs. None for fewer than two
+            users, and when all differ by the same amount: without a spread the test says nothing.
         low: lower end of the bootstrap interval of the mean difference.
         high: its upper end. None for no users.
     """
@@ -78,7 +79,7 @@ def mean_over_seeds(values: Sequence[Floats]) -> NDArray[np.float64]:
     return averaged
 
 
-def paired_t_test(ours: Floats, theirs: Floats) -> tuple[float, float]:
+def paired_t_test(ours: Floats, theirs: Floats) -> tuple[float | None, float | None]:
     """`t_test` of ours - theirs, both float [n].
 
     Raises:
@@ -87,14 +88,14 @@ def paired_t_test(ours: Floats, theirs: Floats) -> tuple[float, float]:
     return t_test(_differences(ours, theirs, dimensions=1))
 
 
-def t_test(differences: Floats) -> tuple[float, float]:
+def t_test(differences: Floats) -> tuple[float | None, float | None]:
     """t = mean(d) / (s / sqrt(n)) of d = `differences`, and its two-sided p-value (Student 1908).
 
     Args:
         differences: float [n], n >= 2.
 
     Returns:
-        t and p. All differences zero: 0 and 1. All equal and not zero: infinite and 0.
+        t and p. All differences zero: 0 and 1. All equal and not zero: None and None.
 
     Raises:
         RankingError: fewer than two users.
@@ -104,7 +105,7 @@ def t_test(differences: Floats) -> tuple[float, float]:
         raise RankingError(f"A paired t-test needs at least 2 users, got {n}.")
     mean, deviation = float(differences.mean()), float(differences.std(ddof=1))
     if deviation <= 1e-12 * abs(mean):  # equal but for rounding
-        return (0.0, 1.0) if mean == 0 else (math.copysign(math.inf, mean), 0.0)
+        return (0.0, 1.0) if mean == 0 else (None, None)
     t = mean / (deviation / math.sqrt(n))
     return t, two_sided_p(t, n - 1)
 

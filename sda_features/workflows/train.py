@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sda_features import __version__
 from sda_features.artifacts import source_commit
 from sda_features.config import EvaluationSettings, LogSettings, RecommenderSettings
+from sda_features.errors import SettingsError
 from sda_features.evaluation.runs import MANIFEST, Run, read_manifest, read_run
 from sda_features.interactions import Interactions, k_core, read_interactions
 from sda_features.workflows.features import Features, load_features
@@ -76,6 +77,7 @@ class Training:
         name = f"{place}{self.model}, {self.features.label}, seed {self.settings.seed}"
         differs = self.differs_from(folder)
         if differs:
+            check_replaceable(folder)
             echo(f"{name}: training ({'; '.join(differs)})")
             self.train(progress).save(folder)
         run = read_run(folder)
@@ -187,6 +189,22 @@ def read_log(path: Path, settings: LogSettings) -> Interactions:
         time_column=settings.time_column,
     )
     return k_core(log, settings.k_core) if settings.k_core else log
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse a folder that holds something else than one run; a run folder is replaced as a whole.
+
+    Raises:
+        SettingsError: naming what is in the way.
+    """
+    if not folder.is_dir():
+        return
+    inside = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+    if inside and (MANIFEST not in inside or any(name.endswith("/") for name in inside)):
+        raise SettingsError(
+            f"{folder} is no run folder, it holds {', '.join(inside[:3])}{', ...' if len(inside) > 3 else ''}. "
+            "Name another folder with --output."
+        )
 
 
 def say_without_vector(features: Features, echo: Echo) -> None:

@@ -28,6 +28,7 @@ def write_run(folder, seed=0, shift=0, *, sha="a" * 64, users=USERS, tail=True, 
     )
     manifest = {
         "recommender": "SASRec",
+        "metrics": {},
         "features": settings.pop("features", "id"),
         "data": {"sha256": sha},
         "evaluation": {"cutoff": 10, "negatives": 100, "seed": 0} | settings.pop("evaluation", {}),
@@ -121,5 +122,5 @@ def test_damaged_folders_are_named(tmp_path):
     with pytest.raises(CheckpointError, match="not a complete run folder"):
         read_run(folder)
     (folder / "manifest.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="is not the manifest of a run"):
+    with pytest.raises(CheckpointError, match="is not the manifest of a run: expected data, evaluation"):
         read_run(folder)

@@ -65,8 +65,8 @@ def test_a_t_test_by_hand():
     assert t == pytest.approx(2 * math.sqrt(3))
     assert p == pytest.approx(1 - t / math.sqrt(2 + t * t))
     assert paired_t_test(np.zeros(5), np.zeros(5)) == (0.0, 1.0)
-    assert paired_t_test(np.ones(5), np.full(5, 0.9)) == (math.inf, 0.0)
-    assert paired_t_test(np.zeros(5), np.ones(5)) == (-math.inf, 0.0)
+    assert paired_t_test(np.ones(5), np.full(5, 0.9)) == (None, None)
+    assert paired_t_test(np.zeros(5), np.ones(5)) == (None, None)
 
 
 def ranks(seed, users=500):

@@ -57,6 +57,7 @@ def test_a_folder_that_lacks_its_factors_is_named(run, tmp_path):
     (folder / "users.safetensors").unlink()
     with pytest.raises(CheckpointError, match="cannot be ranked again"):
         rank_again(folder, small_log(), TRAINED)
-    (folder / "manifest.json").write_text(json.dumps({"evaluation": {}}))
-    with pytest.raises(CheckpointError, match="cannot be ranked again: 'data'"):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"data": {}}))
+    with pytest.raises(CheckpointError, match="cannot be ranked again: 'sha256'"):
         rank_again(folder, small_log(), TRAINED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,6 +93,19 @@ def test_a_run_of_other_settings_is_trained_again(training: Training, folder: Pa
     assert lines[0] == "sasrec, full, seed 0: training (epochs: 1 before, 2 now)"
     assert len(run.manifest["epochs"]) == 2
     assert changed.differs_from(tmp_path / "run") == []
+
+
+def test_a_folder_that_is_no_run_is_never_replaced(training: Training, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(SettingsError, match=r"is no run folder, it holds notes.txt. Name another"):
+        training.run(tmp_path, print, progress=False)
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run" / "seed-1").mkdir()
+    assert training.run(tmp_path / "run", print).folder == tmp_path / "run", "nothing is replaced"
+    with pytest.raises(SettingsError, match=r"is no run folder, it holds items.parquet, manifest.json"):
+        replace(training, model="vbpr").run(tmp_path / "run", print, progress=False)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "run" / "seed-1").is_dir()
 
 
 def test_several_seeds_lie_side_by_side_and_one_lies_alone(shop: Path, tmp_path: Path) -> None:
