@@ -51,7 +51,8 @@ class FeatureSet:
         from feast import FileSource
 
         source = self.view.batch_source
-        return isinstance(source, FileSource) and "://" not in source.path.removeprefix("file://")
+        path = source.path.removeprefix("file://") if isinstance(source, FileSource) else "://"
+        return "://" not in path and not path.endswith(".parquet")
 
     @property
     def store_dtype(self) -> StoreDtype:

@@ -81,9 +81,9 @@ def open_versions(repo_path: Path | str, feature_set: str) -> Iterator[Versions]
 
 @contextlib.contextmanager
 def open_record(slots: Sequence[FeatureSet]) -> Iterator[Versions | None]:
-    """As `open_versions`, for slots that are open; None if they have no record: one slot, or no Redis."""
+    """As `open_versions`, for slots that are open; None if they have no record: one slot, no Redis, or no folder."""
     with online_server(slots[0]) as server:
-        if server is None or len(slots) == 1:
+        if server is None or len(slots) == 1 or not slots[0].is_local:
             yield None
         else:
             name = slots[0].name
@@ -135,7 +135,7 @@ def slot_for(slots: Sequence[FeatureSet], versions: Versions | None, version: st
         FeatureStoreError: no slot is free, or another run is writing there.
     """
     if versions is None:
-        with writing(slots[0].folder):
+        with writing(slots[0].folder) if slots[0].is_local else contextlib.nullcontext():
             yield slots[0]
         return
     _adopt(versions, version)

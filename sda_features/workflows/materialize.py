@@ -23,6 +23,7 @@ from sda_features.workflows.engines import (
 )
 
 if TYPE_CHECKING:
+    from sda_features.feature_store.offline_rows import OfflineRows
     from sda_features.feature_store.repo import FeatureSet
 
 
@@ -94,10 +95,9 @@ def materialize(
     Raises:
         CatalogError, FeatureStoreError, OnlineStoreError, CheckpointError, EngineError: see the message.
     """
-    from sda_features.feature_store.compact import compact
     from sda_features.feature_store.materialize import materialize_view
+    from sda_features.feature_store.offline_rows import offline_rows
     from sda_features.feature_store.online_rows import delete_online
-    from sda_features.feature_store.parts import next_timestamp, remove_leftovers, stored_rows
     from sda_features.feature_store.repo import open_slots
     from sda_features.feature_store.versions import open_record, record_version, slot_for
 
@@ -113,18 +113,18 @@ def materialize(
             engine(load_encoder, batch_size, shard_rows) as encoding,
             slot_for(slots, versions, encoding.version) as opened,
         ):
-            remove_leftovers(opened.folder)
-            stored = stored_rows(opened.folder)
+            rows = offline_rows(opened)
+            stored = rows.stored()
             gone = _gone(stored["item_id"].to_pylist(), catalog, max_removed)
             known = {
                 str(row["item_id"]): row["content_hash"]
                 for row in stored.select(["item_id", "adapter_version", "content_hash"]).to_pylist()
                 if row["adapter_version"] == encoding.version
             }
-            stamp = next_timestamp(opened.folder)
-            encoded, unchanged = _encode(opened, catalog, encoding, known, stamp, progress)
+            stamp = rows.next_timestamp()
+            encoded, unchanged = _encode(opened, rows, catalog, encoding, known, stamp, progress)
             delete_online(opened, gone)  # before the rows that name them
-            compact(opened.folder, remove=gone)
+            rows.remove(gone, encoding.version, stamp)
             online = materialize_view(repo, feature_set, max(stamp, datetime.now(UTC)), slot=opened.slot)
             live = encoding.version
             if versions:
@@ -137,6 +137,7 @@ def materialize(
 
 def _encode(
     opened: FeatureSet,
+    rows: OfflineRows,
     catalog: Catalog,
     encoding: Encoding,
     known: Mapping[str, str],
@@ -144,7 +145,6 @@ def _encode(
     progress: bool,
 ) -> tuple[int, int]:
     """Write a part for each shard of items that are not `known`; return how many items were not, and were."""
-    from sda_features.feature_store.parts import write_part
     from sda_features.feature_store.schema import vectors_table
 
     encoded = 0
@@ -162,7 +162,7 @@ def _encode(
                 event_timestamp=stamp,
                 store_dtype=opened.store_dtype,
             )
-            write_part(opened.folder, table, id_type=opened.id_type)
+            rows.write(table)
             encoded += len(shard.item_ids)
     return encoded, done.unchanged
 
