@@ -124,8 +124,7 @@ def plain(
         return F.cross_entropy(logits, torch.arange(len(logits)))
 
     def loss(batch: Batch) -> Tensor:
-        tables = model.items().split(settings.hidden_dim, dim=1)
-        by_user, by_item = zip(*(propagated(table) for table in tables), strict=True)
+        by_user, by_item = zip(*(propagated(table) for table in model.items()), strict=True)
         all_users = model.user_fusion(torch.cat(by_user, dim=1))
         all_items = model.item_fusion(torch.cat(by_item, dim=1))
         total = contrast(all_users[batch["users"]], all_items[batch["items"]], settings.temperature)

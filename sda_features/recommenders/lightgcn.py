@@ -52,17 +52,17 @@ class BipartiteGraph(nn.Module):
         self.register_buffer("to_items", to_items, persistent=False)
 
     def users_from(self, items: Tensor, rows: Tensor | None = None) -> Tensor:
-        """One hop, R^ X: float32 [I + 1, K] -> [U, K]; K columns are as many tables as one likes side by side.
+        """One hop of T tables, R^ X_t: float32 [T, I + 1, d] -> [T, U, d].
 
         Args:
             items: X.
-            rows: int64 [n], distinct users; only these rows are computed, [n, K].
+            rows: int64 [n], distinct users; only these rows are computed, [T, n, d].
         """
         product: Tensor = _Product.apply(self.to_users, self.to_items, items, rows)  # type: ignore[no-untyped-call]
         return product
 
     def items_from(self, users: Tensor, rows: Tensor | None = None) -> Tensor:
-        """One hop, R^T X: float32 [U, K] -> [I + 1, K], or [n, K] for distinct items `rows`."""
+        """One hop, R^T X_t: float32 [T, U, d] -> [T, I + 1, d], or [T, n, d] for distinct items `rows`."""
         product: Tensor = _Product.apply(self.to_items, self.to_users, users, rows)  # type: ignore[no-untyped-call]
         return product
 
@@ -70,19 +70,19 @@ class BipartiteGraph(nn.Module):
         """What starts at users and returns to users.
 
         Args:
-            users: float32 [U, K], layer 0.
+            users: float32 [T, U, d], layer 0.
             layers: L.
 
         Returns:
-            here: sum of A^l X over even l <= L, float32 [U, K].
+            here: sum of A^l X over even l <= L, float32 [T, U, d].
             leaving: the same over even l < L. One hop further it is the sum over odd l <= L on the
-                items' side; a linear map to fewer columns is cheaper before that hop than after it.
+                items' side; a linear map to fewer tables is cheaper before that hop than after it.
         """
-        return _walks(users, layers, lambda table: self.users_from(self.items_from(table)))
+        return _walks(users, layers, lambda tables: self.users_from(self.items_from(tables)))
 
     def item_walks(self, items: Tensor, layers: int) -> tuple[Tensor, Tensor]:
-        """`user_walks` with both sides exchanged, float32 [I + 1, K]."""
-        return _walks(items, layers, lambda table: self.items_from(self.users_from(table)))
+        """`user_walks` with both sides exchanged, float32 [T, I + 1, d]."""
+        return _walks(items, layers, lambda tables: self.items_from(self.users_from(tables)))
 
 
 def _walks(start: Tensor, layers: int, there_and_back: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -126,20 +126,28 @@ def _select(matrix: Tensor, rows: Tensor) -> Tensor:
     )
 
 
+def _multiply(matrix: Tensor, tables: Tensor) -> Tensor:
+    """S X_t, one table at a time: side by side their rows no longer stay in the cache."""
+    out = tables.new_empty(len(tables), matrix.shape[0], tables.shape[2])
+    for table, product in zip(tables.contiguous(), out, strict=True):
+        torch.addmm(product, matrix, table, beta=0, out=product)  # `@` would fill and copy as well
+    return out
+
+
 class _Product(torch.autograd.Function):
-    """S X, or some rows of it. The gradient needs S^T, which is at hand; autograd would build it in each step."""
+    """S X_t, or some rows. The gradient needs S^T, which is at hand; autograd would build it in each step."""
 
     @staticmethod
     def forward(
-        context: Any, matrix: Tensor, transposed: Tensor, table: Tensor, rows: Tensor | None
+        context: Any, matrix: Tensor, transposed: Tensor, tables: Tensor, rows: Tensor | None
     ) -> Tensor:
         context.transposed, context.rows = transposed, rows
-        return (matrix if rows is None else _select(matrix, rows)) @ table
+        return _multiply(matrix if rows is None else _select(matrix, rows), tables)
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[None, None, Tensor, None]:
         (gradient,) = gradients
         if context.rows is not None:
-            whole = gradient.new_zeros(context.transposed.shape[1], gradient.shape[1])
-            gradient = whole.index_copy(0, context.rows, gradient)
-        return None, None, context.transposed @ gradient, None
+            whole = gradient.new_zeros(len(gradient), context.transposed.shape[1], gradient.shape[2])
+            gradient = whole.index_copy_(1, context.rows, gradient)
+        return None, None, _multiply(context.transposed, gradient), None

@@ -48,7 +48,7 @@ def info_nce(anchors: Tensor, positives: Tensor, temperature: float) -> Tensor:
 
 
 def feature_dropout(shape: tuple[int, int, int], rate: float, device: torch.device) -> Tensor:
-    """FD: factor 0 with probability `rate`, else 1 / (1 - rate); float [I, M, d]."""
+    """FD: factor 0 with probability `rate`, else 1 / (1 - rate); float [M, I, d]."""
     return F.dropout(torch.ones(shape, device=device), rate)
 
 
@@ -61,12 +61,11 @@ def feature_masks(items: int, modalities: int, device: torch.device) -> tuple[Te
         device: where the result lies.
 
     Returns:
-        Twice float [I, M, 1], 0 for the modality that is masked, else 1.
+        Twice float [M, I, 1], 0 for the modality that is masked, else 1.
     """
-    order = torch.rand(items, modalities, device=device).argsort(dim=1)
-    one_hot = F.one_hot(order[:, :2], modalities).float()  # [I, 2, M]
-    first, second = (1 - one_hot[:, :, :, None]).unbind(dim=1)
-    return first, second
+    first, second = torch.rand(items, modalities, device=device).argsort(dim=1)[:, :2].T  # [I] each
+    numbers = torch.arange(modalities, device=device)[:, None]
+    return (numbers != first).float()[:, :, None], (numbers != second).float()[:, :, None]
 
 
 @final
@@ -98,12 +97,12 @@ class ModalityTable(nn.Module):
         self.names = (*(["id"] if self.ids is not None else []), *blocks)
 
     def forward(self) -> Tensor:
-        """float32 [I + 1, M d]."""
+        """float32 [M, I + 1, d]."""
         parts = [] if self.ids is None else [self.ids.weight]
         for number, projection in enumerate(self.projections):
             vectors, there = self.get_buffer(f"vectors_{number}"), self.get_buffer(f"there_{number}")
             parts.append(projection(vectors) * there)
-        return torch.cat(parts, dim=1)
+        return torch.stack(parts)
 
 
 @final
@@ -121,8 +120,8 @@ class FineAndCoarse(nn.Module):
         self.entries = nn.ModuleList(_linear(hidden, hidden) for _ in range(modalities - 1))  # B
 
     def forward(self, items: Tensor, temperature: float) -> Tensor:
-        """Loss of items whose modalities are float32 [n, M, d], each item once."""
-        first, *others = items.unbind(dim=1)
+        """Loss of items whose modalities are float32 [M, n, d], each item once."""
+        first, *others = items
         total = items.new_zeros(())
         reached = first
         for onward, entry, other in zip(self.onwards, self.entries, others, strict=True):
@@ -187,7 +186,7 @@ class SLMRec(Recommender):
         users, user_place = torch.unique(batch["users"], return_inverse=True)
         items, item_place = torch.unique(batch["items"], return_inverse=True)
         states, modal, shared = self._propagate(layer_zero, users, items)
-        fused = self.item_fusion(modal.flatten(1))
+        fused = self._fuse_items(modal)
         loss = info_nce(states[user_place], fused[item_place], settings.temperature)
         if self.fine_and_coarse is not None:
             loss = loss + settings.ssl_weight * self.fine_and_coarse(modal, settings.ssl_temperature)
@@ -197,13 +196,13 @@ class SLMRec(Recommender):
         return loss
 
     def view_factors(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """What layer 0 of the items is multiplied with in the two views, float32 [I + 1, M, 1 or d]."""
+        """What layer 0 of the items is multiplied with in the two views, float32 [M, I + 1, 1 or d]."""
         rows, hidden = self.graph.to_items.shape[0], self.settings.hidden_dim
         first = second = torch.ones(1, 1, 1, device=device)
         if self.masks:
             first, second = feature_masks(rows, self.modalities, device)
         if self.drops:
-            shape, rate = (rows, self.modalities, hidden), self.settings.feature_dropout
+            shape, rate = (self.modalities, rows, hidden), self.settings.feature_dropout
             first = first * feature_dropout(shape, rate, device)
             second = second * feature_dropout(shape, rate, device)
         return first, second
@@ -215,7 +214,7 @@ class SLMRec(Recommender):
             for table in (self.graph.to_users, self.graph.to_items)
         )
         states, modal, _ = self._propagate(self.items(), users, items)
-        return states, self.item_fusion(modal.flatten(1))
+        return states, self._fuse_items(modal)
 
     def user_states(self, users: Tensor, histories: Tensor) -> Tensor:
         """Rows of the propagated user table, float32 [B, d]; `histories` is not used."""
@@ -253,38 +252,49 @@ class SLMRec(Recommender):
         """Means over layers for some users and items.
 
         Args:
-            layer_zero: of the items, float32 [I + 1, M d].
+            layer_zero: of the items, float32 [M, I + 1, d].
             users: int64 [m], distinct.
             items: int64 [n], distinct.
 
         Returns:
             users, fused, float32 [m, d].
-            items by modality, float32 [n, M, d].
+            items by modality, float32 [M, n, d].
             what came to those items from the user table, in each modality alike, float32 [n, d].
         """
         layers = self.settings.graph_layers
-        own, towards_items = self.graph.user_walks(self.users, layers)
+        own, towards_items = self.graph.user_walks(self.users[None], layers)
         here, towards_users = self.graph.item_walks(layer_zero, layers)
-        arrived = self.graph.users_from(F.linear(towards_users, self.user_fusion.weight), users)
-        states = F.linear(own[users], self._shared_weight(self.user_fusion)) + arrived
-        shared = self.graph.items_from(towards_items, items) / (layers + 1)
-        modal = here[items].view(len(items), self.modalities, -1) / (layers + 1) + shared[:, None]
+        leaving = _blockwise(self.user_fusion, towards_users)
+        arrived = self.graph.users_from(leaving[None], users)[0]
+        states = F.linear(own[0, users], self._shared_weight(self.user_fusion)) + arrived
+        shared = self.graph.items_from(towards_items, items)[0] / (layers + 1)
+        modal = here[:, items] / (layers + 1) + shared
         return states / (layers + 1) + self.user_fusion.bias, modal, shared
 
     def _views(self, layer_zero: Tensor, shared: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         """Two augmented views of `items`, fused, float32 [n, d] each; `shared` as from `_propagate`."""
         layers = self.settings.graph_layers
-        features = layer_zero.view(len(layer_zero), self.modalities, -1)
-        augmented = [(features * factor).flatten(1) for factor in self.view_factors(layer_zero.device)]
-        fused = [F.linear(view, self.item_fusion.weight) for view in augmented]
-        here, _ = self.graph.item_walks(torch.cat(fused, dim=1), layers)
+        factors = self.view_factors(layer_zero.device)
+        fused = torch.stack([_blockwise(self.item_fusion, layer_zero * factor) for factor in factors])
+        here, _ = self.graph.item_walks(fused, layers)
         common = F.linear(shared, self._shared_weight(self.item_fusion), self.item_fusion.bias)
-        first, second = (here[items] / (layers + 1)).chunk(2, dim=1)
-        return first + common, second + common
+        first, second = here[:, items] / (layers + 1) + common
+        return first, second
+
+    def _fuse_items(self, modal: Tensor) -> Tensor:
+        """float32 [M, n, d] -> [n, d]."""
+        return _blockwise(self.item_fusion, modal) + self.item_fusion.bias
 
     def _shared_weight(self, fusion: nn.Linear) -> Tensor:
         """What a fusion does to a part that all modalities share: the sum of its M blocks, float32 [d, d]."""
         return fusion.weight.view(fusion.out_features, self.modalities, -1).sum(dim=1)
+
+
+def _blockwise(fusion: nn.Linear, tables: Tensor) -> Tensor:
+    """A fusion without its bias: [X_1 ... X_M] W^T = sum over m of X_m W_m^T; float32 [M, n, d] -> [n, d]."""
+    blocks = torch.split(fusion.weight, tables.shape[2], dim=1)
+    first, *others = (F.linear(table, block) for table, block in zip(tables, blocks, strict=True))
+    return sum(others, start=first)
 
 
 def _linear(width: int, hidden: int) -> nn.Linear:

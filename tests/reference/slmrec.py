@@ -88,8 +88,8 @@ def loss(
     elif settings.ssl_task != "fm" or len(tables) > 1:
         views = []
         for factor in factors:
-            full = factor.expand(len(tables[0]), len(tables), settings.hidden_dim)
-            augmented = [table * full[:, number] for number, table in enumerate(tables)]
+            full = factor.expand(len(tables), len(tables[0]), settings.hidden_dim)
+            augmented = [table * kept for table, kept in zip(tables, full, strict=True)]
             view = propagate(model, graph, augmented)
             views.append([fuse(model.item_fusion, view, users + item) for item in items])
         ssl = info_nce(*views, settings.ssl_temperature)
