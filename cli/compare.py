@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -27,15 +26,15 @@ def command(run_a: Path, run_b: Path, seed: int, as_json: bool) -> None:
     """
     from sda_features.evaluation.runs import compare_runs, read_seeds
     from sda_features.report.tables import differences_table
+    from sda_features.workflows.tables import difference_row
 
     sides = [read_seeds(folder) for folder in (run_a, run_b)]
-    rows = [
-        {"metric": found.metric, "ours": found.ours, "theirs": found.theirs, **asdict(found.comparison)}
-        for found in compare_runs(sides[0], sides[1], seed=seed)
-    ]
+    rows = [difference_row(found) for found in compare_runs(sides[0], sides[1], seed=seed)]
     if as_json:
         seeds = {str(folder): len(runs) for folder, runs in zip((run_a, run_b), sides, strict=True)}
         click.echo(json.dumps({"runs": seeds, "differences": rows}))
         return
     names = (run_a.name, run_b.name) if run_a.name != run_b.name else (str(run_a), str(run_b))
     click.echo(differences_table(rows, names))
+    if min(map(len, sides)) == 1:
+        click.echo("\nOne seed a side compares two trained models, not what they were trained on.")

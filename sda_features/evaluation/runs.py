@@ -60,12 +60,16 @@ class Difference:
         ours: mean over users and seeds; None for a group without users.
         theirs: likewise.
         comparison: of the users' values, each the mean over seeds.
+        pairs: pairs of a seed of ours and one of theirs; 0 for a group without users.
+        won: pairs in which ours has the higher mean.
     """
 
     metric: str
     ours: float | None
     theirs: float | None
     comparison: Comparison
+    pairs: int
+    won: int
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -176,17 +180,20 @@ def compare_runs(ours: Sequence[Run], theirs: Sequence[Run], *, seed: int = 0) -
     check_comparable([*ours, *theirs])
     first = ours[0]
     names = [(metric, protocol) for protocol in first.ranks for metric in METRICS]
-    left, right = (
-        np.stack([mean_over_seeds([run.values(*name) for run in runs]) for name in names], axis=1)
-        for runs in (ours, theirs)
-    )
+    values = [  # of both sides, a matrix [T, names] a seed
+        [np.stack([run.values(*name) for name in names], axis=1) for run in runs] for runs in (ours, theirs)
+    ]
+    left, right = (mean_over_seeds(of_seeds) for of_seeds in values)
     found: dict[str, Difference] = {}
     for group, members in first.groups.items():
         comparisons = compare(left[members], right[members], seed=seed)
         for column, (metric, protocol) in enumerate(names):
             name = f"{metric}@{first.cutoff}/{protocol}/{group}"
             means = [mean(side[members, column]) for side in (left, right)]
-            found[name] = Difference(name, means[0], means[1], comparisons[column])
+            seeds = [[mean(matrix[members, column]) or 0 for matrix in of_seeds] for of_seeds in values]
+            pairs = [(a, b) for a in seeds[0] for b in seeds[1]] if members.any() else []
+            won = sum(a > b for a, b in pairs)
+            found[name] = Difference(name, means[0], means[1], comparisons[column], len(pairs), won)
     order = [f"{m}@{first.cutoff}/{p}/{g}" for p in first.ranks for g in first.groups for m in METRICS]
     return [found[name] for name in order]
 

@@ -175,14 +175,15 @@ def differences_table(
     """Differences of two settings, metric by metric.
 
     Args:
-        rows: each with `metric`, `ours`, `theirs`, `users`, `difference`, `low`, `high`, `p_value`, and `labels`.
+        rows: each with `metric`, `users`, `ours`, `theirs`, `difference`, `low`, `high`, `p_value`, `won`,
+            `pairs`, and `labels`.
         names: headers of `ours` and `theirs`.
         labels: further columns that come first.
 
     Returns:
         Markdown.
     """
-    headers = [*labels, "metric", "users", *names, "difference", "95% interval", "p (paired t)"]
+    headers = [*labels, "metric", "users", *names, "difference", "95% interval", "p (paired t)", "seeds won"]
     cells = [
         [
             *(row[label] for label in labels),
@@ -193,10 +194,11 @@ def differences_table(
             _plain(row["difference"], "+.4f"),
             "-" if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}",
             _plain(row["p_value"], ".2g") + (r"\*" if is_significant(row["p_value"]) else ""),
+            f"{row['won']} of {row['pairs']}" if row["pairs"] else "-",
         ]
         for row in rows
     ]
-    aligned = ["left"] * (len(labels) + 1) + ["right"] * 6
+    aligned = ["left"] * (len(labels) + 1) + ["right"] * 7
     return tabulate(cells, headers, tablefmt="github", disable_numparse=True, colalign=aligned)
 
 

@@ -14,7 +14,7 @@ from sda_features.artifacts import atomic_file, source_commit, write_json
 from sda_features.config import EvaluationSettings, LogSettings, RecommenderSettings
 from sda_features.errors import SettingsError
 from sda_features.evaluation.metrics import mean
-from sda_features.evaluation.runs import METRICS, Run, compare_runs
+from sda_features.evaluation.runs import METRICS, Difference, Run, compare_runs
 from sda_features.evaluation.significance import mean_over_seeds, paired_t_test
 from sda_features.report.tables import Row, Score, ScoreTable, differences_table, is_significant, places
 from sda_features.workflows.features import load_features
@@ -156,9 +156,16 @@ def differences(grid: Grid, ours: str, others: Sequence[str]) -> list[dict[str, 
     for model in grid.models:
         for other in others:
             for found in compare_runs(grid.runs[model, ours], grid.runs[model, other]):
-                row = {"model": model, "features": ours, "against": other, "metric": found.metric}
-                rows.append({**row, "ours": found.ours, "theirs": found.theirs, **asdict(found.comparison)})
+                row = {"model": model, "features": ours, "against": other}
+                rows.append(row | difference_row(found))
     return rows
+
+
+def difference_row(found: Difference) -> dict[str, Any]:
+    """A difference as one flat row."""
+    row = asdict(found)
+    comparison: dict[str, Any] = row.pop("comparison")
+    return row | comparison
 
 
 def write_tables(

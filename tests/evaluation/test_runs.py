@@ -73,6 +73,9 @@ def test_seeds_are_one_sample_of_users(tmp_path):
     assert found.comparison.users == USERS
     assert (found.comparison.t, found.comparison.p_value) == pytest.approx(paired_t_test(a, b))
     assert found.ours == pytest.approx(a.mean())
+    means = [[ndcg_at_k(run.ranks["full"], 10).mean() for run in runs] for runs in sides]
+    assert (found.won, found.pairs) == (sum(x > y for x in means[0] for y in means[1]), 9)
+    assert 0 < found.won < 9, "vacuous"
     assert len(read_seeds(tmp_path / "ours" / "seed-1")) == 1
 
 
@@ -80,7 +83,7 @@ def test_a_group_without_users_has_no_numbers(tmp_path):
     runs = [read_run(write_run(tmp_path / str(seed), seed, tail=False)) for seed in (0, 1)]
     (found,) = (d for d in compare_runs(runs[:1], runs[1:]) if d.metric == "hit@10/full/tail")
     assert (found.ours, found.theirs, found.comparison.users) == (None, None, 0)
-    assert (found.comparison.difference, found.comparison.p_value) == (None, None)
+    assert (found.comparison.difference, found.comparison.p_value, found.pairs) == (None, None, 0)
 
 
 @pytest.mark.parametrize(

@@ -90,12 +90,23 @@ def test_json_holds_every_score():
 def test_differences_show_interval_and_p_value():
     row = {"metric": "ndcg@10/full/all", "users": 1234, "ours": 0.2, "theirs": 0.15}
     found = {**row, "difference": 0.05, "low": 0.01, "high": 0.09, "p_value": 0.004, "model": "vbpr"}
+    found |= {"won": 8, "pairs": 9}
     nobody = dict.fromkeys(found) | {"metric": "ndcg@10/full/tail", "users": 0, "model": "vbpr"}
     lines = differences_table([found, nobody], ("sda", "id"), ("model",)).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert cells[0] == ["model", "metric", "users", "sda", "id", "difference", "95% interval", "p (paired t)"]
+    assert cells[0] == [
+        "model",
+        "metric",
+        "users",
+        "sda",
+        "id",
+        "difference",
+        "95% interval",
+        "p (paired t)",
+        "seeds won",
+    ]
     assert cells[2][1:] == [
         *("ndcg@10/full/all", "1,234", "0.2000", "0.1500", "+0.0500"),
-        *("+0.0100 to +0.0900", r"0.004\*"),
+        *("+0.0100 to +0.0900", r"0.004\*", "8 of 9"),
     ]
-    assert cells[3] == ["vbpr", "ndcg@10/full/tail", "0", *["-"] * 5]
+    assert cells[3] == ["vbpr", "ndcg@10/full/tail", "0", *["-"] * 6]

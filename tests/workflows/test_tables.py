@@ -218,7 +218,10 @@ def test_runs_of_one_table_compare_and_other_protocols_are_refused(
     wanted = [row for row in expected if (row["model"], row["against"]) == ("vbpr", "id")]
     for row, of_table in zip(content["differences"], wanted, strict=True):
         assert row == {key: of_table[key] for key in row}
-    assert "| hit@10/full/all" in invoke("compare", runs / "full", runs / "id").stdout
+    shown = invoke("compare", runs / "full", runs / "id").stdout
+    assert "| hit@10/full/all" in shown
+    assert "One seed a side" not in shown
+    assert "One seed a side" in invoke("compare", runs / "full" / "seed-0", runs / "id" / "seed-0").stdout
     other = tmp_path / "other"
     invoke("train", shop / "log.parquet", *QUICK, "--eval-negatives", "6", "-o", other)
     refused = invoke("compare", other, runs / "id" / "seed-0", fails=True)
