@@ -3,11 +3,17 @@
 Trained by the Cloze task: a share of each sequence is replaced by [MASK] and predicted from both
 sides. To recommend, [MASK] is appended to the history and its state ranks the catalogue.
 
-The layout is that of the authors' code. Deviations from it: positions count from the end of the
-sequence, not from its start; no bias b^O an item (Eq. 7), so that a score is a product with the
-item's representation and an item without training has one; the optimiser is that of `train`, Adam
-at a constant rate, without weight decay. Layers run on the real positions only (`packing`), the
-last feed-forward layer and the softmax on those that are predicted.
+The layout is that of the authors' code, which adds to the paper's text a norm after the embeddings
+and one in the head. Deviations from it:
+
+- Positions count from the end of the sequence, so that [MASK] always stands at the last one.
+- No bias b^O of an item (Eq. 7): a score is a product with the item's representation, which an item
+  that came after the training has too.
+- A long history gives one window at random in each pass, in place of all windows of a fixed step.
+- The optimiser is that of `train`: Adam at a constant rate, without weight decay.
+
+Layers run on the real positions only (`packing`), the last feed-forward layer and the softmax on
+those that are predicted.
 """
 
 from __future__ import annotations
