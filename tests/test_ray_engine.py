@@ -139,8 +139,10 @@ def cluster() -> Iterator[None]:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
     from sda_features.workflows.ray_engine import _cluster
 
-    with _cluster(None, workers=2):
-        yield
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_worker_niceness", "0")  # 15 by default, which a busy machine never gets to
+        with _cluster(None, workers=2):
+            yield
     assert not ray.is_initialized()
 
 

@@ -127,7 +127,8 @@ class RayEncoding:
 
     def _results(self, catalog: Catalog, known: Mapping[str, str]) -> Iterator[pa.Table]:
         """Tables of `ray_worker.RESULT`, as workers finish them."""
-        rows = read_datasource(CatalogSource(catalog, known))
+        source = CatalogSource(catalog, known)
+        rows = read_datasource(source, override_num_blocks=len(source.parts))
         with warnings.catch_warnings():
             # Ray would do without this bound, and restart workers for ever. Releases to come will.
             warnings.filterwarnings("ignore", ".*ray_remote_args", DeprecationWarning)
