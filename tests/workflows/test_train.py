@@ -9,8 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from sda_features.config import EvaluationSettings, LogSettings, RecommenderSettings
+from sda_features.config import (
+    PRESETS,
+    EvaluationSettings,
+    LogSettings,
+    RecommenderSettings,
+    recommender_settings,
+)
 from sda_features.errors import SettingsError
+from sda_features.recommenders.registry import OWN
 from sda_features.workflows.features import load_features
 from sda_features.workflows.train import Training, read_log, train_recommender, train_seeds
 
@@ -158,3 +165,16 @@ def test_a_k_core_and_a_temporal_split_go_through(shop: Path) -> None:
 def test_an_unknown_model_is_named(shop: Path) -> None:
     with pytest.raises(SettingsError, match="No recommender 'gru'"):
         train_recommender(shop / "log.parquet", "id", SETTINGS, EVALUATION, model="gru", progress=False)
+
+
+def test_presets_are_usable_and_options_win() -> None:
+    for preset, models in PRESETS.items():
+        assert set(models) == set(OWN)
+        for model, values in models.items():
+            settings = recommender_settings(model, preset, dropout=0.25).model_dump()
+            assert settings == RecommenderSettings(**values | {"dropout": 0.25}).model_dump()
+    assert recommender_settings("mine", "dense") == RecommenderSettings(), "a model that no preset knows"
+    with pytest.raises(SettingsError, match="No preset 'huge'; there are sparse, dense"):
+        recommender_settings("sasrec", "huge")
+    with pytest.raises(SettingsError, match="validation_from 0.9 is not before test_from 0.9"):
+        EvaluationSettings.parse(validation_from=0.9)
