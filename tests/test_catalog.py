@@ -3,11 +3,13 @@ from __future__ import annotations
 import http.server
 import io
 import json
+import pickle
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -30,7 +32,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def read(path: Path, **settings: Any) -> tuple[list[Item], Catalog]:
+def read(path: Path | str, **settings: Any) -> tuple[list[Item], Catalog]:
     catalog = Catalog(CatalogSettings.parse(path=path, **settings))
     return list(catalog.items()), catalog
 
@@ -290,3 +292,70 @@ def _empty(folder: Path) -> Path:
 def _text(path: Path, content: str) -> Path:
     path.write_text(content)
     return path
+
+
+def partitioned(folder: Path) -> Path:
+    """Ten items in two folders, two rows a row group."""
+    table = pa.Table.from_pylist([{**row, "image": b"broken"} for row in rows(10)])
+    for name, start in {"a": 0, "b": 5}.items():
+        (folder / f"shelf={name}").mkdir(parents=True)
+        pq.write_table(table.slice(start, 5), folder / f"shelf={name}" / "0.parquet", row_group_size=2)
+    return folder
+
+
+def test_a_partitioned_folder_is_the_same_catalogue_at_a_path_and_at_a_url(tmp_path: Path) -> None:
+    folder = partitioned(tmp_path / "run=3")  # a key above the catalogue is no column of it
+    items, _ = read(folder, max_bad_rows=1)
+    assert [item.item_id for item in items] == [f"i{n}" for n in range(10)]
+    assert items[7].fields == {"title": "title 7", "shelf": "b"}
+    memory = fsspec.filesystem("memory")
+    memory.put(str(folder), "/partitioned", recursive=True)
+    for url in (f"file://{folder}", "memory://partitioned"):
+        same, opened = read(url, max_bad_rows=1)
+        assert same == items
+        assert CatalogSettings.model_validate_json(opened.settings.model_dump_json()) == opened.settings
+    memory.rm("/partitioned", recursive=True)
+
+
+def test_slices_read_in_another_process_give_the_same_items_and_report(tmp_path: Path) -> None:
+    """Two duplicates, in other slices than the rows that they repeat; slices survive pickling."""
+    folder = partitioned(tmp_path / "items")
+    write(folder / "z.parquet", [{**row, "image": b"broken"} for row in (*rows(2), *rows(11)[10:])])
+    items, whole = read(folder, max_bad_rows=1)
+    assert whole.report.reasons()["duplicate_id"] == 2
+    slices = pickle.loads(pickle.dumps(whole.slices()))  # noqa: S301
+    assert [(part.start, part.rows) for part in slices] == [
+        (1, 2),
+        (3, 2),
+        (5, 1),
+        (6, 2),
+        (8, 2),
+        (10, 1),
+        (11, 3),
+    ]
+    worker = pickle.loads(pickle.dumps(whole.for_workers()))  # noqa: S301
+    found, problems = [], []
+    for part in reversed(slices):
+        found += worker.items(batches=part.batches())
+        problems += worker.report.problems
+    assert sorted(found, key=lambda item: item.row) == items
+    other = Catalog(whole.settings)
+    other.add_problems(problems)
+    assert other.report.bad_rows == whole.report.bad_rows
+    strict = Catalog(CatalogSettings.parse(path=folder, max_bad_rows=0.5))
+    with pytest.raises(CatalogError, match="above --max-bad-rows 0.5"):
+        strict.add_problems(problems)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("memory://nowhere.parquet", "does not exist"),
+        ("nosuch://host/items.parquet", "There is no file system"),
+        ("ftp://shop:hush@host/items.parquet", "holds a password"),
+    ],
+)
+def test_a_url_that_is_not_usable_is_refused(url: str, message: str) -> None:
+    with pytest.raises(CatalogError, match=message) as error:
+        Catalog(CatalogSettings.parse(path=url))
+    assert "hush" not in str(error.value)
