@@ -18,6 +18,7 @@ check: $(VENV)/.installed ## formatting, lint and types
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed ## every benchmark, quick sizes
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script --quick || exit 1; done
 
 docs: $(VENV)/.installed ## write docs/cli.md from the commands' own help

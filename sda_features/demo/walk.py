@@ -126,7 +126,7 @@ def walk(output: Path, echo: Callable[[str], None], *, seed: int = 0, progress: 
         "items.parquet, interactions.parquet, model/": "the generated shop",
         "adapt/": "checkpoint, training_log.jsonl, catalog_report.jsonl",
         "feature_repo/": "a Feast repo with the offline store (the online server has ended)",
-        "runs/": "three SASRec runs: manifest.json, ranks.npz, model.safetensors",
+        "runs/": "three SASRec runs: manifest.json, model.safetensors, items.parquet, ranks.npz, ...",
         "results.json": "the table's numbers",
     }.items():
         echo(f"  {name:<45}{meaning}")
