@@ -100,6 +100,8 @@ def test_scores_are_products_of_the_slow_twins_rows():
         expected = users @ items.T
     np.testing.assert_allclose(scores, expected.numpy(), atol=1e-6)
     assert np.ptp(scores, axis=1).min() > 0.1
+    some = np.array([4, 0, 16])
+    np.testing.assert_allclose(model.states_after(log, some), users[some].numpy(), atol=1e-6)
 
 
 def test_items_of_a_loss_of_fine_and_coarse_are_chained():
