@@ -173,7 +173,7 @@ def _cluster(address: str | None, workers: int | None) -> Iterator[None]:
         options |= {"num_cpus": cpus, "include_dashboard": False}
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
-            handler.setLevel(logging.ERROR)
+            handler.setLevel(logging.CRITICAL)  # errors are raised, too
     try:
         if address is not None and (target := urlsplit(f"//{address.removeprefix('ray://')}")).port:
             # Ray itself would wait for minutes.
