@@ -53,7 +53,7 @@ class ExpertLoop(GatedVariant):
 def main() -> None:
     """Measure and print."""
     arguments = options(__doc__ or "")
-    layers, sequences, rounds = (4, 8, 9) if arguments.quick else (6, 16, 31)
+    layers, sequences, rounds = (4, 8, 9) if arguments.quick else (6, 16, 15)
     words = [f"item {number} of brand {number % 7} in aisle {number % 31}" for number in range(400)]
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,8 @@
 """Item vectors from parquet into Redis: the fast engine and `materialize_view`, stock Feast, raw bytes.
 
-All read the same parts and write 2 vectors an item; the floor is SET of the same values, packed
-beforehand and sent on one connection. Each contender has a server of its own, emptied before every
+All read the same parts and write 2 vectors an item. The floor of that is reading the parts as Arrow
+and SET of the same values, packed beforehand and sent on one connection; writing alone is held
+against SET alone. Each contender has a server of its own, emptied before every
 turn. Hashes are compared byte for byte before anything is timed.
 """
 
@@ -41,7 +42,7 @@ EPOCH, NOON = datetime(1970, 1, 1, tzinfo=UTC), datetime(2024, 5, 1, 12, tzinfo=
 VIEW_OF_ITEMS = OnlineView("shop", "sda_item_embeddings", FEATURES)
 COLUMNS = ["item_id", *FEATURES, "event_timestamp"]
 PIPELINE = 512  # SETs in one send of the floor; two sends are on their way
-STOCK, FAST, VIEW, FLOOR = "stock feast materialize", "VectorEngine", "materialize_view", "raw SET (floor)"
+STOCK, FAST, VIEW, FLOOR = "stock feast materialize", "VectorEngine", "materialize_view", "raw SET"
 WRITE, READ = "write_batches, from memory", "pq.read_table"  # where the time of the engine goes
 
 
@@ -89,7 +90,7 @@ def main() -> None:
     print(
         f"\n{items} items x 2 vectors x {arguments.dim} float32, {rounds} rounds in turns, {os.cpu_count()} cores"
     )
-    print(f"{'':26} {'median s':>9} {'best s':>9} {'/ floor':>9} {'stock /':>9}")
+    print(f"{'':26} {'median s':>9} {'best s':>9} {'/ SET':>9} {'stock /':>9}")
     for name in jobs:
         over, under = paired_ratio(seconds[name], seconds[FLOOR]), paired_ratio(seconds[STOCK], seconds[name])
         print(f"{name:26} {median(seconds[name]):9.3f} {min(seconds[name]):9.3f} {over:9.2f} {under:9.2f}")
@@ -97,9 +98,11 @@ def main() -> None:
         "online_write",
         against=f"feast {version('feast')} materialize, engine local",
         ratio=paired_ratio(seconds[STOCK], seconds[FAST]),
-        floor_ratio=paired_ratio(seconds[FAST], seconds[FLOOR]),
+        floor_ratio=paired_ratio(
+            seconds[FAST], list(map(sum, zip(seconds[READ], seconds[FLOOR], strict=True)))
+        ),
         write_only_floor_ratio=round(paired_ratio(seconds[WRITE], seconds[FLOOR]), 3),
-        read_floor_ratio=round(paired_ratio(seconds[READ], seconds[FLOOR]), 3),
+        whole_over_set_alone=round(paired_ratio(seconds[FAST], seconds[FLOOR]), 3),
         materialize_view_ratio=round(paired_ratio(seconds[STOCK], seconds[VIEW]), 3),
         items=items,
         dim=arguments.dim,

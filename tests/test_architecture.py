@@ -25,11 +25,16 @@ LAYER = {
     "images": 1,
     "prompts": 1,
     "interactions": 1,
+    "splits": 1,
     "artifacts": 1,
     "config": 0,
     "errors": -1,
 }
-SAME_LAYER = {("catalog", "images"), ("catalog", "artifacts")}  # nouns that other nouns are made of
+SAME_LAYER = {
+    ("catalog", "images"),
+    ("catalog", "artifacts"),
+    ("splits", "interactions"),
+}  # nouns that other nouns are made of
 HEAVY = {
     "serving": {"torch", "feast", "transformers", "pandas", "pyarrow"},
     "evaluation": {"torch", "feast", "transformers", "pandas", "pyarrow"},

@@ -12,14 +12,8 @@ from hypothesis import strategies as st
 
 from sda_features.config import EvaluationSettings
 from sda_features.errors import InteractionsError
-from sda_features.interactions import (
-    index_interactions,
-    k_core,
-    leave_one_out,
-    read_interactions,
-    split_interactions,
-    temporal_split,
-)
+from sda_features.interactions import index_interactions, k_core, read_interactions
+from sda_features.splits import leave_one_out, split_interactions, temporal_split
 
 ROWS = [
     ("bo", "x", 3),

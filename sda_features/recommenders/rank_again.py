@@ -15,8 +15,9 @@ from sda_features.config import EvaluationSettings
 from sda_features.errors import CheckpointError, SettingsError
 from sda_features.evaluation.protocols import Evaluation, evaluate
 from sda_features.evaluation.runs import read_manifest
-from sda_features.interactions import Interactions, split_interactions
+from sda_features.interactions import Interactions
 from sda_features.recommenders.train import ITEMS, USERS
+from sda_features.splits import split_interactions
 
 SPLIT = ("split", "validation_from", "test_from")  # what was trained on; the rest is how it is ranked
 

@@ -29,10 +29,11 @@ from sda_features.config import EvaluationSettings, RecommenderSettings
 from sda_features.errors import SettingsError
 from sda_features.evaluation.protocols import Evaluation, evaluate
 from sda_features.evaluation.runs import MANIFEST, RANKS
-from sda_features.interactions import Interactions, Split, split_interactions
+from sda_features.interactions import Interactions
 from sda_features.recommenders.base import Recommender
 from sda_features.recommenders.features import ItemVectors, prepare_vectors
 from sda_features.recommenders.sasrec import SASRec
+from sda_features.splits import Split, split_interactions
 
 WEIGHTS, ITEMS = "model.safetensors", "items.parquet"
 SCALING, USERS = "scaling.safetensors", "users.safetensors"

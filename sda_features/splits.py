@@ -1,0 +1,135 @@
+"""What of a log is learned from and what is predicted: leave-one-out, and a split by time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sda_features.config import EvaluationSettings
+from sda_features.errors import InteractionsError
+from sda_features.interactions import Interactions
+
+
+@dataclass(frozen=True, eq=False)
+class Holdout:
+    """One item to predict for each evaluated user.
+
+    Attributes:
+        name: "validation" or "test".
+        history: what is known when the prediction is made.
+        users: int64 [T] user indices.
+        targets: int32 [T] item codes.
+    """
+
+    name: str
+    history: Interactions
+    users: NDArray[np.int64]
+    targets: NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """What is learned from and what is predicted; made by `leave_one_out` or `temporal_split`.
+
+    Attributes:
+        interactions: everything.
+        train: what a recommender may learn from.
+        validation: history = `train`.
+        test: history = what was known before the test.
+        short_users: users whom the test leaves out.
+    """
+
+    interactions: Interactions
+    train: Interactions
+    validation: Holdout
+    test: Holdout
+    short_users: int
+
+
+def split_interactions(interactions: Interactions, settings: EvaluationSettings) -> Split:
+    """`leave_one_out` or `temporal_split`, whichever the protocol names."""
+    if settings.split == "leave-one-out":
+        return leave_one_out(interactions)
+    return temporal_split(
+        interactions, validation_from=settings.validation_from, test_from=settings.test_from
+    )
+
+
+def leave_one_out(interactions: Interactions) -> Split:
+    """Each user's last item is the test, the one before it the validation, the rest is for training.
+
+    The history of the test holds the validation item. Users with fewer than 3 interactions have all
+    of theirs in training and are not evaluated.
+
+    Raises:
+        InteractionsError: nobody has 3 interactions.
+    """
+    evaluated = interactions.lengths >= 3
+    users = np.flatnonzero(evaluated)
+    if not len(users):
+        raise InteractionsError(
+            "Leave-one-out needs users with at least 3 interactions (train, validation, test); "
+            f"the longest of {interactions.user_count} users has {interactions.lengths.max(initial=0)}. "
+            "Give a longer log."
+        )
+    train = interactions.without_last(2 * evaluated)
+    before_test = interactions.without_last(1 * evaluated)
+    last = interactions.offsets[users + 1] - 1
+    return Split(
+        interactions=interactions,
+        train=train,
+        validation=Holdout("validation", train, users, interactions.items[last - 1]),
+        test=Holdout("test", before_test, users, interactions.items[last]),
+        short_users=int((~evaluated).sum()),
+    )
+
+
+def temporal_split(interactions: Interactions, *, validation_from: float, test_from: float) -> Split:
+    """Two instants for everybody, so that nothing is learned from what happened after a prediction.
+
+    Training is what came before the first instant. The validation item of a user is the first one from
+    then on, given the training; the test item the first one from the second instant on, given all
+    before that instant. Users without training interactions are not evaluated. What happens at one
+    instant stays together. Items that first appear after training are ranked like all others.
+
+    Args:
+        interactions: with `times`.
+        validation_from: share of interactions before the first instant, up to equal times.
+        test_from: before the second.
+
+    Raises:
+        InteractionsError: no times, or nobody to evaluate.
+    """
+    times = interactions.times
+    if times is None:
+        raise InteractionsError(
+            "A temporal split needs a column of timestamps; this log gives each user's order alone. "
+            "Name the column, or split leave-one-out."
+        )
+    ordered = np.sort(times)
+    starts = [ordered[int(share * len(ordered))] for share in (validation_from, test_from)]
+    train = interactions.where(times < starts[0])
+    before_test = interactions.where(times < starts[1])
+    validation = _first_items(
+        "validation", train, interactions, train, (times >= starts[0]) & (times < starts[1])
+    )
+    test = _first_items("test", before_test, interactions, train, times >= starts[1])
+    for held in (validation, test):
+        if not len(held.users):
+            raise InteractionsError(
+                f"Nobody has training interactions and a later {held.name} item: training ends with "
+                f"{len(train.items)} of {len(times)} interactions, at {starts[0]}, and the test begins at "
+                f"{starts[1]}. Choose other shares, or split leave-one-out."
+            )
+    return Split(interactions, train, validation, test, interactions.user_count - len(test.users))
+
+
+def _first_items(
+    name: str, history: Interactions, log: Interactions, train: Interactions, window: NDArray[np.bool_]
+) -> Holdout:
+    """The first item in `window` [n] of each user whom `train` knows."""
+    users, first = np.unique(log.users[window], return_index=True)
+    known = train.lengths[users] > 0
+    return Holdout(name, history, users[known], log.items[window][first[known]])
