@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
@@ -90,9 +92,7 @@ def encode_items(
         ahead(_steps(backbone, prompts, sources, batch_size, shard_rows), BATCHES_AHEAD) as steps,
     ):
         made: dict[str, list[tuple[list[int], Tensor]]] = {"text": [], "image": []}
-        for step in steps:
-            with torch.inference_mode():
-                vectors = loaded.vectors(step.batch).cpu()
+        for step, vectors in _encoded(loaded, steps):
             made[step.batch.modality].append((step.rows, vectors))
             advance(len(step.rows))
             if step.last:
@@ -103,6 +103,52 @@ def encode_items(
                     *_in_order(made["image"], len(step.shard), loaded.dim),
                 )
                 made = {"text": [], "image": []}
+
+
+def _encoded(loaded: LoadedEncoder, steps: Iterator[_Step]) -> Iterator[tuple[_Step, Tensor]]:
+    """Steps and their vectors, in order.
+
+    On a CPU each core takes a batch of its own: operations of one batch, shared by all cores, are
+    too small to keep them busy.
+    """
+
+    def encode(step: _Step) -> Tensor:
+        with torch.inference_mode():
+            return loaded.vectors(step.batch).cpu()
+
+    threads = torch.get_num_threads() if loaded.encoder.backbone.device.type == "cpu" else 1
+    for first in islice(steps, 1):
+        yield first, encode(first)  # alone: bitsandbytes repacks 4-bit weights when they are first used
+    if threads == 1:
+        yield from ((step, encode(step)) for step in steps)
+        return
+    running: deque[tuple[_Step, Future[Tensor]]] = deque()
+    failure: Exception | None = None
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as workers:
+            while step := _next(steps):
+                if isinstance(step, Exception):
+                    failure = step  # what was read before it is yielded first
+                    break
+                running.append((step, workers.submit(encode, step)))
+                if len(running) > threads:
+                    done, vectors = running.popleft()
+                    yield done, vectors.result()
+            for done, vectors in running:
+                yield done, vectors.result()
+    finally:
+        torch.set_num_threads(threads)
+    if failure is not None:
+        raise failure
+
+
+def _next(steps: Iterator[_Step]) -> _Step | Exception | None:
+    """The next step, what came instead of it, or None at the end."""
+    try:
+        return next(steps, None)
+    except Exception as error:
+        return error
 
 
 def _sources(items: Iterable[Item], prompts: PromptSettings) -> Iterator[_Source]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,7 +82,7 @@ class ModalityGates(nn.Module):
             torch.empty(layers, settings.experts, settings.gate_dim).uniform_(-bound, bound)
         )
         self.bias = nn.Parameter(torch.zeros(layers, settings.experts))
-        self.selected: tuple[Tensor, ...] | None = None
+        self._of_thread = threading.local()
 
     def forward(self) -> Tensor:
         """All gates, [L, M, r]."""
@@ -110,13 +111,18 @@ class ModalityGates(nn.Module):
         """
         return contextlib.nullcontext(), self._selecting(self.selected)
 
+    @property
+    def selected(self) -> tuple[Tensor, ...] | None:
+        """The gates of the forward pass in progress; each thread has its own."""
+        return getattr(self._of_thread, "selected", None)
+
     @contextlib.contextmanager
     def _selecting(self, gates: tuple[Tensor, ...] | None) -> Iterator[None]:
-        before, self.selected = self.selected, gates
+        before, self._of_thread.selected = self.selected, gates
         try:
             yield
         finally:
-            self.selected = before
+            self._of_thread.selected = before
 
 
 class GatedVariant(LoraVariant):  # type: ignore[misc]

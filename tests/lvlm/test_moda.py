@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -155,3 +156,14 @@ def test_gate_weights_sum_to_one_times_scaling() -> None:
     values = gates()
     assert values.shape == (3, 2, 8)
     torch.testing.assert_close(values.sum(-1), torch.full((3, 2), 32 / 8 * 2))
+
+
+def test_threads_select_each_for_itself(make_encoder: Callable[..., PromptEncoder]) -> None:
+    gates = make_encoder().gates
+    assert gates is not None
+    with gates.select("text"), ThreadPoolExecutor(1) as other:
+        mine = gates.selected
+        assert other.submit(lambda: gates.selected).result() is None
+        with gates.select("image"):
+            assert gates.selected is not mine
+        assert gates.selected is mine
