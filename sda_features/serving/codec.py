@@ -242,8 +242,9 @@ def _rows(matrix: Matrix, dtype: StoreDtype) -> list[bytes]:
     """The bodies of the rows of a matrix."""
     if dtype == "int8":
         largest = np.abs(matrix).max(axis=1, initial=0.0).astype("<f4")
-        scale = np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype("<f4")
-        numbers = np.rint(matrix / scale[:, None]).astype(np.int8)
+        scale = largest / np.float32(127)
+        scale[scale == 0] = 1  # zeros, and numbers too small to be told from them
+        numbers = np.rint(np.clip(matrix / scale[:, None], -127, 127)).astype(np.int8)
         body = np.concatenate([scale.view(np.uint8).reshape(-1, 4), numbers.view(np.uint8)], axis=1)
     else:
         body = np.ascontiguousarray(matrix, "<f4" if dtype == "float32" else "<f2").view(np.uint8)

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sda_features.errors import FeatureMismatchError
@@ -128,6 +128,8 @@ def test_float16_is_numpys(matrix, data):
 
 
 @given(matrices(2.0**100))
+@example(np.array([[1e-45]], np.float32))
+@example(np.array([[1.9e-43, -1.9e-43]], np.float32))
 def test_int8_is_within_half_a_step(matrix):
     payloads = codec.pack_vectors(matrix, "int8")
     values = codec.encode_vectors(matrix, dtype="int8")
