@@ -1,5 +1,6 @@
 """Fixtures for every folder of tests."""
 
+import os
 from collections.abc import Callable, Iterator
 from itertools import count
 
@@ -9,7 +10,8 @@ import pytest
 from sda_features.serving.embedded import embedded_redis
 
 # A loaded machine is no fault of the code: nothing in the tests depends on time.
-hypothesis.settings.register_profile("sda", deadline=None)
+# In CI the same examples each time: what a search finds belongs to whoever searches.
+hypothesis.settings.register_profile("sda", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("sda")
 
 
