@@ -8,16 +8,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import redis
 
 from sda_features.errors import FeatureStoreError, OnlineStoreError
 from sda_features.feature_store.offline import pull_latest
-from sda_features.feature_store.online_rows import TIMEOUT, check_online_store
+from sda_features.feature_store.online_rows import TIMEOUT, check_online_store, missing_online
 from sda_features.feature_store.parts import stored_rows
 from sda_features.feature_store.repo import FeatureSet, open_feature_set, quiet_feast
-from sda_features.feature_store.schema import EVENT_TIMESTAMP, ITEM_ID
-from sda_features.serving import codec, layout
+from sda_features.feature_store.schema import ITEM_ID
+from sda_features.serving import layout
 from sda_features.serving.connection import RedisAddress, redis_errors
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -116,37 +114,15 @@ def _newest_rows(opened: FeatureSet, end: datetime) -> pa.Table:
 
 def _check_redis(opened: FeatureSet, address: RedisAddress, rows: pa.Table) -> int:
     """Every row must be in Redis, with its event timestamp or a later one."""
-    keys = layout.redis_keys(
-        rows[ITEM_ID].to_pylist(),
-        project=opened.config.project,
-        join_key=opened.join_key,
-        id_type=opened.id_type,
-    )
-    expected = pc.cast(rows[EVENT_TIMESTAMP], pa.int64()).to_pylist()  # microseconds
-    field = layout.timestamp_field(opened.view.name)
-    absent: list[int] = []
     with redis_errors(address), address.connect(timeout=TIMEOUT) as server:
-        for start in range(0, len(keys), BATCH_ROWS):
-            stored = _read_field(server, keys[start : start + BATCH_ROWS], field)
-            for row, value in enumerate(stored, start):
-                nanoseconds = codec.decode_timestamp(value)
-                if nanoseconds is None or nanoseconds // 1000 < expected[row]:
-                    absent.append(row)
+        absent = missing_online(server, opened, rows)
     if absent:
         raise OnlineStoreError(
-            f"Expected {len(keys)} items of {opened.view.name} in Redis at {address}, but {len(absent)} did not "
+            f"Expected {len(rows)} items of {opened.view.name} in Redis at {address}, but {len(absent)} did not "
             f"arrive, such as {rows[ITEM_ID][absent[0]].as_py()!r}. Does the server evict keys (maxmemory-policy), "
             "or does key_ttl_seconds expire them? Correct that and materialize again."
         )
-    return len(keys)
-
-
-def _read_field(server: redis.Redis, keys: list[bytes], field: bytes) -> list[bytes | None]:
-    with server.pipeline(transaction=False) as pipeline:
-        for key in keys:
-            pipeline.hget(key, field)  # type: ignore[arg-type]
-        values: list[bytes | None] = pipeline.execute()
-    return values
+    return len(rows)
 
 
 def _check_sample(opened: FeatureSet, rows: pa.Table) -> int:
