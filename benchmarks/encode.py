@@ -1,11 +1,11 @@
 """Items encoded a second, against sentence-transformers and against a plain loop over transformers' own classes.
 
-All contenders encode the same items with the same weights, once in float32 and once in the dtype
-that `materialize` takes by default (bfloat16 where the processor multiplies it), and must give the
-same vectors. The plain loop takes items as they come, 32 at a time, pads them and pools with the
-attention mask. sentence-transformers sorts texts by length itself; it encodes the texts only,
-because it loads a vision-language model's pictures through classes that need torchvision, and the
-plain loop then does the pictures for it. Without it (extra `bench`) the plain loop stands alone.
+All contenders encode the same texts and the same pictures with the same weights, once in float32
+and once in the dtype that `materialize` takes by default (bfloat16 where the processor multiplies
+it), and must give the same vectors. The plain loop takes items as they come, 32 at a time, pads
+them and pools with the attention mask. sentence-transformers (extra `bench`) sorts by length
+itself; it is measured on the texts, because it loads pictures through classes that need
+torchvision.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
@@ -39,9 +40,9 @@ from sda_features.prompts import text_prompt
 BATCH = 32
 PROMPTS = PromptSettings()
 Vectors = NDArray[np.float32]
-Pair = tuple[Vectors, Vectors]
-Job = Callable[[], Pair]
-THEIRS = "sentence-transformers"
+Job = Callable[[], Vectors]
+OURS, PLAIN, THEIRS = "ours", "plain loop", "sentence-transformers"
+TOLERANCE = {"float32": 1e-6, "fast": 1e-2}
 
 
 def main() -> None:
@@ -58,59 +59,63 @@ def main() -> None:
         folder = Path(name)
         items = read_items(arguments.catalog or generated_catalogue(folder, count), count)
         model = Path(arguments.model or generated_model(folder, items))
-        texts = [text_prompt(item.fields, PROMPTS) or "" for item in items]
-        jobs: dict[str, Job] = {}
+        jobs: dict[tuple[str, str, str], Job] = {}
         loaded: dict[str, LoadedEncoder] = {}
-        for dtype in ("float32", "fast"):
+        for dtype, tolerance in TOLERANCE.items():
             settings = {"model": str(model), "quantization": "none", "device": "cpu", "dtype": dtype}
             loaded[dtype] = unadapted(BackboneSettings.parse(**settings), PROMPTS)
-            contenders = make_contenders(folder, model, loaded[dtype], items, texts)
-            check_equal(
-                {name: job() for name, job in contenders.items()}, 1e-6 if dtype == "float32" else 1e-2
-            )
-            jobs |= {f"{name}, {dtype}": job for name, job in contenders.items()}
-        seconds = take_turns(jobs, rounds=arguments.rounds)
-    threads, fast = torch.get_num_threads(), str(loaded["fast"].encoder.backbone.dtype).removeprefix("torch.")
-    print(f"\n{len(items)} items, {loaded['fast'].dim} dimensions, {threads} threads; fast is {fast}")
-    for title, values in seconds.items():
-        print(f"  {title:32} {len(items) / median(values):8.1f} items/s")
-    achieved, peak = flops(loaded["float32"], items) / median(seconds["ours, float32"]), matmul_flops()
+            for kind, contenders in make_contenders(folder, model, loaded[dtype], items).items():
+                check_equal({name: job() for name, job in contenders.items()}, tolerance)
+                jobs |= {(kind, dtype, name): job for name, job in contenders.items()}
+        seconds = take_turns({", ".join(key): job for key, job in jobs.items()}, rounds=arguments.rounds)
+    fast = str(loaded["fast"].encoder.backbone.dtype).removeprefix("torch.")
+    print(
+        f"\n{len(items)} items, {loaded['fast'].dim} dimensions, {torch.get_num_threads()} threads; fast is {fast}"
+    )
+    ratios = {}
+    for kind, dtype, name in jobs:
+        theirs, ours = seconds[f"{kind}, {dtype}, {name}"], seconds[f"{kind}, {dtype}, {OURS}"]
+        print(f"  {kind:10}{dtype:9}{name:22} {len(items) / median(theirs):8.1f} /s", end="")
+        if name == OURS:
+            print()
+        else:
+            ratio = ratios[f"{kind}, {dtype}, {name}"] = round(paired_ratio(theirs, ours), 3)
+            print(f"   ours {ratio:.2f} times")
+    both = sum(median(seconds[f"{kind}, float32, {OURS}"]) for kind in ("texts", "pictures"))
+    achieved, peak = flops(loaded["float32"], items) / both, matmul_flops()
     share = f"{achieved / peak:.0%} of a 2048 x 2048 matrix product's {peak / 1e9:.0f}"
     print(f"  float32: {achieved / 1e9:.0f} GFLOP/s, {share}")
-    theirs = THEIRS if f"{THEIRS}, fast" in seconds else "plain loop"
+    theirs = THEIRS if f"texts, fast, {THEIRS}" in ratios else PLAIN
     package = THEIRS if theirs == THEIRS else "transformers"
-    ratios = {
-        f"{name}, {dtype}": round(paired_ratio(seconds[f"{name}, {dtype}"], seconds[f"ours, {dtype}"]), 3)
-        for name in {theirs, "plain loop"}
-        for dtype in loaded
-    }
     report(
         "encode",
-        against=f"{package} {version(package)}, both in {fast}",
-        ratio=ratios[f"{theirs}, fast"],
+        against=f"{package} {version(package)}, texts, both in {fast}",
+        ratio=ratios[f"texts, fast, {theirs}"],
         ratios=ratios,
-        items_per_second=round(len(items) / median(seconds["ours, fast"]), 1),
         share_of_matmul_flops=round(achieved / peak, 3),
     )
 
 
 def make_contenders(
-    folder: Path, model: Path, loaded: LoadedEncoder, items: Sequence[Item], texts: Sequence[str]
-) -> dict[str, Job]:
-    """Jobs that return text vectors and picture vectors."""
+    folder: Path, model: Path, loaded: LoadedEncoder, items: Sequence[Item]
+) -> dict[str, dict[str, Job]]:
+    """Jobs that return text vectors, and jobs that return picture vectors."""
     backbone = loaded.encoder.backbone
-
-    def ours() -> Pair:
-        shards = list(encode_items(loaded, items, BATCH))
-        return np.concatenate([s.text for s in shards]), np.concatenate([s.image for s in shards])
-
-    jobs: dict[str, Job] = {
-        "ours": ours,
-        "plain loop": lambda: (plain_texts(backbone, texts), plain_pictures(backbone, items)),
+    texts = [text_prompt(item.fields, PROMPTS) or "" for item in items]
+    pictures_alone = [replace(item, fields={}) for item in items]
+    texts_alone = [replace(item, image=None) for item in items]
+    jobs: dict[str, dict[str, Job]] = {
+        "texts": {
+            OURS: lambda: np.concatenate([s.text for s in encode_items(loaded, texts_alone, BATCH)]),
+            PLAIN: lambda: plain_texts(backbone, texts),
+        },
+        "pictures": {
+            OURS: lambda: np.concatenate([s.image for s in encode_items(loaded, pictures_alone, BATCH)]),
+            PLAIN: lambda: plain_pictures(backbone, items),
+        },
     }
-    encode_texts = sentence_transformers(folder, model, backbone, texts)
-    if encode_texts is not None:
-        jobs[THEIRS] = lambda: (encode_texts(), plain_pictures(backbone, items))
+    if encode_texts := sentence_transformers(folder, model, backbone, texts):
+        jobs["texts"][THEIRS] = encode_texts
     return jobs
 
 
@@ -179,13 +184,12 @@ def sentence_transformers(
     return encode
 
 
-def check_equal(made: dict[str, Pair], tolerance: float) -> None:
+def check_equal(made: dict[str, Vectors], tolerance: float) -> None:
     """Everybody's vectors point where ours do: 1 - cosine is at most `tolerance`."""
-    for name, pair in made.items():
-        for ours, theirs in zip(made["ours"], pair, strict=True):
-            least = float((ours * theirs).sum(axis=1).min())
-            if 1 - least > tolerance:
-                raise SystemExit(f"{name} gives other vectors: cosine {least}")
+    for name, vectors in made.items():
+        least = float((made[OURS] * vectors).sum(axis=1).min())
+        if 1 - least > tolerance:
+            raise SystemExit(f"{name} gives other vectors: cosine {least}")
 
 
 def flops(loaded: LoadedEncoder, items: Sequence[Item]) -> int:

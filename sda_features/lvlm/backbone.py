@@ -26,6 +26,7 @@ from sda_features.artifacts import sha256_files
 from sda_features.config import BackboneSettings, PromptSettings
 from sda_features.errors import BackboneError
 from sda_features.images import fit_within
+from sda_features.lvlm.attention import SHARED_PREFIX, Layout, common_prefix
 
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 VISION_TOWER = "visual"  # stays in full precision: it is small, and pictures suffer from 4-bit weights
@@ -151,9 +152,30 @@ class Backbone:
                 "image_grid_thw": batch.grids,
                 "mm_token_type_ids": (batch.input_ids == self.image_token_id).int(),
             }
-        output = self.model(input_ids=batch.input_ids, use_cache=False, **vision)
-        states: Tensor = output.last_hidden_state
-        return states
+        layout = None if torch.is_grad_enabled() else self._layout(batch)
+        if layout is None:
+            output = self.model(input_ids=batch.input_ids, use_cache=False, **vision)
+            states: Tensor = output.last_hidden_state
+            return states
+        if batch.patches is not None:
+            positions = self.model.get_rope_index(batch.input_ids, **vision)[0]  # type: ignore[operator]  # [3, B, T]
+            vision["mm_token_type_ids"] = layout.join(vision["mm_token_type_ids"])
+        else:
+            positions = torch.arange(batch.input_ids.shape[1], device=self.device)
+            positions = positions.expand(3, *batch.input_ids.shape)
+        output = self.model(
+            input_ids=layout.join(batch.input_ids),
+            position_ids=layout.join(positions),
+            use_cache=False,
+            layout=layout,
+            **vision,
+        )
+        return layout.split(output.last_hidden_state)
+
+    def _layout(self, batch: PromptBatch) -> Layout | None:
+        """How to run the batch as one sequence; None where that saves nothing."""
+        prefix = common_prefix(batch.input_ids, batch.lengths, self.image_token_id)
+        return Layout(prefix, len(batch.lengths)) if prefix > 0 and len(batch.lengths) > 1 else None
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the checkpoint's configuration and weights; quantisation does not count."""
@@ -276,6 +298,7 @@ def _load_model(
             config=config,
             dtype=dtype,
             device_map={"": str(device)},
+            attn_implementation={"text_config": SHARED_PREFIX},
             quantization_config=quantization,
             use_safetensors=True,
             trust_remote_code=settings.trust_remote_code,

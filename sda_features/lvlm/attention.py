@@ -1,0 +1,140 @@
+"""Attention that computes what all prompts of a batch begin with once.
+
+Prompts of one modality share the chat header and the instruction, a sixth to a third of the tokens
+of a text, and attention is causal, so the states of a common beginning depend on nothing that
+follows. A batch then runs as one sequence, the beginning and the rest of every row,
+
+    [1, P + B S]  in place of  [B, P + S],
+
+through a model that works position by position but for its attention, which is here. The result is
+that of transformers' own attention, up to rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+SHARED_PREFIX = "sda_shared_prefix"  # its name in transformers
+SHORT = 256  # keys up to which a CPU multiplies whole matrices faster than block by block
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the rows of a batch lie in the one sequence.
+
+    Attributes:
+        prefix: P, tokens that all rows begin with.
+        rows: B; S tokens each follow, row after row.
+    """
+
+    prefix: int
+    rows: int
+
+    def join(self, padded: Tensor) -> Tensor:
+        """[..., B, P + S] -> [..., 1, P + B S]."""
+        shared = padded[..., :1, : self.prefix]
+        return torch.cat([shared, padded[..., self.prefix :].flatten(-2)[..., None, :]], dim=-1)
+
+    def split(self, joined: Tensor) -> Tensor:
+        """[1, P + B S, d] -> [B, P + S, d]."""
+        shared = joined[:, : self.prefix].expand(self.rows, -1, -1)
+        return torch.cat([shared, joined[:, self.prefix :].view(self.rows, -1, joined.shape[2])], dim=1)
+
+    def rows_of(self, joined: Tensor) -> Tensor:
+        """[1, H, P + B S, d] -> [B, H, S, d]."""
+        _, heads, _, width = joined.shape
+        return joined[0, :, self.prefix :].reshape(heads, self.rows, -1, width).transpose(0, 1)
+
+    def contexts_of(self, joined: Tensor) -> Tensor:
+        """[1, K, P + B S, d] -> [B, K, P + S, d]."""
+        shared = joined[:, :, : self.prefix].expand(self.rows, -1, -1, -1)
+        return torch.cat([shared, self.rows_of(joined)], dim=2)
+
+
+def common_prefix(input_ids: Tensor, lengths: Tensor, picture: int) -> int:
+    """Number of tokens that all rows begin with.
+
+    It ends before the first picture token, which stands for another patch in each row, and leaves
+    each row at least one token of its own.
+
+    Args:
+        input_ids: int64 [B, T], right-padded.
+        lengths: int64 [B].
+        picture: id of the token that stands for a patch.
+    """
+    same = (input_ids == input_ids[0]).all(dim=0) & (input_ids[0] != picture)
+    return min(int(same.long().cumprod(0).sum()), int(lengths.min()) - 1)
+
+
+def shared_prefix(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    layout: Layout | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention of a language model's layer; with a layout each row sees the prefix and itself.
+
+    Args:
+        module: the layer.
+        query: [1, H, P + B S, d]; without a layout [B, H, T, d], and so on.
+        key: [1, K, P + B S, d], K a divisor of H.
+        value: like `key`.
+        attention_mask: none with a layout.
+        layout: of the one sequence; without one this is transformers' scaled dot-product attention.
+        options: `scaling`, and what else transformers passes.
+
+    Returns:
+        [1, P + B S, H, d] and None.
+    """
+    if layout is None:
+        plain: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, **options
+        )
+        return plain
+    of_prefix, _ = sdpa_attention_forward(
+        module, *(states[:, :, : layout.prefix] for states in (query, key, value)), None, **options
+    )
+    queries = layout.rows_of(query)
+    visible = torch.ones(
+        queries.shape[2], layout.prefix + queries.shape[2], dtype=torch.bool, device=query.device
+    ).tril(layout.prefix)
+    keys, values = layout.contexts_of(key), layout.contexts_of(value)
+    if query.device.type == "cpu" and keys.shape[2] <= SHORT:
+        of_rows = _dense(queries, keys, values, visible, options["scaling"])
+    else:
+        of_rows, _ = sdpa_attention_forward(module, queries, keys, values, visible[None, None], **options)
+    return torch.cat([of_prefix, of_rows.reshape(1, -1, *of_rows.shape[2:])], dim=1), None
+
+
+def _dense(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scaling: float) -> Tensor:
+    """[B, H, S, d], [B, K, T, d] twice and bool [S, T] -> [B, S, H, d], all products at once.
+
+    The H / K queries that share a key stand below each other.
+    """
+    batch, heads, own, width = query.shape
+    groups = key.shape[1]
+    hidden = torch.zeros_like(visible, dtype=query.dtype).masked_fill_(~visible, float("-inf"))
+    products = torch.baddbmm(
+        hidden.repeat(heads // groups, 1),
+        query.reshape(batch * groups, -1, width),
+        key.flatten(0, 1).transpose(1, 2),
+        alpha=scaling,
+    )
+    weighted = torch.bmm(F.softmax(products, dim=-1), value.flatten(0, 1))
+    return weighted.view(batch, heads, own, width).transpose(1, 2)
+
+
+AttentionInterface.register(SHARED_PREFIX, shared_prefix)
+AttentionMaskInterface.register(SHARED_PREFIX, sdpa_mask)

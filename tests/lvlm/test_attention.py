@@ -1,0 +1,92 @@
+"""A batch as one sequence gives the states that each prompt has alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from sda_features.lvlm import attention
+from sda_features.lvlm.attention import Layout, common_prefix
+from sda_features.lvlm.backbone import Backbone, PromptBatch
+from sda_features.lvlm.encoder import PromptEncoder
+from tests.lvlm.conftest import ARCHITECTURES, image_batch, text_batch
+
+PICTURE = 6
+
+
+def real_states(backbone: Backbone, batch: PromptBatch) -> Tensor:
+    states = backbone.hidden_states(batch)
+    return torch.cat([row[:length] for row, length in zip(states, batch.lengths, strict=True)])
+
+
+@pytest.mark.parametrize("short", [0, 256], ids=["block by block", "dense"])
+@pytest.mark.parametrize("make_batch", [text_batch, image_batch])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_states_are_those_of_the_padded_batch(
+    make_backbone: Callable[..., Backbone],
+    monkeypatch: pytest.MonkeyPatch,
+    architecture: str,
+    make_batch: Callable[[Backbone], PromptBatch],
+    short: int,
+) -> None:
+    monkeypatch.setattr(attention, "SHORT", short)
+    backbone = make_backbone(architecture)
+    batch = make_batch(backbone)
+    assert len(set(batch.lengths.tolist())) > 1
+    assert common_prefix(batch.input_ids, batch.lengths, backbone.image_token_id) > 2
+    tokens = count_tokens(backbone)
+    padded = real_states(backbone, batch)
+    with torch.no_grad():
+        shared = real_states(backbone, batch)
+    assert tokens[1] < tokens[0] == batch.input_ids.numel()
+    torch.testing.assert_close(shared, padded, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["moda", "lora"])
+def test_adapters_see_the_shared_sequence_as_they_see_the_padded_batch(
+    make_encoder: Callable[..., PromptEncoder], kind: str
+) -> None:
+    encoder = make_encoder(kind=kind, rank=4, experts=2, dropout=0.0)
+    for name, parameter in encoder.trainable().items():
+        if name.endswith(".B"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    for batch in (text_batch(encoder.backbone), image_batch(encoder.backbone)):
+        padded = encoder(batch).detach()
+        with torch.no_grad():
+            torch.testing.assert_close(encoder(batch), padded, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "lengths", "expected"),
+    [
+        ([[1, 2, 3, 4], [1, 2, 5, 0]], [4, 3], 2),
+        ([[1, 2, 3, 4], [1, 2, 3, 0]], [4, 3], 2),  # each row keeps a token of its own
+        ([[1, 2, 3], [1, 2, 3]], [3, 3], 2),
+        ([[1, PICTURE, PICTURE], [1, PICTURE, PICTURE]], [3, 3], 1),
+        ([[3, 1, 2], [1, 1, 2]], [3, 3], 0),
+        ([[1], [1]], [1, 1], 0),
+    ],
+)
+def test_common_prefix(rows: list[list[int]], lengths: list[int], expected: int) -> None:
+    assert common_prefix(torch.tensor(rows), torch.tensor(lengths), PICTURE) == expected
+
+
+def test_a_layout_joins_and_splits() -> None:
+    padded = torch.tensor([[1, 2, 3, 4], [1, 2, 5, 6]])
+    layout = Layout(prefix=2, rows=2)
+    joined = layout.join(padded)
+    assert joined.tolist() == [[1, 2, 3, 4, 5, 6]]
+    assert layout.join(padded.expand(3, 2, 4)).tolist() == [joined.tolist()] * 3
+    assert layout.split(joined[..., None])[..., 0].tolist() == padded.tolist()
+
+
+def count_tokens(backbone: Backbone) -> list[int]:
+    """Number of positions of each later pass through the language model."""
+    counts: list[int] = []
+    backbone.model.language_model.norm.register_forward_hook(  # type: ignore[union-attr]
+        lambda module, inputs, output: counts.append(output.shape[0] * output.shape[1])
+    )
+    return counts
