@@ -80,6 +80,18 @@ def fit_within(image: Image.Image, longest_side: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
+def limit_aspect(image: Image.Image, most: int = 50) -> Image.Image:
+    """Pad a picture longer than `most` times its width, or wider than so much its height, with white.
+
+    Image processors refuse such a picture, or scale it up until it fills the memory.
+    """
+    width, height = image.size
+    if max(width, height) <= most * min(width, height):
+        return image
+    size = (max(width, -(-height // most)), max(height, -(-width // most)))
+    return ImageOps.pad(image, size, color="white")
+
+
 def _read_file(value: str, settings: CatalogSettings) -> bytes:
     if settings.image_root is None and isinstance(settings.path, str):
         raise ImageProblem("image_not_found", f"{value}: a catalogue at a URL needs --image-root for paths")

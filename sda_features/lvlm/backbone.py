@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import ImageOps
 from PIL.Image import Image
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, BitsAndBytesConfig
@@ -25,7 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 from sda_features.artifacts import sha256_files
 from sda_features.config import BackboneSettings, PromptSettings
 from sda_features.errors import BackboneError
-from sda_features.images import fit_within
+from sda_features.images import fit_within, limit_aspect
 from sda_features.lvlm.attention import SHARED_PREFIX, Layout, common_prefix
 
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -40,11 +40,13 @@ class Prompt:
         token_ids: the chat-formatted prompt; a picture occupies one token for each merged patch.
         patches: [P, C * patch volume] float32 picture patches, or None for a text prompt.
         grid: [3] int64 patches in time, height and width, or None.
+        cut: whether the model reads less than the whole text.
     """
 
     token_ids: list[int]
     patches: Tensor | None = None
     grid: Tensor | None = None
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Backbone:
     """
 
     def __init__(self, settings: BackboneSettings):
-        config = _load_config(settings)
+        config = load_config(settings, MODEL_TYPES)
         self.settings = settings
         self.device = torch.device(pick_device(settings.device))
         self.dtype = pick_dtype(settings.dtype, self.device)
@@ -179,8 +181,7 @@ class Backbone:
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the checkpoint's configuration and weights; quantisation does not count."""
-        folder = _checkpoint_folder(self.settings)
-        return sha256_files([folder / "config.json", *sorted(folder.glob("*.safetensors"))])
+        return fingerprint(self.settings)
 
     def preprocessing(self) -> dict[str, Any]:
         """What decides a prompt's tokens and patches, as JSON: stored in checkpoints, compared on load."""
@@ -262,7 +263,12 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def _load_config(settings: BackboneSettings) -> Any:
+def load_config(settings: BackboneSettings, model_types: Sequence[str]) -> Any:
+    """Configuration of a checkpoint whose `model_type` is one of `model_types`.
+
+    Raises:
+        BackboneError: no such checkpoint, or another type.
+    """
     try:
         config = AutoConfig.from_pretrained(settings.model, trust_remote_code=settings.trust_remote_code)
     except (OSError, ValueError) as error:
@@ -270,9 +276,9 @@ def _load_config(settings: BackboneSettings) -> Any:
             f"No model at {settings.model!r}: expected a folder with config.json or the name of a model in "
             f"the local hub cache. transformers said: {str(error).splitlines()[0]}"
         ) from None
-    if config.model_type not in MODEL_TYPES:
+    if config.model_type not in model_types:
         raise BackboneError(
-            f"{settings.model} is a {config.model_type!r} model; expected one of {', '.join(MODEL_TYPES)}."
+            f"{settings.model} is a {config.model_type!r} model; expected one of {', '.join(model_types)}."
         )
     return config
 
@@ -309,22 +315,21 @@ def _load_model(
     return model.eval()
 
 
-def _checkpoint_folder(settings: BackboneSettings) -> Path:
+def fingerprint(settings: BackboneSettings) -> str:
+    """SHA-256 (hex) of a checkpoint's configuration and weights; quantisation does not count.
+
+    Raises:
+        BackboneError: no configuration, or no weights in safetensors beside it.
+    """
     config_file = cached_file(settings.model, "config.json")
     if config_file is None:
         raise BackboneError(f"{settings.model} has no config.json.")
-    return Path(config_file).parent
+    weights = sorted(Path(config_file).parent.glob("*.safetensors"))
+    if not weights:
+        raise BackboneError(f"Expected weights in safetensors beside {config_file}, found none.")
+    return sha256_files([Path(config_file), *weights])
 
 
 def _shown(picture: Image, prompts: PromptSettings) -> Image:
     """The picture as the image processor gets it."""
-    return _limit_aspect(fit_within(picture, prompts.max_image_side))
-
-
-def _limit_aspect(picture: Image, most: int = 50) -> Image:
-    """Pad a very long, thin picture with white: image processors refuse aspect ratios of 200 and more."""
-    width, height = picture.size
-    if max(width, height) <= most * min(width, height):
-        return picture
-    size = (max(width, -(-height // most)), max(height, -(-width // most)))
-    return ImageOps.pad(picture, size, color="white")
+    return limit_aspect(fit_within(picture, prompts.max_image_side))

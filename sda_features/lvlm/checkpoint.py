@@ -10,7 +10,7 @@ manifest.json         hashes of base model and data, package versions, last metr
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as package_version
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL.Image import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -32,10 +33,12 @@ from sda_features.config import (
     PromptSettings,
 )
 from sda_features.errors import CheckpointError
-from sda_features.lvlm.backbone import Backbone, PromptBatch
+from sda_features.images import fit_within
+from sda_features.lvlm.backbone import Backbone, Prompt, PromptBatch
 from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.model_card import checkpoint_card
 from sda_features.lvlm.reduction import reduce_vectors
+from sda_features.prompts import text_prompt
 
 FORMAT = 1
 ADAPTER_FILE, SETTINGS_FILE = "adapter.safetensors", "settings.json"
@@ -45,7 +48,7 @@ ROTATION_FILE, CARD_FILE = "rotation.safetensors", "README.md"
 
 @dataclass(frozen=True)
 class LoadedEncoder:
-    """An encoder ready for inference and what its vectors depend on.
+    """An LVM ready for inference and what its vectors depend on: an `ItemEncoder`.
 
     Attributes:
         encoder: in eval mode.
@@ -62,6 +65,35 @@ class LoadedEncoder:
     version: str
     dim: int
     rotation: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self.encoder.backbone.device
+
+    def prompt(self, fields: Mapping[str, str]) -> str | None:
+        """The instruction and the fields of an item."""
+        return text_prompt(fields, self.prompts)
+
+    def shrink(self, picture: Image) -> Image:
+        """The picture within the largest side of the prompts."""
+        return fit_within(picture, self.prompts.max_image_side)
+
+    def text_tokens(self, text: str) -> Prompt:
+        """See `Backbone.text_tokens`."""
+        return self.encoder.backbone.text_tokens(text)
+
+    def image_length(self, picture: Image) -> int:
+        """See `Backbone.image_length`."""
+        return self.encoder.backbone.image_length(picture, self.prompts)
+
+    def image_tokens(self, picture: Image) -> Prompt:
+        """See `Backbone.image_tokens`."""
+        return self.encoder.backbone.image_tokens(picture, self.prompts)
+
+    def collate(self, sequences: list[Prompt], modality: str) -> PromptBatch:
+        """See `Backbone.collate`."""
+        return self.encoder.backbone.collate(sequences, modality)
 
     def vectors(self, batch: PromptBatch) -> Tensor:
         """Vectors of prompts as they are stored: float32 [B, dim]."""

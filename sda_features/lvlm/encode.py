@@ -15,12 +15,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from sda_features.catalog import Item
-from sda_features.config import PromptSettings
-from sda_features.images import fit_within
-from sda_features.lvlm.backbone import Backbone, Prompt, PromptBatch
-from sda_features.lvlm.checkpoint import LoadedEncoder
+from sda_features.lvlm.item_encoder import Batch, ItemEncoder
 from sda_features.lvlm.prefetch import ahead
-from sda_features.prompts import text_prompt
 
 BATCHES_AHEAD = 2  # prepared while the model runs
 TYPICAL_TOKENS = 256  # of a sequence; longer ones make smaller batches, so memory follows batch_size alone
@@ -35,6 +31,7 @@ class EncodedItems:
         content_hashes: n hashes of the catalogue rows.
         text: float32 [n, d]; zero where `text_found` [n] is False.
         image: float32 [n, d]; zero where `image_found` [n] is False.
+        texts_cut: texts of which the encoder reads less than the whole.
     """
 
     item_ids: list[str]
@@ -43,6 +40,7 @@ class EncodedItems:
     text_found: NDArray[np.bool_]
     image: NDArray[np.float32]
     image_found: NDArray[np.bool_]
+    texts_cut: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,16 +55,17 @@ class _Source:
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """One batch of a shard, the positions of its rows there, and whether it is the shard's last."""
+    """One batch of a shard, the positions of its rows there, its cut texts, and whether it is the shard's last."""
 
     shard: list[_Source]
     rows: list[int]
-    batch: PromptBatch
+    batch: Batch
+    texts_cut: int
     last: bool
 
 
 def encode_items(
-    loaded: LoadedEncoder,
+    loaded: ItemEncoder,
     items: Iterable[Item],
     batch_size: int = 32,
     shard_rows: int = 1024,
@@ -78,7 +77,7 @@ def encode_items(
     a thread, at most a shard ahead; what it raises is raised here, after the shards before it.
 
     Args:
-        loaded: encoder with its prompts and normalisation.
+        loaded: what makes the vectors.
         items: usable catalogue rows; those without text and picture are left out, because the
             catalogue's report already lists them.
         batch_size: sequences encoded together; fewer where they are long.
@@ -86,14 +85,15 @@ def encode_items(
             prompts and scaled pictures are in memory.
         advance: told after each batch how many vectors it made, for progress bars.
     """
-    backbone, prompts = loaded.encoder.backbone, loaded.prompts
     with (
-        ahead(_sources(items, prompts), shard_rows) as sources,
-        ahead(_steps(backbone, prompts, sources, batch_size, shard_rows), BATCHES_AHEAD) as steps,
+        ahead(_sources(loaded, items), shard_rows) as sources,
+        ahead(_steps(loaded, sources, batch_size, shard_rows), BATCHES_AHEAD) as steps,
     ):
         made: dict[str, list[tuple[list[int], Tensor]]] = {"text": [], "image": []}
+        texts_cut = 0
         for step, vectors in _encoded(loaded, steps):
             made[step.batch.modality].append((step.rows, vectors))
+            texts_cut += step.texts_cut
             advance(len(step.rows))
             if step.last:
                 yield EncodedItems(
@@ -101,11 +101,12 @@ def encode_items(
                     [source.content_hash for source in step.shard],
                     *_in_order(made["text"], len(step.shard), loaded.dim),
                     *_in_order(made["image"], len(step.shard), loaded.dim),
+                    texts_cut,
                 )
-                made = {"text": [], "image": []}
+                made, texts_cut = {"text": [], "image": []}, 0
 
 
-def _encoded(loaded: LoadedEncoder, steps: Iterator[_Step]) -> Iterator[tuple[_Step, Tensor]]:
+def _encoded(loaded: ItemEncoder, steps: Iterator[_Step]) -> Iterator[tuple[_Step, Tensor]]:
     """Steps and their vectors, in order.
 
     On a CPU each core takes a batch of its own: operations of one batch, shared by all cores, are
@@ -116,7 +117,7 @@ def _encoded(loaded: LoadedEncoder, steps: Iterator[_Step]) -> Iterator[tuple[_S
         with torch.inference_mode():
             return loaded.vectors(step.batch).cpu()
 
-    threads = torch.get_num_threads() if loaded.encoder.backbone.device.type == "cpu" else 1
+    threads = torch.get_num_threads() if loaded.device.type == "cpu" else 1
     for first in islice(steps, 1):
         yield first, encode(first)  # alone: bitsandbytes repacks 4-bit weights when they are first used
     if threads == 1:
@@ -151,38 +152,35 @@ def _next(steps: Iterator[_Step]) -> _Step | Exception | None:
         return error
 
 
-def _sources(items: Iterable[Item], prompts: PromptSettings) -> Iterator[_Source]:
+def _sources(loaded: ItemEncoder, items: Iterable[Item]) -> Iterator[_Source]:
     """The items that have a text or a picture."""
     for item in items:
-        text = text_prompt(item.fields, prompts)
-        picture = None if item.image is None else fit_within(item.image, prompts.max_image_side)
+        text = loaded.prompt(item.fields)
+        picture = None if item.image is None else loaded.shrink(item.image)
         if text is not None or picture is not None:
             yield _Source(item.item_id, item.content_hash, text, picture)
 
 
 def _steps(
-    backbone: Backbone,
-    prompts: PromptSettings,
+    loaded: ItemEncoder,
     sources: Iterator[_Source],
     batch_size: int,
     shard_rows: int,
 ) -> Iterator[_Step]:
     """Batches of sequences of similar length, shard after shard; pictures are patched batch by batch."""
     while shard := list(islice(sources, shard_rows)):
-        texts = {row: backbone.text_tokens(s.text) for row, s in enumerate(shard) if s.text is not None}
+        texts = {row: loaded.text_tokens(s.text) for row, s in enumerate(shard) if s.text is not None}
         pictures = {row: s.picture for row, s in enumerate(shard) if s.picture is not None}
         plan = [
             *_plan("text", {row: len(text.token_ids) for row, text in texts.items()}, batch_size),
-            *_plan(
-                "image", {row: backbone.image_length(p, prompts) for row, p in pictures.items()}, batch_size
-            ),
+            *_plan("image", {row: loaded.image_length(p) for row, p in pictures.items()}, batch_size),
         ]
         for number, (modality, rows) in enumerate(plan, start=1):
-            sequences: list[Prompt] = [
-                texts[row] if modality == "text" else backbone.image_tokens(pictures[row], prompts)
-                for row in rows
+            sequences = [
+                texts[row] if modality == "text" else loaded.image_tokens(pictures[row]) for row in rows
             ]
-            yield _Step(shard, rows, backbone.collate(sequences, modality), number == len(plan))
+            cut = sum(texts[row].cut for row in rows) if modality == "text" else 0
+            yield _Step(shard, rows, loaded.collate(sequences, modality), cut, number == len(plan))
 
 
 def _plan(modality: str, lengths: dict[int, int], batch_size: int) -> Iterator[tuple[str, list[int]]]:
