@@ -15,16 +15,21 @@ from sda_features.errors import SettingsError
 from .options import collect, settings_options
 
 if TYPE_CHECKING:
-    from sda_features.lvlm.checkpoint import LoadedEncoder
+    from sda_features.lvlm.item_encoder import ItemEncoder
 
 
 @click.command()
 @click.argument("catalog")
 @click.option("--repo", type=click.Path(path_type=Path), default=".", show_default=True, help="Feast repo.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Checkpoint that `adapt` wrote.")
-@click.option("--model", help="Base model; with --checkpoint only if it moved, alone for vanilla vectors.")
 @click.option(
-    "--quantization", type=click.Choice(["nf4", "int8", "none"]), help="Default: as in training, or nf4."
+    "--model",
+    help="Base model; with --checkpoint only if it moved, alone for vectors of a Qwen-VL, CLIP or SigLIP as it is.",
+)
+@click.option(
+    "--quantization",
+    type=click.Choice(["nf4", "int8", "none"]),
+    help="Default: as in training, or nf4; none for CLIP and SigLIP.",
 )
 @click.option(
     "--dtype",
@@ -35,7 +40,7 @@ if TYPE_CHECKING:
 )
 @click.option("--device", help="Torch device.")
 @click.option("--dim", type=int, help="Make vectors smaller, with the rotation stored in the checkpoint.")
-@click.option("--feature-set", help="Feature set to write.  [default: sda, or vanilla without --checkpoint]")
+@click.option("--feature-set", help="Feature set to write.  [default: sda; vanilla for --model]")
 @click.option("--batch-size", default=32, show_default=True, help="Sequences encoded together.")
 @click.option("--shard-rows", default=1024, show_default=True, help="Items of one offline part.")
 @click.option(
@@ -101,6 +106,7 @@ def command(
     Example:
       sda-features materialize items.parquet --checkpoint runs/sda/checkpoint --repo shop/feature_repo
       sda-features materialize items.parquet --model Qwen/Qwen2.5-VL-7B-Instruct --repo shop/feature_repo
+      sda-features materialize items.parquet --model openai/clip-vit-large-patch14 --feature-set clip
     """
     if checkpoint is None and model is None:
         raise SettingsError("Give --checkpoint (adapted vectors) or --model (vanilla vectors).")
@@ -124,7 +130,7 @@ def command(
         repo,
         feature_set or ("vanilla" if checkpoint is None else "sda"),
         CatalogSettings.parse(path=catalog, **collect(CatalogSettings, values)),
-        partial(_load, checkpoint and checkpoint.resolve(), dim, overrides),
+        partial(_load, checkpoint and checkpoint.resolve(), dim, overrides, feature_set),
         engine=chosen,
         batch_size=batch_size,
         shard_rows=shard_rows,
@@ -144,6 +150,7 @@ def command(
                     "encoded": result.encoded,
                     "unchanged": result.unchanged,
                     "removed": result.removed,
+                    "texts_cut": result.texts_cut,
                     "online_rows": result.online_rows,
                     "bad_rows": result.report.bad_rows,
                 }
@@ -154,6 +161,10 @@ def command(
     click.echo(
         f"encoded    {result.encoded:,} items, {result.unchanged:,} unchanged, {result.removed:,} removed"
     )
+    if result.texts_cut:
+        click.echo(
+            f"texts      {result.texts_cut:,} are longer than the model reads; their ends were left out"
+        )
     click.echo(f"online     {result.online_rows:,} items in {result.view}, version {result.version}")
     if result.live != result.version:
         click.echo(
@@ -161,9 +172,18 @@ def command(
         )
 
 
-def _load(checkpoint: Path | None, dim: int | None, overrides: dict[str, Any]) -> LoadedEncoder:
-    from sda_features.lvlm.checkpoint import load_checkpoint, unadapted
+def _load(
+    checkpoint: Path | None, dim: int | None, overrides: dict[str, Any], feature_set: str | None
+) -> ItemEncoder:
+    from sda_features.lvlm.checkpoint import load_checkpoint, pretrained
+    from sda_features.lvlm.dual_encoder import DualEncoder
 
     if checkpoint is not None:
         return load_checkpoint(checkpoint, dim, **overrides)
-    return unadapted(BackboneSettings.parse(**overrides), PromptSettings())
+    loaded = pretrained(BackboneSettings.parse(**overrides), PromptSettings())
+    if feature_set is None and isinstance(loaded, DualEncoder):
+        raise SettingsError(
+            f"Expected --feature-set for the vectors of {overrides['model']}, such as clip: the default, vanilla, is "
+            "for unadapted Qwen-VL models. Nothing was written."
+        )
+    return loaded

@@ -34,8 +34,12 @@ from sda_features.config import (
 )
 from sda_features.errors import CheckpointError
 from sda_features.images import fit_within
-from sda_features.lvlm.backbone import Backbone, Prompt, PromptBatch
+from sda_features.lvlm.backbone import MODEL_TYPES as LVM_TYPES
+from sda_features.lvlm.backbone import Backbone, Prompt, PromptBatch, load_config
+from sda_features.lvlm.dual_encoder import MODEL_TYPES as DUAL_TYPES
+from sda_features.lvlm.dual_encoder import DualEncoder
 from sda_features.lvlm.encoder import PromptEncoder
+from sda_features.lvlm.item_encoder import ItemEncoder
 from sda_features.lvlm.model_card import checkpoint_card
 from sda_features.lvlm.reduction import reduce_vectors
 from sda_features.prompts import text_prompt
@@ -193,6 +197,17 @@ def unadapted(settings: BackboneSettings, prompts: PromptSettings) -> LoadedEnco
     encoder = PromptEncoder(Backbone(settings), AdapterSettings(kind="none"), ProjectionSettings(kind="none"))
     version = _version(encoder.backbone, prompts, True, None)
     return LoadedEncoder(encoder.eval(), prompts, True, version, encoder.dim)
+
+
+def pretrained(settings: BackboneSettings, prompts: PromptSettings) -> ItemEncoder:
+    """A model as it was published: an unadapted LVM, or CLIP or SigLIP by `model_type`.
+
+    Raises:
+        BackboneError: no such checkpoint, another architecture, or files that cannot be loaded.
+        SettingsError: a quantisation was asked for that the model does not have.
+    """
+    config = load_config(settings, (*LVM_TYPES, *DUAL_TYPES))
+    return DualEncoder(settings, prompts) if config.model_type in DUAL_TYPES else unadapted(settings, prompts)
 
 
 def _version(

@@ -13,11 +13,11 @@ from tqdm import tqdm
 from sda_features.catalog import Catalog, Item
 
 if TYPE_CHECKING:
-    from sda_features.lvlm.checkpoint import LoadedEncoder
     from sda_features.lvlm.encode import EncodedItems
+    from sda_features.lvlm.item_encoder import ItemEncoder
 
 MODALITIES = 2  # vectors of a complete item
-LoadEncoder = Callable[[], "LoadedEncoder"]
+LoadEncoder = Callable[[], "ItemEncoder"]
 
 
 @dataclass
@@ -26,10 +26,12 @@ class Progress:
 
     Attributes:
         unchanged: items whose stored vectors are of this version and content.
+        texts_cut: texts of which the encoder read less than the whole.
         bar: counts vectors; None: nobody looks.
     """
 
     unchanged: int = 0
+    texts_cut: int = 0
     bar: tqdm[Any] | None = None
 
     def skipped(self, items: int) -> None:
@@ -92,7 +94,7 @@ class LocalEncoding:
         shard_rows: items yielded together.
     """
 
-    loaded: LoadedEncoder
+    loaded: ItemEncoder
     batch_size: int
     shard_rows: int
 
@@ -114,7 +116,9 @@ class LocalEncoding:
         from sda_features.lvlm.encode import encode_items
 
         changed = _changed(items, known, progress)
-        return encode_items(self.loaded, changed, self.batch_size, self.shard_rows, progress.made)
+        for shard in encode_items(self.loaded, changed, self.batch_size, self.shard_rows, progress.made):
+            progress.texts_cut += shard.texts_cut
+            yield shard
 
 
 @contextlib.contextmanager

@@ -38,6 +38,7 @@ class MaterializeResult:
         encoded: items encoded in this run.
         unchanged: items whose stored vectors are of this version and content.
         removed: items that were stored and are gone from the catalogue.
+        texts_cut: texts of this run of which the encoder read less than the whole.
         online_rows: items of the view, all seen in the online store afterwards.
         report: bad catalogue rows.
     """
@@ -48,6 +49,7 @@ class MaterializeResult:
     encoded: int
     unchanged: int
     removed: int
+    texts_cut: int
     online_rows: int
     report: CatalogReport
 
@@ -122,7 +124,7 @@ def materialize(
                 if row["adapter_version"] == encoding.version
             }
             stamp = rows.next_timestamp()
-            encoded, unchanged = _encode(opened, rows, catalog, encoding, known, stamp, progress)
+            encoded, done = _encode(opened, rows, catalog, encoding, known, stamp, progress)
             delete_online(opened, gone)  # before the rows that name them
             rows.remove(gone, encoding.version, stamp)
             online = materialize_view(repo, feature_set, max(stamp, datetime.now(UTC)), slot=opened.slot)
@@ -131,7 +133,15 @@ def materialize(
                 record = record_version(versions, opened, encoding.version, promote=promote)
                 live = record.live or live
     return MaterializeResult(
-        online.view, encoding.version, live, encoded, unchanged, len(gone), online.rows, catalog.report
+        online.view,
+        encoding.version,
+        live,
+        encoded,
+        done.unchanged,
+        len(gone),
+        done.texts_cut,
+        online.rows,
+        catalog.report,
     )
 
 
@@ -143,8 +153,8 @@ def _encode(
     known: Mapping[str, str],
     stamp: datetime,
     progress: bool,
-) -> tuple[int, int]:
-    """Write a part for each shard of items that are not `known`; return how many items were not, and were."""
+) -> tuple[int, Progress]:
+    """Write a part for each shard of items that are not `known`; return how many they were, and the rest."""
     from sda_features.feature_store.schema import vectors_table
 
     encoded = 0
@@ -164,7 +174,7 @@ def _encode(
             )
             rows.write(table)
             encoded += len(shard.item_ids)
-    return encoded, done.unchanged
+    return encoded, done
 
 
 def _gone(stored: Sequence[str | int], catalog: Catalog, max_removed: float) -> list[str | int]:

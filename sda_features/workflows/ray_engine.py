@@ -116,6 +116,7 @@ class RayEncoding:
                 for note in map(json.loads, table["note"].drop_null().to_pylist()):
                     catalog.add_problems(note["problems"])
                     progress.skipped(note["unchanged"])
+                    progress.texts_cut += note["texts_cut"]
                 encoded = table.filter(table["note"].is_null())
                 progress.made(sum(len(encoded) - encoded[name].null_count for name in ("text", "image")))
                 waiting.append(encoded)

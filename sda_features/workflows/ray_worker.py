@@ -62,7 +62,8 @@ class Worker:
         items = self.catalog.items(known, rows.drop_columns(STORED).to_batches())
         encoding = LocalEncoding(self.loaded, self.batch_size, max(1, len(rows)))
         tables = [_table(shard) for shard in encoding.encode(items, known, progress)]
-        note = json.dumps({"unchanged": progress.unchanged, "problems": self.catalog.report.problems})
+        counts = {"unchanged": progress.unchanged, "texts_cut": progress.texts_cut}
+        note = json.dumps({**counts, "problems": self.catalog.report.problems})
         return pa.concat_tables([*tables, pa.Table.from_pylist([{"note": note}], RESULT)])
 
 

@@ -1,0 +1,183 @@
+"""CLIP, SigLIP and SigLIP 2 as they were published: the extractors that adapted vectors are compared with.
+
+They read texts and pictures with two models of their own into one space. A vector is the pooled output of
+`get_text_features` or `get_image_features`, after CLIP's projection, L2-normalised: what the models' own
+similarities are made of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image as PillowImage
+from PIL.Image import Image
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from sda_features.artifacts import sha256_json
+from sda_features.config import BackboneSettings, PromptSettings
+from sda_features.errors import BackboneError, SettingsError
+from sda_features.images import limit_aspect
+from sda_features.lvlm.backbone import Prompt, fingerprint, load_config, pick_device, pick_dtype
+from sda_features.prompts import caption
+
+MODEL_TYPES = ("clip", "siglip", "siglip2")
+
+
+@dataclass(frozen=True)
+class DualBatch:
+    """Texts or pictures as `get_text_features` or `get_image_features` takes them.
+
+    Attributes:
+        modality: "text" or "image".
+        inputs: `input_ids` [B, T] int64; or `pixel_values` [B, C, H, W] float32; for SigLIP 2 that
+            keeps aspect ratios, [B, P, patch volume] and what tells its padding.
+    """
+
+    modality: str
+    inputs: dict[str, Tensor]
+
+
+class DualEncoder:
+    """A published CLIP or SigLIP model: an `ItemEncoder`.
+
+    Texts are the values of an item's fields (`prompts.caption`), cut where the model's positions end:
+    77 tokens for CLIP, 64 for SigLIP. Pictures are scaled and cropped by the model's own image
+    processor, from the catalogue's full size.
+
+    Args:
+        settings: which checkpoint, dtype and device; these models are small and never quantised.
+        prompts: `max_field_chars` alone counts.
+
+    Attributes:
+        version: 12 hex digits over weights, tokenizer, image processor and `max_field_chars`.
+        dim: dimension of the vectors.
+        device: where the model runs.
+        text_limit: tokens of a text, the model's control tokens among them.
+
+    Raises:
+        BackboneError: no such checkpoint, another architecture, or files that cannot be loaded.
+        SettingsError: a quantisation was asked for.
+    """
+
+    def __init__(self, settings: BackboneSettings, prompts: PromptSettings):
+        config = load_config(settings, MODEL_TYPES)
+        if "quantization" in settings.model_fields_set and settings.quantization != "none":
+            raise SettingsError(
+                f"{settings.model} is a {config.model_type!r} model, which is not quantised; got --quantization "
+                f"{settings.quantization}. Leave the option out."
+            )
+        self.prompts = prompts
+        self.device = torch.device(pick_device(settings.device))
+        self.dtype = pick_dtype(settings.dtype, self.device)
+        self.dim: int = (
+            config.projection_dim if config.model_type == "clip" else config.text_config.projection_size
+        )
+        self.text_limit: int = config.text_config.max_position_embeddings
+        # SigLIP pools the last position and has learned to find padding there; CLIP pools the end token.
+        self._padding: str | bool = False if config.model_type == "clip" else "max_length"
+        vision = config.vision_config
+        self._patches: int = (
+            vision.num_patches
+            if config.model_type == "siglip2"
+            else (vision.image_size // vision.patch_size) ** 2
+        )
+        self.model, self.tokenizer, self.image_processor = _load(settings, self.device, self.dtype)
+        self.version = sha256_json(
+            {
+                "base": fingerprint(settings),
+                "tokenizer": _tokenizer_sha256(self.tokenizer),
+                "image_processor": json.loads(self.image_processor.to_json_string()),
+                "max_field_chars": prompts.max_field_chars,
+            }
+        )[:12]
+
+    def prompt(self, fields: Mapping[str, str]) -> str | None:
+        """The values of an item's fields."""
+        return caption(fields, self.prompts)
+
+    def shrink(self, picture: Image) -> Image:
+        """The picture as the image processor scales and crops it."""
+        made = self.image_processor(
+            images=[limit_aspect(picture)], do_rescale=False, do_normalize=False, return_tensors="np"
+        )
+        pixels = made["pixel_values"][0]  # uint8 [3, H, W], or patches [P, patch volume]
+        if "spatial_shapes" not in made:
+            return PillowImage.fromarray(np.moveaxis(pixels, 0, -1))
+        (height, width), side = made["spatial_shapes"][0], self.image_processor.patch_size
+        patches = pixels[: height * width].reshape(height, width, side, side, 3)
+        return PillowImage.fromarray(patches.swapaxes(1, 2).reshape(height * side, width * side, 3))
+
+    def text_tokens(self, text: str) -> Prompt:
+        """Tokenise a text with the model's control tokens, cut to `text_limit`."""
+        cut = len(self._tokenize(text, self.text_limit + 1, False)) > self.text_limit
+        return Prompt(self._tokenize(text, self.text_limit, self._padding), cut=cut)
+
+    def image_length(self, picture: Image) -> int:
+        """Patches of a picture: of every one the same number."""
+        return self._patches
+
+    def image_tokens(self, picture: Image) -> dict[str, Tensor]:
+        """Arguments of `get_image_features` for a picture that `shrink` gave, a batch of one."""
+        made = self.image_processor(
+            images=[picture], do_resize=False, do_center_crop=False, return_tensors="pt"
+        )
+        return dict(made)
+
+    def collate(self, sequences: list[Any], modality: str) -> DualBatch:
+        """One batch of what `text_tokens` or `image_tokens` gave.
+
+        Shorter texts end in more end tokens: CLIP pools the first one, and its attention is causal.
+        """
+        if modality == "image":
+            return DualBatch(
+                modality, {name: torch.cat([made[name] for made in sequences]) for name in sequences[0]}
+            )
+        longest = max(len(text.token_ids) for text in sequences)
+        rows = [text.token_ids + text.token_ids[-1:] * (longest - len(text.token_ids)) for text in sequences]
+        return DualBatch(modality, {"input_ids": torch.tensor(rows)})
+
+    def vectors(self, batch: DualBatch) -> Tensor:
+        """Unit vectors, float32 [B, dim]."""
+        inputs = {name: value.to(self.device) for name, value in batch.inputs.items()}
+        if batch.modality == "text":
+            output = self.model.get_text_features(**inputs)
+        else:
+            inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
+            output = self.model.get_image_features(**inputs)
+        return F.normalize(output.pooler_output.float(), dim=1)
+
+    def _tokenize(self, text: str, limit: int, padding: str | bool) -> list[int]:
+        made = self.tokenizer(text, truncation=True, max_length=limit, padding=padding)
+        token_ids: list[int] = made["input_ids"]
+        return token_ids
+
+
+def _load(settings: BackboneSettings, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any, Any]:
+    """Model, tokenizer and image processor of a checkpoint."""
+    disable_progress_bar()
+    trust = {"trust_remote_code": settings.trust_remote_code}
+    try:
+        model = AutoModel.from_pretrained(settings.model, dtype=dtype, use_safetensors=True, **trust)
+        tokenizer = AutoTokenizer.from_pretrained(settings.model, **trust)
+        image_processor = AutoImageProcessor.from_pretrained(settings.model, backend="pil", **trust)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise BackboneError(f"{settings.model} cannot be loaded: {error}") from error
+    return model.to(device).eval(), tokenizer, image_processor
+
+
+def _tokenizer_sha256(tokenizer: Any) -> str:
+    """SHA-256 (hex) of what decides a text's tokens; before the first call, which changes the tokenizer."""
+    if tokenizer.is_fast:
+        state = tokenizer.backend_tokenizer.to_str()
+    else:  # SentencePiece: its rules are in the class and in this one setting
+        state = json.dumps([tokenizer.get_vocab(), getattr(tokenizer, "do_lower_case", None)], sort_keys=True)
+    return hashlib.sha256(state.encode()).hexdigest()
