@@ -76,14 +76,11 @@ class DualEncoder:
                 f"{settings.quantization}. Leave the option out."
             )
         self.prompts = prompts
+        self._siglip: bool = config.model_type != "clip"
         self.device = torch.device(pick_device(settings.device))
         self.dtype = pick_dtype(settings.dtype, self.device)
-        self.dim: int = (
-            config.projection_dim if config.model_type == "clip" else config.text_config.projection_size
-        )
+        self.dim: int = config.text_config.projection_size if self._siglip else config.projection_dim
         self.text_limit: int = config.text_config.max_position_embeddings
-        # SigLIP pools the last position and has learned to find padding there; CLIP pools the end token.
-        self._padding: str | bool = False if config.model_type == "clip" else "max_length"
         vision = config.vision_config
         self._patches: int = (
             vision.num_patches
@@ -101,8 +98,12 @@ class DualEncoder:
         )[:12]
 
     def prompt(self, fields: Mapping[str, str]) -> str | None:
-        """The values of an item's fields."""
-        return caption(fields, self.prompts)
+        """The values of an item's fields; in lower case for SigLIP, which has learned from such texts alone.
+
+        Not every tokenizer that is published with a SigLIP model sees to it.
+        """
+        text = caption(fields, self.prompts)
+        return text.lower() if text and self._siglip else text
 
     def shrink(self, picture: Image) -> Image:
         """The picture as the image processor scales and crops it."""
@@ -117,9 +118,13 @@ class DualEncoder:
         return PillowImage.fromarray(patches.swapaxes(1, 2).reshape(height * side, width * side, 3))
 
     def text_tokens(self, text: str) -> Prompt:
-        """Tokenise a text with the model's control tokens, cut to `text_limit`."""
-        cut = len(self._tokenize(text, self.text_limit + 1, False)) > self.text_limit
-        return Prompt(self._tokenize(text, self.text_limit, self._padding), cut=cut)
+        """Tokenise a text with the model's control tokens, cut to `text_limit`.
+
+        SigLIP pools the last position, and has learned to find padding there: its texts are padded.
+        """
+        cut = len(self._tokenize(text, self.text_limit + 1)) > self.text_limit
+        padding = "max_length" if self._siglip else False
+        return Prompt(self._tokenize(text, self.text_limit, padding), cut=cut)
 
     def image_length(self, picture: Image) -> int:
         """Patches of a picture: of every one the same number."""
@@ -135,7 +140,8 @@ class DualEncoder:
     def collate(self, sequences: list[Any], modality: str) -> DualBatch:
         """One batch of what `text_tokens` or `image_tokens` gave.
 
-        Shorter texts end in more end tokens: CLIP pools the first one, and its attention is causal.
+        Shorter texts of CLIP end in more end tokens: it pools the first one, and its attention is
+        causal. No mask is needed; SigLIP was trained without one.
         """
         if modality == "image":
             return DualBatch(
@@ -155,7 +161,7 @@ class DualEncoder:
             output = self.model.get_image_features(**inputs)
         return F.normalize(output.pooler_output.float(), dim=1)
 
-    def _tokenize(self, text: str, limit: int, padding: str | bool) -> list[int]:
+    def _tokenize(self, text: str, limit: int, padding: str | bool = False) -> list[int]:
         made = self.tokenizer(text, truncation=True, max_length=limit, padding=padding)
         token_ids: list[int] = made["input_ids"]
         return token_ids
@@ -169,7 +175,12 @@ def _load(settings: BackboneSettings, device: torch.device, dtype: torch.dtype) 
         model = AutoModel.from_pretrained(settings.model, dtype=dtype, use_safetensors=True, **trust)
         tokenizer = AutoTokenizer.from_pretrained(settings.model, **trust)
         image_processor = AutoImageProcessor.from_pretrained(settings.model, backend="pil", **trust)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except ImportError as error:  # SentencePiece, which the tokenizer of the first SigLIP needs
+        raise BackboneError(
+            f"{settings.model} needs a package that is not installed (pip install 'sda-features[siglip]' for SigLIP): "
+            f"{error}"
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:
         raise BackboneError(f"{settings.model} cannot be loaded: {error}") from error
     return model.to(device).eval(), tokenizer, image_processor
 
