@@ -71,8 +71,9 @@ def build_dual_model(folder: Path, kind: str, seed: int = 0) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModel.from_config(config)
-        for parameter in model.parameters():  # the libraries' own initialisation makes all vectors alike
-            torch.nn.init.normal_(parameter, std=0.3)
+        for parameter in model.parameters():
+            if parameter.dim() > 1:  # the library's own small weights make all vectors alike
+                torch.nn.init.normal_(parameter, std=0.5)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     square = {"height": 32, "width": 32}
