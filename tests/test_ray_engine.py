@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 from torch import Tensor
 
+from sda_features.catalog import Catalog
 from sda_features.cli.main import cli
 from sda_features.config import BackboneSettings, CatalogSettings, PromptSettings
 from sda_features.demo.catalogue import make_catalogue
@@ -28,11 +29,12 @@ from sda_features.feature_store.parts import part_paths
 from sda_features.feature_store.repo import open_feature_set
 from sda_features.feature_store.schema import matrix_of
 from sda_features.lvlm.backbone import PromptBatch
-from sda_features.lvlm.checkpoint import LoadedEncoder, unadapted
+from sda_features.lvlm.checkpoint import LoadedEncoder, pretrained, unadapted
 from sda_features.serving import EmbeddingClient
 from sda_features.workflows import MaterializeResult, materialize
-from sda_features.workflows.engines import Engine, local_engine
+from sda_features.workflows.engines import Engine, LoadEncoder, local_engine
 from tests.feast_repo import apply
+from tests.lvlm.dual_models import build_dual_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:ray")  # of Ray, about Ray
 ITEMS, SHARD_ROWS, CALLS_BEFORE_DEATH = 60, 8, 3
@@ -153,7 +155,7 @@ def ray_engine(cluster: None) -> Engine:
     return partial(ray_engine, workers=2)
 
 
-def run(shop: Path, engine: Engine, catalogue: str, loader: Callable[[], LoadedEncoder]) -> MaterializeResult:
+def run(shop: Path, engine: Engine, catalogue: str, loader: LoadEncoder) -> MaterializeResult:
     return materialize(
         shop / ("local" if engine is local_engine else "ray"),
         "sda",
@@ -164,6 +166,31 @@ def run(shop: Path, engine: Engine, catalogue: str, loader: Callable[[], LoadedE
         shard_rows=SHARD_ROWS,
         progress=False,
     )
+
+
+@pytest.mark.slow
+def test_a_dual_encoder_runs_there_too(shop: Path, ray_engine: Engine) -> None:
+    """Texts that were cut are counted in the workers."""
+    build_dual_model(shop / "clip", "clip")
+    settings = BackboneSettings.parse(model=str(shop / "clip"), device="cpu", dtype="float32")
+    local, ray = (
+        run(shop, engine, "before", partial(pretrained, settings, PromptSettings()))
+        for engine in (local_engine, ray_engine)
+    )
+    assert local.encoded > 0, "vacuous"
+    assert local.texts_cut > 0, "vacuous"
+    assert (ray.version, ray.encoded, ray.texts_cut) == (local.version, local.encoded, local.texts_cut)
+    ids = sorted(set(filter(None, Catalog(CatalogSettings.parse(path=shop / "before")).ids())))
+    found = []
+    for name in ("local", "ray"):
+        with EmbeddingClient.from_repo(shop / name, "sda") as client:
+            found.append(client.get(ids, version=local.version))
+    assert found[0].text_found.sum() > local.texts_cut
+    for modality in ("text", "image"):
+        want, got = (getattr(side, modality) for side in found)
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+        want, got = (getattr(side, f"{modality}_found") for side in found)
+        assert got.tolist() == want.tolist()
 
 
 def rows_of(repo: Path) -> pa.Table:
