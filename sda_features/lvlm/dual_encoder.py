@@ -172,7 +172,9 @@ def _load(settings: BackboneSettings, device: torch.device, dtype: torch.dtype) 
     disable_progress_bar()
     trust = {"trust_remote_code": settings.trust_remote_code}
     try:
-        model = AutoModel.from_pretrained(settings.model, dtype=dtype, use_safetensors=True, **trust)
+        model, read = AutoModel.from_pretrained(
+            settings.model, dtype=dtype, use_safetensors=True, output_loading_info=True, **trust
+        )
         tokenizer = AutoTokenizer.from_pretrained(settings.model, **trust)
         image_processor = AutoImageProcessor.from_pretrained(settings.model, backend="pil", **trust)
     except ImportError as error:  # SentencePiece, which the tokenizer of the first SigLIP needs
@@ -182,6 +184,11 @@ def _load(settings: BackboneSettings, device: torch.device, dtype: torch.dtype) 
         ) from error
     except (OSError, ValueError, RuntimeError) as error:
         raise BackboneError(f"{settings.model} cannot be loaded: {error}") from error
+    if missing := sorted(read["missing_keys"]):  # transformers would go on with random numbers
+        raise BackboneError(
+            f"{settings.model} lacks {len(missing)} weights of the model, {missing[0]} for one. Expected a whole "
+            "CLIP or SigLIP, with its text and its picture model."
+        )
     return model.to(device).eval(), tokenizer, image_processor
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from sda_features.catalog import Item
 from sda_features.config import BackboneSettings, PromptSettings
@@ -211,4 +211,16 @@ def test_an_incomplete_checkpoint_is_refused(
         torch.save(weights, tmp_path / "model" / "pytorch_model.bin")
     (tmp_path / "model" / missing).unlink()
     with pytest.raises(BackboneError, match="cannot be loaded: "):
+        load_dual(tmp_path / "model")
+
+
+def test_half_a_model_is_refused(dual_models: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(dual_models["clip"], tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    pictures = {name: value for name, value in weights.items() if not name.startswith("text_")}
+    assert 0 < len(pictures) < len(weights)
+    save_file(pictures, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        BackboneError, match=rf"lacks {len(weights) - len(pictures)} weights .*, text_model\."
+    ):
         load_dual(tmp_path / "model")
