@@ -1,4 +1,4 @@
-"""The item catalogue as a stream of rows, and the report of those that are bad.
+"""The item catalogue as a stream of items, and the report of the rows that are bad.
 
 A catalogue is read twice, never held: a first pass over the id column counts rows and finds
 duplicate ids (8 bytes a row), a second one yields items. Ten million rows fit in 80 MB. The second
@@ -15,27 +15,29 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pa_csv
-import pyarrow.dataset as pa_dataset
-from fsspec.core import url_to_fs
 from PIL.Image import Image
 
 from sda_features.artifacts import atomic_file
+from sda_features.catalog_files import (
+    BATCH_ROWS,
+    ROW,
+    CatalogSlice,
+    as_text,
+    cut_into_slices,
+    numbered,
+    open_dataset,
+)
 from sda_features.config import CatalogSettings
 from sda_features.errors import CatalogError
 from sda_features.images import ImageProblem, decode_image, read_image_bytes
 
-ROW = "__row"  # column of a batch: 1-based position of its rows in the catalogue
-BATCH_ROWS = 512
 DECODE_AHEAD = 128  # pictures held decoded
 DECODERS = 4  # threads; Pillow releases the GIL while it decodes
-FORMAT_OF_SUFFIX = {".parquet": "parquet", ".jsonl": "json", ".ndjson": "json", ".csv": "csv"}
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Catalog:
 
     def __init__(self, settings: CatalogSettings):
         self.settings = settings
-        self._dataset = _open(settings.path)
+        self._dataset = open_dataset(settings.path)
         columns = self._dataset.schema.names
         self.image_column = settings.image_column or ("image" if "image" in columns else None)
         given = settings.text_columns
@@ -132,24 +134,11 @@ class Catalog:
     def ids_of_rows(self) -> Iterator[str]:
         """Yield the id of every row in file order, empty text where it is missing."""
         for batch in self._batches([self.settings.id_column]):
-            yield from map(_as_text, batch.column(0).to_pylist())
+            yield from map(as_text, batch.column(0).to_pylist())
 
     def slices(self) -> list[CatalogSlice]:
         """Cut the catalogue into runs of rows that can be read apart: parquet row groups, or whole files."""
-        slices, start = [], 1
-        for fragment in self._dataset.get_fragments():
-            if isinstance(fragment, pa_dataset.ParquetFileFragment):
-                # count_rows() of a row group's fragment would count the whole file.
-                pieces = [(piece, piece.row_groups[0].num_rows) for piece in fragment.split_by_row_group()]
-            else:
-                pieces = [(fragment, fragment.count_rows())]
-            for piece, rows in pieces:
-                if rows:
-                    slices.append(
-                        CatalogSlice(start, rows, tuple(self._columns), piece, self._dataset.schema)
-                    )
-                start += rows
-        return slices
+        return cut_into_slices(self._dataset, self._columns)
 
     def for_workers(self) -> Catalog:
         """This catalogue for other processes that read its slices: paths are absolute, bad rows are only reported."""
@@ -224,22 +213,22 @@ class Catalog:
         """Rows whose id is present and in no earlier row."""
         id_column = self.settings.id_column
         if batches is None:
-            batches = _numbered(self._batches(self._columns), 1)
+            batches = numbered(self._batches(self._columns), 1)
         for values in chain.from_iterable(batch.to_pylist() for batch in batches):
-            number, item_id = values[ROW], _as_text(values[id_column])
+            number, item_id = values[ROW], as_text(values[id_column])
             if not item_id:
                 self.report.add(number, None, "missing_id", f"column {id_column} is empty")
             elif (first := self._first_rows.get(item_id, number)) != number:
                 self.report.add(number, item_id, "duplicate_id", f"row {first} has this id and is kept")
             else:
-                texts = {name: _as_text(values[name]) for name in self.text_columns}
+                texts = {name: as_text(values[name]) for name in self.text_columns}
                 fields = {name: text for name, text in texts.items() if text}
                 yield _Row(number, item_id, fields, values.get(self.image_column))
 
     def _scan_ids(self) -> tuple[int, set[int]]:
         blocks = [
             np.fromiter(
-                (_id_hash(_as_text(value)) for value in batch.column(0).to_pylist()),
+                (_id_hash(as_text(value)) for value in batch.column(0).to_pylist()),
                 np.uint64,
                 batch.num_rows,
             )
@@ -284,32 +273,6 @@ class Catalog:
 
 
 @dataclass(frozen=True)
-class CatalogSlice:
-    """Consecutive rows of a catalogue that can be read without the others, by another process too.
-
-    Attributes:
-        start: position of the first row, from 1.
-        rows: number of rows.
-        columns: columns that are read.
-        fragment: where the rows are.
-        schema: types of all columns of the catalogue.
-    """
-
-    start: int
-    rows: int
-    columns: tuple[str, ...]
-    fragment: pa_dataset.Fragment
-    schema: pa.Schema
-
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield the rows in order, with the column `ROW`."""
-        batches = self.fragment.to_batches(
-            self.schema, columns=list(self.columns), batch_size=BATCH_ROWS, batch_readahead=2
-        )
-        yield from _numbered(batches, self.start)
-
-
-@dataclass(frozen=True)
 class _Row:
     number: int
     item_id: str
@@ -322,73 +285,6 @@ class _Picture:
     content_hash: str
     image: Image | None
     problem: ImageProblem | None
-
-
-def _open(path: Path | str) -> pa_dataset.Dataset:
-    """The rows of a file or folder; `key=value` folders of partitioned parquet become columns."""
-    files, name = _file_system(path)
-    try:
-        info = files.info(name)
-    except FileNotFoundError:
-        raise CatalogError(
-            f"Catalogue {path} does not exist; expected a parquet, JSONL or CSV file."
-        ) from None
-    except OSError as error:
-        raise CatalogError(f"Catalogue {path} cannot be read: {error}") from None
-    is_folder, suffix = info["type"] == "directory", PurePath(name).suffix
-    kind = "parquet" if is_folder else FORMAT_OF_SUFFIX.get(suffix.lower())
-    if kind is None:
-        raise CatalogError(f"Catalogue {path} ends in {suffix!r}; expected {', '.join(FORMAT_OF_SUFFIX)}.")
-    if info["size"] == 0 and not is_folder:
-        raise CatalogError(f"{path} has no rows; expected at least one item.")
-    # Arrow reads a local file by itself: faster than through fsspec.
-    files = None if isinstance(path, Path) else files
-    try:
-        if kind != "csv":
-            partitioning = "hive" if is_folder else None
-            return pa_dataset.dataset(name, filesystem=files, format=kind, partitioning=partitioning)
-        # Every CSV column is text: a guessed type would turn the id 007 into 7.
-        parse = pa_csv.ParseOptions(newlines_in_values=True)
-        with _file_system(path)[0].open(name) as stream, pa_csv.open_csv(stream, parse_options=parse) as head:
-            names = head.schema.names
-        convert = pa_csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
-        )
-        text = pa_dataset.CsvFileFormat(parse, convert_options=convert)
-        return pa_dataset.dataset(name, filesystem=files, format=text)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise CatalogError(f"{path} is not a readable {kind} file: {error}") from None
-
-
-def _file_system(path: Path | str) -> tuple[Any, str]:
-    """The fsspec file system of a path or URL, and the name of the file or folder there."""
-    if isinstance(path, str) and urlsplit(path).password is not None:
-        raise CatalogError(
-            "The URL of the catalogue holds a password. Give it through the environment or the configuration of "
-            "its file system, where it does not end up in logs."
-        )
-    try:
-        files, name = url_to_fs(str(path))
-    except (ImportError, ValueError) as error:  # no such protocol, or its package is not installed
-        raise CatalogError(f"There is no file system for the catalogue {path}: {error}") from None
-    return files, name
-
-
-def _numbered(batches: Iterable[pa.RecordBatch], start: int) -> Iterator[pa.RecordBatch]:
-    """Add the column `ROW`, from `start` on."""
-    for batch in batches:
-        rows = np.arange(start, start + batch.num_rows)
-        start += batch.num_rows
-        yield batch.append_column(ROW, pa.array(rows))
-
-
-def _as_text(value: Any) -> str:
-    """A cell as one line of text: lists are joined by commas, white space is collapsed, null is empty."""
-    if isinstance(value, list):
-        return ", ".join(filter(None, map(_as_text, value)))
-    if value is None or isinstance(value, (bytes, dict)):
-        return ""
-    return " ".join(str(value).split())
 
 
 def _id_hash(item_id: str) -> int:

@@ -22,6 +22,7 @@ LAYER = {
     "serving": 2,
     "evaluation": 2,
     "catalog": 1,
+    "catalog_files": 1,
     "images": 1,
     "prompts": 1,
     "interactions": 1,
@@ -33,6 +34,7 @@ LAYER = {
 SAME_LAYER = {
     ("catalog", "images"),
     ("catalog", "artifacts"),
+    ("catalog", "catalog_files"),
     ("splits", "interactions"),
 }  # nouns that other nouns are made of
 HEAVY = {

@@ -11,7 +11,8 @@ import pyarrow as pa
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from sda_features.catalog import Catalog, CatalogSlice
+from sda_features.catalog import Catalog
+from sda_features.catalog_files import CatalogSlice
 
 STORED = "__stored"  # column: item id, and content hash of its stored vectors or null
 
@@ -43,7 +44,7 @@ class CatalogSource(Datasource):  # type: ignore[misc]
 
 
 def read_slice(part: CatalogSlice, stored: pa.StructArray) -> Iterator[pa.Table]:
-    """Yield the rows of a slice, with the columns `catalog.ROW` and `STORED`."""
+    """Yield the rows of a slice, with the columns `catalog_files.ROW` and `STORED`."""
     start = 0
     for batch in part.batches():
         rows = pa.Table.from_batches([batch])
