@@ -1,13 +1,16 @@
-"""Attention that computes what all prompts of a batch begin with once.
+"""Attention of the language model and of the vision tower, with the structure of a batch made use of.
 
-Prompts of one modality share the chat header and the instruction, a sixth to a third of the tokens
-of a text, and attention is causal, so the states of a common beginning depend on nothing that
-follows. A batch then runs as one sequence, the beginning and the rest of every row,
+`shared_prefix`: prompts of one modality share the chat header and the instruction, a sixth to a
+third of the tokens of a text, and attention is causal, so the states of a common beginning depend
+on nothing that follows. A batch then runs as one sequence, the beginning and the rest of every row,
 
     [1, P + B S]  in place of  [B, P + S],
 
-through a model that works position by position but for its attention, which is here. The result is
-that of transformers' own attention, up to rounding.
+through a model that works position by position but for its attention.
+
+`windows`: a vision tower attends inside windows, hundreds in a batch; those of one size go together.
+
+The results are those of transformers' own attention, up to rounding.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-SHARED_PREFIX = "sda_shared_prefix"  # its name in transformers
+SHARED_PREFIX = "sda_shared_prefix"  # names in transformers
+WINDOWS = "sda_flash_windows"  # a name with "flash" in it is handed all windows at once
 SHORT = 256  # keys up to which a CPU multiplies whole matrices faster than block by block
 
 
@@ -111,23 +115,67 @@ def shared_prefix(
         queries.shape[2], layout.prefix + queries.shape[2], dtype=torch.bool, device=query.device
     ).tril(layout.prefix)
     keys, values = layout.contexts_of(key), layout.contexts_of(value)
-    if query.device.type == "cpu" and keys.shape[2] <= SHORT:
-        of_rows = _dense(queries, keys, values, visible, options["scaling"])
-    else:
-        of_rows, _ = sdpa_attention_forward(module, queries, keys, values, visible[None, None], **options)
+    of_rows = _attend(module, queries, keys, values, visible, options["scaling"])
     return torch.cat([of_prefix, of_rows.reshape(1, -1, *of_rows.shape[2:])], dim=1), None
 
 
-def _dense(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scaling: float) -> Tensor:
-    """[B, H, S, d], [B, K, T, d] twice and bool [S, T] -> [B, S, H, d], all products at once.
+def windows(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    cu_seq_lens_q: Tensor,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Full attention inside each window of a vision tower's layer.
 
-    The H / K queries that share a key stand below each other.
+    Args:
+        module: the layer.
+        query: [1, H, N, d].
+        key: like `query`.
+        value: like `query`.
+        attention_mask: none.
+        cu_seq_lens_q: int [W + 1], where the windows begin, and N.
+        options: `scaling`, and what else transformers passes.
+
+    Returns:
+        [1, N, H, d] and None.
     """
+    starts, lengths = cu_seq_lens_q[:-1].long(), cu_seq_lens_q.diff()
+    places, attended = [], []
+    for length in sorted(set(lengths.tolist())):
+        place = starts[lengths == length, None] + torch.arange(length, device=starts.device)  # [W, S]
+        q, k, v = (states[0][:, place].transpose(0, 1) for states in (query, key, value))  # [W, H, S, d]
+        attended.append(_attend(module, q, k, v, None, options["scaling"]).flatten(0, 1))
+        places.append(place.flatten())
+    return torch.cat(attended)[torch.cat(places).argsort()][None], None
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, scaling: float
+) -> Tensor:
+    """[B, H, S, d], [B, K, T, d] twice, and bool [S, T] or None for all -> [B, S, H, d]."""
+    if query.device.type == "cpu" and key.shape[2] <= SHORT:
+        return _dense(query, key, value, visible, scaling)
+    mask = None if visible is None else visible[None, None]
+    attended: Tensor = sdpa_attention_forward(
+        module, query, key, value, mask, scaling=scaling, is_causal=False
+    )[0]
+    return attended
+
+
+def _dense(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, scaling: float) -> Tensor:
+    """`_attend` with all products at once; the H / K queries that share a key stand below each other."""
     batch, heads, own, width = query.shape
     groups = key.shape[1]
-    hidden = torch.zeros_like(visible, dtype=query.dtype).masked_fill_(~visible, float("-inf"))
+    bias = query.new_zeros(1)
+    if visible is not None:
+        bias = torch.zeros_like(visible, dtype=query.dtype).masked_fill_(~visible, float("-inf"))
+        bias = bias.repeat(heads // groups, 1)
     products = torch.baddbmm(
-        hidden.repeat(heads // groups, 1),
+        bias,
         query.reshape(batch * groups, -1, width),
         key.flatten(0, 1).transpose(1, 2),
         alpha=scaling,
@@ -138,3 +186,4 @@ def _dense(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scaling: 
 
 AttentionInterface.register(SHARED_PREFIX, shared_prefix)
 AttentionMaskInterface.register(SHARED_PREFIX, sdpa_mask)
+AttentionInterface.register(WINDOWS, windows)

@@ -26,7 +26,7 @@ from sda_features.artifacts import sha256_files
 from sda_features.config import BackboneSettings, PromptSettings
 from sda_features.errors import BackboneError
 from sda_features.images import fit_within, limit_aspect
-from sda_features.lvlm.attention import SHARED_PREFIX, Layout, common_prefix
+from sda_features.lvlm.attention import SHARED_PREFIX, WINDOWS, Layout, common_prefix
 
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 VISION_TOWER = "visual"  # stays in full precision: it is small, and pictures suffer from 4-bit weights
@@ -145,7 +145,8 @@ class Backbone:
         """Last hidden states [B, T, hidden] in the model's dtype; positions past a row's length are noise.
 
         Padding is on the right and attention is causal, so no real token sees padding and no mask
-        is passed: attention may then take its fastest kernel.
+        is passed: attention may then take its fastest kernel. In inference mode what the prompts begin
+        with is computed once; not in training, where dropout would draw over other positions.
         """
         vision: dict[str, Any] = {}
         if batch.patches is not None:
@@ -154,7 +155,7 @@ class Backbone:
                 "image_grid_thw": batch.grids,
                 "mm_token_type_ids": (batch.input_ids == self.image_token_id).int(),
             }
-        layout = None if torch.is_grad_enabled() else self._layout(batch)
+        layout = self._layout(batch) if torch.is_inference_mode_enabled() else None
         if layout is None:
             output = self.model(input_ids=batch.input_ids, use_cache=False, **vision)
             states: Tensor = output.last_hidden_state
@@ -312,6 +313,7 @@ def _load_model(
     except (OSError, ValueError, RuntimeError) as error:
         raise BackboneError(f"The weights of {settings.model} cannot be loaded: {error}") from error
     model.visual.patch_embed = PatchEmbedding(model.visual.patch_embed.proj)  # type: ignore
+    model.visual.config._attn_implementation = WINDOWS  # type: ignore
     return model.eval()
 
 

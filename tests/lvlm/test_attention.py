@@ -39,10 +39,33 @@ def test_states_are_those_of_the_padded_batch(
     assert common_prefix(batch.input_ids, batch.lengths, backbone.image_token_id) > 2
     tokens = count_tokens(backbone)
     padded = real_states(backbone, batch)
-    with torch.no_grad():
+    with torch.inference_mode():
         shared = real_states(backbone, batch)
     assert tokens[1] < tokens[0] == batch.input_ids.numel()
     torch.testing.assert_close(shared, padded, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("short", [0, 256], ids=["block by block", "dense"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_windows_of_one_size_attend_together_as_they_do_one_by_one(
+    make_backbone: Callable[..., Backbone], monkeypatch: pytest.MonkeyPatch, architecture: str, short: int
+) -> None:
+    monkeypatch.setattr(attention, "SHORT", short)
+    backbone = make_backbone(architecture)
+    batch = image_batch(backbone, 4)
+    visual = backbone.model.visual
+
+    def vision() -> tuple[Tensor, Tensor]:
+        patches = batch.patches.clone().requires_grad_()  # type: ignore[union-attr]
+        states = visual(patches, grid_thw=batch.grids).last_hidden_state  # type: ignore[operator]
+        states.square().sum().backward()
+        return states.detach(), patches.grad  # type: ignore[return-value]
+
+    assert visual.config._attn_implementation == attention.WINDOWS  # type: ignore[union-attr]
+    together = vision()
+    visual.config._attn_implementation = "sdpa"  # type: ignore[union-attr]
+    for found, expected in zip(together, vision(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["moda", "lora"])
@@ -55,7 +78,7 @@ def test_adapters_see_the_shared_sequence_as_they_see_the_padded_batch(
             torch.nn.init.normal_(parameter, std=0.1)
     for batch in (text_batch(encoder.backbone), image_batch(encoder.backbone)):
         padded = encoder(batch).detach()
-        with torch.no_grad():
+        with torch.inference_mode():
             torch.testing.assert_close(encoder(batch), padded, rtol=1e-4, atol=1e-5)
 
 
