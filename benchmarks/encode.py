@@ -24,8 +24,9 @@ import torch
 import torch.nn.functional as F
 from common import median, options, paired_ratio, report, take_turns
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModel
 
 from sda_features.catalog import Catalog, Item
 from sda_features.config import BackboneSettings, CatalogSettings, PromptSettings
@@ -101,17 +102,18 @@ def make_contenders(
 ) -> dict[str, dict[str, Job]]:
     """Jobs that return text vectors, and jobs that return picture vectors."""
     backbone = loaded.encoder.backbone
+    plain = AutoModel.from_pretrained(model, dtype=backbone.dtype).eval()
     texts = [text_prompt(item.fields, PROMPTS) or "" for item in items]
     pictures_alone = [replace(item, fields={}) for item in items]
     texts_alone = [replace(item, image=None) for item in items]
     jobs: dict[str, dict[str, Job]] = {
         "texts": {
             OURS: lambda: np.concatenate([s.text for s in encode_items(loaded, texts_alone, BATCH)]),
-            PLAIN: lambda: plain_texts(backbone, texts),
+            PLAIN: lambda: plain_texts(backbone, plain, texts),
         },
         "pictures": {
             OURS: lambda: np.concatenate([s.image for s in encode_items(loaded, pictures_alone, BATCH)]),
-            PLAIN: lambda: plain_pictures(backbone, items),
+            PLAIN: lambda: plain_pictures(backbone, plain, items),
         },
     }
     if encode_texts := sentence_transformers(folder, model, backbone, texts):
@@ -119,18 +121,18 @@ def make_contenders(
     return jobs
 
 
-def plain_texts(backbone: Backbone, prompts: Sequence[str]) -> Vectors:
+def plain_texts(backbone: Backbone, model: nn.Module, prompts: Sequence[str]) -> Vectors:
     """Texts as they come, padded batch by batch."""
     made = []
     for batch in batched(chat_texts(backbone, prompts)):
         tokens = backbone.tokenizer(batch, padding=True, return_tensors="pt", add_special_tokens=False)
         with torch.inference_mode():
-            states = backbone.model(**tokens).last_hidden_state
+            states = model(**tokens).last_hidden_state
         made.append(pooled(states, tokens["attention_mask"]))
     return np.concatenate(made)
 
 
-def plain_pictures(backbone: Backbone, items: Sequence[Item]) -> Vectors:
+def plain_pictures(backbone: Backbone, model: nn.Module, items: Sequence[Item]) -> Vectors:
     """Pictures as they come; one placeholder token becomes as many as the picture has visual tokens."""
     content = [{"type": "image"}, {"type": "text", "text": PROMPTS.image_instruction}]
     template = backbone.tokenizer.apply_chat_template(
@@ -148,7 +150,7 @@ def plain_pictures(backbone: Backbone, items: Sequence[Item]) -> Vectors:
         tokens = backbone.tokenizer(prompts, padding=True, return_tensors="pt", add_special_tokens=False)
         kinds = (tokens["input_ids"] == backbone.image_token_id).int()
         with torch.inference_mode():
-            states = backbone.model(**tokens, **vision, mm_token_type_ids=kinds).last_hidden_state
+            states = model(**tokens, **vision, mm_token_type_ids=kinds).last_hidden_state
         made.append(pooled(states, tokens["attention_mask"]))
     return np.concatenate(made)
 
