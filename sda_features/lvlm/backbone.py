@@ -102,6 +102,8 @@ class Backbone:
         self.image_token_id: int = config.image_token_id
         self.pad_token_id: int = self.tokenizer.pad_token_id or 0
         self._templates: dict[str, list[int]] = {}  # image instruction -> tokens
+        layer_types = getattr(config.get_text_config(), "layer_types", None) or ["full_attention"]
+        self._full_attention = set(layer_types) == {"full_attention"}  # no window would slide over a layout
 
     def text_tokens(self, prompt: str) -> Prompt:
         """Chat-format and tokenise a text prompt, generation prompt included."""
@@ -177,8 +179,11 @@ class Backbone:
 
     def _layout(self, batch: PromptBatch) -> Layout | None:
         """How to run the batch as one sequence; None where that saves nothing."""
+        rows = len(batch.lengths)
+        if rows == 1 or not self._full_attention:
+            return None
         prefix = common_prefix(batch.input_ids, batch.lengths, self.image_token_id)
-        return Layout(prefix, len(batch.lengths)) if prefix > 0 and len(batch.lengths) > 1 else None
+        return Layout(prefix, rows) if prefix > 0 else None
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the checkpoint's configuration and weights; quantisation does not count."""
