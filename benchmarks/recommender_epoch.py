@@ -107,7 +107,8 @@ def main() -> None:
     if not python.exists():
         message = f"Nothing measured: no RecBole at {python}. Make its environment, or name one:\n\n{__doc__}"
         if arguments.quick:  # `make bench` goes on
-            return print(message)
+            print(message)
+            return
         raise SystemExit(message)
     torch.set_num_threads(1)
     logs = {path.parent.name: read_interactions(path) for path in arguments.interactions or []}
