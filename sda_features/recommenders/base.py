@@ -81,7 +81,7 @@ class Recommender(nn.Module, ABC):
         """
         self.eval()
         with torch.inference_mode():
-            table = self.item_table().T
+            table = self.item_table().T.contiguous()  # the product reads it once a batch, along the items
 
         def score(users: NDArray[np.int64]) -> NDArray[np.float32]:
             with torch.inference_mode():

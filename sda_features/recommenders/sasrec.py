@@ -61,12 +61,14 @@ class Block(nn.Module):
         self.inner = nn.Linear(width, width)
         self.outer = nn.Linear(width, width)
 
-    def forward(self, packed: Tensor, packing: Packing) -> Tensor:
-        """float [N, d] -> float [N, d], rows as in `packing`."""
+    def forward(self, packed: Tensor, packing: Packing, wanted: Tensor | None = None) -> Tensor:
+        """float [N, d], rows as in `packing` -> float [N, d], or the rows `wanted` (int64 [M]) of it."""
         normed = self.attention_norm(packed)
         query, (key, value) = self.query(normed), self.key_value(packed).chunk(2, dim=1)
         rate = self.rate if self.training else 0.0
         attended = attention(query, key, value, packing, heads=self.heads, causal=True, dropout=rate)
+        if wanted is not None:
+            normed, attended = normed[wanted], attended[wanted]
         normed = self.forward_norm(normed + attended)
         inner = F.dropout(F.relu(self.inner(normed)), self.rate, self.training)
         output: Tensor = normed + F.dropout(self.outer(inner), self.rate, self.training)
@@ -142,7 +144,11 @@ class SASRec(SequenceRecommender):
 
     def user_states(self, users: Tensor, histories: Tensor) -> Tensor:
         """State after the last item, float32 [B, d]; `users` is not used. Without any history: zero."""
-        return self.states(histories)[:, -1]
+        packing = pack(histories > 0)
+        last = (packing.column == packing.shape[1] - 1).nonzero().squeeze(1)
+        states = self._packed_states(self.items(histories.flatten()[packing.place]), packing, last)
+        row = packing.place[last] // packing.shape[1]
+        return states.new_zeros(len(histories), states.shape[1]).index_copy(0, row, states)
 
     def state_after(self, representations: Tensor) -> Tensor:
         """See `SequenceRecommender`; the last row of `states` for one user."""
@@ -156,13 +162,14 @@ class SASRec(SequenceRecommender):
         """Item representations, float32 [I + 1, d]."""
         return self.items.table()
 
-    def _packed_states(self, inputs: Tensor, packing: Packing) -> Tensor:
-        """float [N, d] item representations -> float [N, d] states."""
+    def _packed_states(self, inputs: Tensor, packing: Packing, wanted: Tensor | None = None) -> Tensor:
+        """float [N, d] item representations -> float [N, d] states, or the rows `wanted` (int64 [M])."""
         # The last column always takes the last position, however long the padding is.
         positions = self.positions[packing.column + len(self.positions) - packing.shape[1]]
         packed = inputs * math.sqrt(self.settings.hidden_dim) + positions
         packed = F.dropout(packed, self.settings.dropout, self.training)
-        for block in self.blocks:
+        *lower, top = self.blocks
+        for block in lower:
             packed = block(packed, packing)
-        normed: Tensor = self.last_norm(packed)
+        normed: Tensor = self.last_norm(top(packed, packing, wanted))
         return normed
