@@ -6,7 +6,7 @@ FOLDER holds `log/log.inter`. The first answer is the number of samples, users a
 on standard input is a JSON request, and each answer is one JSON line on standard output:
   {"do": "train", "loss": "BPR" or "CE", "size": b, "batches": n}: n batches of b samples in
       `Trainer._train_epoch`. The epoch's shuffling and one more batch come first and are not timed;
-  {"do": "evaluate", "size": b}: `Trainer.evaluate` on the test users, b users at a time;
+  {"do": "evaluate", "size": b, "cutoff": k}: `Trainer.evaluate` on the test users, b users at a time;
   {"do": "export", "path": p}: item table, user states and ids to a .npz file.
 
 Nothing of RecBole is changed or replaced, but autograd's anomaly detection is off: RecBole's package of
@@ -37,7 +37,7 @@ from recbole.trainer import Trainer  # noqa: E402
 from recbole.utils import init_seed  # noqa: E402
 
 
-def configuration(folder: str, loss: str) -> Config:
+def configuration(folder: str, loss: str, cutoff: int = 10) -> Config:
     """Sizes of our SASRec; everything else as RecBole has it."""
     values = {
         "data_path": folder,
@@ -53,7 +53,8 @@ def configuration(folder: str, loss: str) -> Config:
         "use_gpu": False,
         "show_progress": False,
         "metrics": ["Hit", "NDCG"],
-        "valid_metric": "NDCG@10",
+        "topk": [cutoff],
+        "valid_metric": f"NDCG@{cutoff}",
         "metric_decimal_place": 8,
         "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
     }
@@ -72,7 +73,7 @@ class Worker:
         self.train_data, _, self.test_data = data_preparation(config, create_dataset(config))
         self.models = {loss: SASRec(own, self.train_data._dataset) for loss, own in self.configs.items()}
         self.trainers = {loss: Trainer(self.configs[loss], model) for loss, model in self.models.items()}
-        self.trainers["BPR"].eval_collector.data_collect(self.train_data)
+        self.folder = folder
 
     def sizes(self) -> dict:
         """What an epoch and an evaluation hold."""
@@ -103,10 +104,17 @@ class Worker:
 
         return timed(lambda: self.trainers[loss]._train_epoch(counted(), 0)) | {"samples": sum(counts)}
 
-    def evaluate(self, size: int) -> dict:
-        """Hit@10 and NDCG@10 of the model that BPR trains."""
-        loader, values = self.loader("test", "BPR", size), {}
-        seconds = timed(lambda: values.update(self.trainers["BPR"].evaluate(loader, load_best_model=False)))
+    @cache  # noqa: B019
+    def evaluator(self, cutoff: int) -> Trainer:
+        """A trainer of the model that BPR trains, with a cut-off of its own."""
+        trainer = Trainer(configuration(self.folder, "BPR", cutoff), self.models["BPR"])
+        trainer.eval_collector.data_collect(self.train_data)
+        return trainer
+
+    def evaluate(self, size: int, cutoff: int) -> dict:
+        """Hit@k and NDCG@k."""
+        trainer, loader, values = self.evaluator(cutoff), self.loader("test", "BPR", size), {}
+        seconds = timed(lambda: values.update(trainer.evaluate(loader, load_best_model=False)))
         return seconds | values
 
     def export(self, path: str) -> dict:

@@ -97,15 +97,17 @@ class RecBole:
             )
             for loss in LOSSES
         }
-        self.evaluation_size = self._faster((4096, 256), lambda size: self._ask("evaluate", size=size))
+        self.evaluation_size = self._faster(
+            (4096, 256), lambda size: self._ask("evaluate", size=size, cutoff=10)
+        )
 
     def train(self, loss: str) -> Seconds:
         """Some batches."""
         return self._train(loss, self.train_size[loss])
 
-    def evaluate(self) -> Seconds:
-        """The test users."""
-        return self._ask("evaluate", size=self.evaluation_size)
+    def evaluate(self, cutoff: int = 10) -> Seconds:
+        """The test users; with Hit@k and NDCG@k."""
+        return self._ask("evaluate", size=self.evaluation_size, cutoff=cutoff)
 
     def check(self) -> str:
         """Our metrics of RecBole's scores, nothing hidden, must be RecBole's."""
@@ -121,7 +123,7 @@ class RecBole:
         log = split.interactions
         last = np.isin(np.arange(len(log.items)), log.offsets[1:] - 1)  # the target, which is never hidden
         unseen = replace(split, test=replace(split.test, history=log.where(last)))
-        return agreement(ranked(lambda users: states[users] @ table.T, unseen), self.evaluate(), split)
+        return agreement(lambda users: states[users] @ table.T, unseen, self)
 
     def close(self) -> None:
         """End the process."""
@@ -168,8 +170,8 @@ class PaddedLoop:
         model = self._models[loss]
         return epoch(model, self._split, lambda batch: padded_loss(model, batch))
 
-    def evaluate(self) -> Seconds:
-        """Top ten of each batch of users."""
+    def evaluate(self, cutoff: int = 10) -> Seconds:
+        """The best k of each batch of users; with Hit@k and NDCG@k."""
         model, test, hits, gains = self._models["bce"].eval(), self._split.test, 0.0, 0.0
 
         def job() -> None:
@@ -182,13 +184,13 @@ class PaddedLoop:
                 for row, user in enumerate(users):
                     scores[row, test.history.items[slice(*test.history.offsets[user : user + 2])]] = -math.inf
                 wanted = torch.from_numpy(test.targets[start : start + self.evaluation_size])
-                found = scores.topk(10).indices == wanted[:, None]
+                found = scores.topk(cutoff).indices == wanted[:, None]
                 hits += found.sum().item()
-                gains += (found / torch.arange(2, 12).log2()).sum().item()
+                gains += (found / torch.arange(2, cutoff + 2).log2()).sum().item()
 
         with torch.inference_mode():
             seconds = timed(job)
-        return seconds | {"hit@10": hits / len(test.users), "ndcg@10": gains / len(test.users)}
+        return seconds | {f"hit@{cutoff}": hits / len(test.users), f"ndcg@{cutoff}": gains / len(test.users)}
 
     def check(self) -> str:
         """Losses without dropout, and the metrics of the same weights, must be ours."""
@@ -196,8 +198,7 @@ class PaddedLoop:
             batch = next(model.eval().batches(self._split.train, np.random.default_rng(0)))
             model.load_state_dict(self._ours[loss].state_dict())
             torch.testing.assert_close(padded_loss(model, batch), self._ours[loss].eval().loss(batch))
-        mine = ranked(self._ours["bce"].scorer(self._split.test.history), self._split)
-        return agreement(mine, self.evaluate(), self._split)
+        return agreement(self._ours["bce"].scorer(self._split.test.history), self._split, self)
 
     def close(self) -> None:
         """Nothing to end."""
@@ -299,19 +300,23 @@ def epoch(model: SASRec, split: Split, loss: Callable[[Batch], Tensor]) -> Secon
     return timed(job) | {"samples": targets(split)}
 
 
-def ranked(score: Scorer, split: Split) -> dict[str, float | int | None]:
+def ranked(score: Scorer, split: Split, cutoff: int = 10) -> dict[str, float | int | None]:
     """Our metrics under the full ranking of the test users."""
-    return evaluate(score, split, EvaluationSettings(), protocols=("full",)).metrics()
+    return evaluate(score, split, EvaluationSettings(cutoff=cutoff), protocols=("full",)).metrics()
 
 
-def agreement(ours: dict[str, float | int | None], theirs: Seconds, split: Split) -> str:
-    """Both metrics, which must agree and not be zero."""
-    lines = []
-    for name in ("hit@10", "ndcg@10"):
-        mine, other = ours[f"{name}/full/all"], theirs[name]
-        if not mine or abs(mine - other) > DIFFERENT_USERS / len(split.test.users):
-            raise SystemExit(f"{name} differs: {mine} here, {other} there")
-        lines.append(f"{name} {mine:.6f} and {other:.6f}")
+def agreement(score: Scorer, split: Split, rival: RecBole | PaddedLoop) -> str:
+    """Both metrics of the same scores, which must agree: at 10, and where more than a few users have a hit."""
+    lines, allowed = [], DIFFERENT_USERS / len(split.test.users)
+    for cutoff in (10, split.train.item_count // 5):
+        ours, theirs = ranked(score, split, cutoff), rival.evaluate(cutoff)
+        for name in (f"hit@{cutoff}", f"ndcg@{cutoff}"):
+            mine, other = ours[f"{name}/full/all"] or 0.0, theirs[name]
+            if abs(mine - other) > allowed:
+                raise SystemExit(f"{name} differs: {mine} here, {other} there")
+            lines.append(f"{name} {mine:.6f} and {other:.6f}")
+    if mine < 10 * allowed:
+        raise SystemExit(f"vacuous: {lines[-1]} of {len(split.test.users)} users")
     return ", ".join(lines)
 
 
