@@ -79,6 +79,11 @@ def mean_over_seeds(values: Sequence[Floats]) -> NDArray[np.float64]:
     return averaged
 
 
+def seed_pairs_won(ours: Sequence[float], theirs: Sequence[float]) -> tuple[int, int]:
+    """Pairs of a seed of ours and one of theirs in which ours has the higher score, and all pairs."""
+    return sum(a > b for a in ours for b in theirs), len(ours) * len(theirs)
+
+
 def paired_t_test(ours: Floats, theirs: Floats) -> tuple[float | None, float | None]:
     """`t_test` of ours - theirs, both float [n].
 

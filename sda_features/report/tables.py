@@ -30,7 +30,8 @@ class Score:
         value: what it shows; None: a dash.
         spread: standard deviation over seeds; None: a single seed.
         place: 1 for the best of its block, 2 for the second best.
-        significant: whether the best differs from the second best.
+        significant: whether the best stands out from the second best, see `stands_out`.
+        p_value: of the plain paired t-test of the two, on the best alone.
         percent: whether it is a relative change.
     """
 
@@ -38,6 +39,7 @@ class Score:
     spread: float | None = None
     place: Literal[1, 2] | None = None
     significant: bool = False
+    p_value: float | None = None
     percent: bool = False
 
     @property
@@ -120,6 +122,7 @@ class ScoreTable:
                             "spread": score.spread,
                             "place": score.place,
                             "significant": score.significant,
+                            "p_value": score.p_value,
                         }
                         for (group, metric), score in zip(self.columns, row.scores, strict=True)
                     },
@@ -140,6 +143,18 @@ def places(values: Sequence[float | None]) -> list[Literal[1, 2] | None]:
 def is_significant(p_value: float | None) -> bool:
     """Whether a p-value is below `SIGNIFICANT`."""
     return p_value is not None and p_value < SIGNIFICANT
+
+
+def stands_out(p_value: float | None, won: int, pairs: int) -> bool:
+    """The star of all tables: users agree, and so do seeds.
+
+    Args:
+        p_value: of a paired t-test over users, each the mean over seeds; `is_significant`.
+        won: pairs of seeds in which one side is better; all or none, so that no choice of a seed
+            turns the order round.
+        pairs: all pairs; with a single seed a side that is one, and the test decides.
+    """
+    return is_significant(p_value) and won in (0, pairs)
 
 
 def metrics_table(runs: Mapping[str, Metrics]) -> str:
@@ -193,7 +208,8 @@ def differences_table(
             _plain(row["theirs"], ".4f"),
             _plain(row["difference"], "+.4f"),
             "-" if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}",
-            _plain(row["p_value"], ".2g") + (r"\*" if is_significant(row["p_value"]) else ""),
+            _plain(row["p_value"], ".2g")
+            + (r"\*" if stands_out(row["p_value"], row["won"], row["pairs"]) else ""),
             f"{row['won']} of {row['pairs']}" if row["pairs"] else "-",
         ]
         for row in rows

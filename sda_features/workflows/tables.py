@@ -15,8 +15,8 @@ from sda_features.config import EvaluationSettings, LogSettings, RecommenderSett
 from sda_features.errors import SettingsError
 from sda_features.evaluation.metrics import mean
 from sda_features.evaluation.runs import METRICS, Difference, Run, compare_runs
-from sda_features.evaluation.significance import mean_over_seeds, paired_t_test
-from sda_features.report.tables import Row, Score, ScoreTable, differences_table, is_significant, places
+from sda_features.evaluation.significance import mean_over_seeds, paired_t_test, seed_pairs_won
+from sda_features.report.tables import Row, Score, ScoreTable, differences_table, places, stands_out
 from sda_features.workflows.features import load_features
 from sda_features.workflows.train import Echo, Training, read_log, say_without_vector
 
@@ -121,8 +121,8 @@ def train_grid(
 def score_tables(grid: Grid, *, full: str | None = None) -> list[ScoreTable]:
     """One table for each protocol: models and features by groups of users and metrics.
 
-    The best of a model's column is bold, with a star when a paired t-test over users, each the mean
-    over seeds, tells it from the second best.
+    The best of a model's column is bold, with a star when it stands out from the second best
+    (`stands_out`).
 
     Args:
         grid: of finished runs.
@@ -216,12 +216,16 @@ def _block(grid: Grid, model: str, protocol: str, full: str | None) -> dict[str,
             values = {label: grid.values((model, label), metric, protocol, group) for label in rows}
             averages = [mean(of_label) for of_label in values.values()]
             ranked = dict(zip(rows, places(averages), strict=True))
-            star = _differs([values[label] for place in (1, 2) for label in rows if ranked[label] == place])
             name = f"{metric}@{run.cutoff}/{protocol}/{group}"
+            seeds = {
+                label: [run.manifest["metrics"][name] for run in grid.runs[model, label]] for label in rows
+            }
+            first = [label for place in (1, 2) for label in rows if ranked[label] == place][:2]
+            p_value, star = _tell_apart([values[label] for label in first], [seeds[label] for label in first])
             for label, average in zip(rows, averages, strict=True):
-                spread = _spread([run.manifest["metrics"][name] for run in grid.runs[model, label]])
                 place = ranked[label]
-                rows[label].append(Score(average, spread, place, significant=star and place == 1))
+                mark = (star, p_value) if place == 1 else (False, None)
+                rows[label].append(Score(average, _spread(seeds[label]), place, *mark))
                 means[label].append(average)
         if full:
             for label in rows:
@@ -229,11 +233,17 @@ def _block(grid: Grid, model: str, protocol: str, full: str | None) -> dict[str,
     return rows
 
 
-def _differs(best_first: Sequence[Values]) -> bool:
-    """Whether the first two of these differ, user by user."""
-    if len(best_first) < 2 or len(best_first[0]) < 2:
-        return False
-    return is_significant(paired_t_test(best_first[0], best_first[1])[1])
+def _tell_apart(users: Sequence[Values], seeds: Sequence[Sequence[float]]) -> tuple[float | None, bool]:
+    """p-value of the best against the second best, and whether it gets the star.
+
+    Args:
+        users: of the best and the second best, float64 [n] each; fewer than two: nothing to tell.
+        seeds: of the same, the score of each seed.
+    """
+    if len(users) < 2 or len(users[0]) < 2:
+        return None, False
+    p_value = paired_t_test(users[0], users[1])[1]
+    return p_value, stands_out(p_value, *seed_pairs_won(seeds[0], seeds[1]))
 
 
 def _relative_change(scores: Sequence[float | None], full: Sequence[float | None]) -> float | None:
@@ -258,7 +268,8 @@ def _title(grid: Grid, protocol: str, full: str | None) -> str:
 def _note(grid: Grid, full: str | None) -> str:
     seeds = len(next(iter(grid.runs.values())))
     note = f"Mean of {seeds} seeds, ± their standard deviation. " if seeds > 1 else "One seed. "
-    note += "Bold: best; underlined: second best; *: the two differ, p < 0.05, paired t-test over users."
+    note += "Bold: best; underlined: second best; *: the two differ, p < 0.05, paired t-test over users"
+    note += ", and in the same direction in all pairs of seeds." if seeds > 1 else "."
     return note + (f" Δ: mean relative change against {full}." if full else "")
 
 

@@ -15,8 +15,10 @@ from sda_features.evaluation.significance import (
     mean_over_seeds,
     paired_t_test,
     regularised_beta,
+    seed_pairs_won,
     two_sided_p,
 )
+from sda_features.report.tables import stands_out
 
 
 @pytest.mark.parametrize(
@@ -150,3 +152,17 @@ def test_what_cannot_be_compared_raises():
 
 def test_seeds_are_averaged_user_by_user():
     assert mean_over_seeds([np.array([0.0, 1.0]), np.array([1.0, 1.0])]).tolist() == [0.5, 1.0]
+
+
+def test_users_can_agree_where_seeds_do_not():
+    """One seed of three is far behind: the mean over seeds wins for sure, two of nine pairs of seeds are lost."""
+    random = np.random.default_rng(0)
+    ours = [random.normal(shift, 0.1, 1000) for shift in (0.9, 0.9, 0.5)]
+    theirs = [random.normal(shift, 0.1, 1000) for shift in (0.6, 0.6, 0.4)]
+    _, p_value = paired_t_test(mean_over_seeds(ours), mean_over_seeds(theirs))
+    assert p_value is not None
+    assert p_value < 1e-6
+    won, pairs = seed_pairs_won([seed.mean() for seed in ours], [seed.mean() for seed in theirs])
+    assert (won, pairs) == (7, 9)
+    assert not stands_out(p_value, won, pairs)
+    assert seed_pairs_won([0.2], [0.2]) == (0, 1)

@@ -9,6 +9,7 @@ from sda_features.report.tables import (
     differences_table,
     is_significant,
     places,
+    stands_out,
 )
 
 
@@ -33,6 +34,17 @@ def test_significance_is_below_five_percent():
     assert [is_significant(p) for p in (None, 0.05, 0.0499, 0.0)] == [False, False, True, True]
 
 
+@pytest.mark.parametrize(
+    ("p", "won", "pairs", "star"),
+    [
+        *((0.001, 9, 9, True), (0.001, 0, 9, True), (0.001, 8, 9, False), (0.06, 9, 9, False)),
+        *((0.04, 1, 1, True), (None, 9, 9, False)),
+    ],
+)
+def test_a_star_needs_users_and_seeds(p, won, pairs, star):
+    assert stands_out(p, won, pairs) is star
+
+
 TABLE = ScoreTable(
     title="ranking full, 100% of users",
     labels=("model", "features"),
@@ -41,7 +53,7 @@ TABLE = ScoreTable(
         Row(("sasrec", "id"), (Score(0.1), Score(0.25, 0.01, 2), Score(None))),
         Row(
             ("sasrec", "sda_2"),
-            (Score(0.2, 0.002, 1, True), Score(0.5, None, 1), Score(-0.125, percent=True)),
+            (Score(0.2, 0.002, 1, True, 0.01), Score(0.5, None, 1), Score(-0.125, percent=True)),
         ),
         Row(("vbpr", "id"), (Score(0.3), Score(0.3), Score(0.3))),
     ),
@@ -83,6 +95,7 @@ def test_json_holds_every_score():
         "spread": 0.002,
         "place": 1,
         "significant": True,
+        "p_value": 0.01,
     }
     assert content["rows"][0]["scores"]["tail H@10"]["value"] is None
 
@@ -90,9 +103,10 @@ def test_json_holds_every_score():
 def test_differences_show_interval_and_p_value():
     row = {"metric": "ndcg@10/full/all", "users": 1234, "ours": 0.2, "theirs": 0.15}
     found = {**row, "difference": 0.05, "low": 0.01, "high": 0.09, "p_value": 0.004, "model": "vbpr"}
-    found |= {"won": 8, "pairs": 9}
+    found |= {"won": 9, "pairs": 9}
+    torn = found | {"won": 8}
     nobody = dict.fromkeys(found) | {"metric": "ndcg@10/full/tail", "users": 0, "model": "vbpr"}
-    lines = differences_table([found, nobody], ("sda", "id"), ("model",)).splitlines()
+    lines = differences_table([found, torn, nobody], ("sda", "id"), ("model",)).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert cells[0] == [
         "model",
@@ -107,6 +121,7 @@ def test_differences_show_interval_and_p_value():
     ]
     assert cells[2][1:] == [
         *("ndcg@10/full/all", "1,234", "0.2000", "0.1500", "+0.0500"),
-        *("+0.0100 to +0.0900", r"0.004\*", "8 of 9"),
+        *("+0.0100 to +0.0900", r"0.004\*", "9 of 9"),
     ]
-    assert cells[3] == ["vbpr", "ndcg@10/full/tail", "0", *["-"] * 6]
+    assert cells[3][-2:] == ["0.004", "8 of 9"]
+    assert cells[4] == ["vbpr", "ndcg@10/full/tail", "0", *["-"] * 6]

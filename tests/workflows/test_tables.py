@@ -104,7 +104,13 @@ def test_a_cell_is_the_mean_over_seeds_with_its_marks(finished: tuple[Path, Resu
                 if len({round(values.mean(), 12) for values in users.values()}) < 3:
                     continue  # ties share a place
                 assert [rows[label][column]["place"] for label in order] == [1, 2, None]
-                significant = paired_t_test(users[order[0]], users[order[1]])[1] < 0.05
+                p_value = paired_t_test(users[order[0]], users[order[1]])[1]
+                assert rows[order[0]][column]["p_value"] == pytest.approx(p_value)
+                best, second = (
+                    [metric(run.ranks[protocol], 10)[run.groups[group]].mean() for run in runs[label]]
+                    for label in order[:2]
+                )
+                significant = p_value < 0.05 and min(best) > max(second)
                 assert [rows[label][column]["significant"] for label in order] == [significant, False, False]
                 stars += 1
     assert stars > 4, "vacuous"
