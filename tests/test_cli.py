@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import click
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,7 +16,7 @@ from click.testing import CliRunner
 from sda_features.cli.main import VERBS, cli, main
 from sda_features.cli.options import collect, settings_options
 from sda_features.config import AdapterSettings, CatalogSettings, LossSettings, TrainSettings
-from sda_features.errors import SettingsError
+from sda_features.errors import CatalogError, SettingsError
 
 ROOT = Path(__file__).parents[1]
 
@@ -159,3 +160,28 @@ def test_json_and_version() -> None:
     assert run("--version").stdout.startswith("sda-features, version 0.1")
     with pytest.raises(json.JSONDecodeError):
         json.loads(run("--help").stdout)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["adapt", "URL", "-o", "run", "--model", "none"],
+        ["adapt", "URL", "-o", "run", "--model", "none", "--dry-run"],
+        ["diagnose", "--adapter", "moda", "--model", "none", "--catalog", "URL"],
+        ["materialize", "URL", "--model", "none"],
+        ["verify", "URL"],
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+@pytest.mark.parametrize("scheme", ["memory", "file"])
+def test_a_catalogue_may_lie_at_a_url(
+    arguments: list[str], scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message names a column of the file, so the command has opened it at its URL."""
+    monkeypatch.chdir(tmp_path)
+    url = f"{scheme}://{tmp_path}/items.parquet"
+    with fsspec.open(url, "wb") as stream:
+        pq.write_table(pa.table({"sku": ["a"], "title": ["lamp"]}), stream)
+    found = CliRunner().invoke(cli, [url if argument == "URL" else argument for argument in arguments])
+    assert isinstance(found.exception, CatalogError), found.exception
+    assert f"{url} has no column 'item_id'. Its columns are sku, title." in str(found.exception)
