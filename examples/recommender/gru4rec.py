@@ -6,6 +6,7 @@ and one representation of an item as input and as output. `--loss` is not read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Self, final
 
@@ -67,6 +68,7 @@ class GRU4Rec(SequenceRecommender):
         return self.items.table()
 
     def _run(self, inputs: Tensor) -> Tensor:
-        """State after each position: float32 [..., L, d] -> [..., L, d]."""
+        """State after each position: float32 [..., L, d] -> [..., L, d]; inputs count sqrt(d) times, as in SASRec."""
+        inputs = inputs * math.sqrt(self.settings.hidden_dim)
         states: Tensor = self.gru(F.dropout(inputs, self.settings.dropout, self.training))[0]
         return states

@@ -58,7 +58,7 @@ def test_states_follow_the_equations_of_the_paper():
     w_r, w_z, w_n = model.gru.weight_ih_l0.chunk(3)
     u_r, u_z, u_n = model.gru.weight_hh_l0.chunk(3)
     state = torch.zeros(5)
-    for x in model.items(items):
+    for x in model.items(items) * 5**0.5:
         reset = torch.sigmoid(w_r @ x + u_r @ state)
         keep = torch.sigmoid(w_z @ x + u_z @ state)
         state = (1 - keep) * torch.tanh(w_n @ x + reset * (u_n @ state)) + keep * state
