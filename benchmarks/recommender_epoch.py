@@ -5,9 +5,9 @@ python benchmarks/recommender_epoch.py [--quick] [--recbole PYTHON] [--interacti
 RecBole needs an environment of its own:
     python3.11 -m venv .venv-recbole
     .venv-recbole/bin/pip install torch==2.13.0 'numpy<2' 'scipy<1.13' 'pandas<2.2' pyyaml tqdm colorlog==4.7.2 \
-        colorama==0.4.4 scikit-learn tensorboard thop tabulate plotly texttable psutil 'setuptools<81'
+        colorama==0.4.4 scikit-learn tensorboard texttable psutil
     .venv-recbole/bin/pip install --no-deps recbole==1.2.1
-(`--no-deps` leaves out ray, which only its hyper-parameter search imports.)
+(`--no-deps` leaves out ray, thop, plotly and others that are not reached here.)
 Without it `--quick` measures the padded loop below instead, and anything else ends with this text.
 
 Both have width 50, two blocks with a feed-forward width of 50, one head, dropout 0.5, 50 positions,
