@@ -17,6 +17,7 @@ from sda_features.interactions import Interactions
 from sda_features.recommenders.features import ItemEncoder, ItemVectors
 
 Batch = dict[str, Tensor]
+USERS_AT_ONCE = 128  # whose states a CPU computes together: activations of more leave the cache
 
 
 class Recommender(nn.Module, ABC):
@@ -103,8 +104,14 @@ class Recommender(nn.Module, ABC):
         return np.concatenate(states)
 
     def _states(self, history: Interactions, users: NDArray[np.int64]) -> Tensor:
-        histories = torch.from_numpy(history.recent(users, self.settings.max_length)).long()
-        return self.user_states(torch.from_numpy(users).to(self.device), histories.to(self.device))
+        count = max(len(users), 1)
+        step = USERS_AT_ONCE if self.device.type == "cpu" else count
+        states = []
+        for start in range(0, count, step):
+            some = users[start : start + step]
+            histories = torch.from_numpy(history.recent(some, self.settings.max_length)).long()
+            states.append(self.user_states(torch.from_numpy(some).to(self.device), histories.to(self.device)))
+        return torch.cat(states)
 
 
 class SequenceRecommender(Recommender):
