@@ -89,8 +89,11 @@ def open_feature_set(repo_path: Path | str, feature_set: str, slot: int = 1) -> 
         from feast import FeatureStore
         from feast.errors import FeastObjectNotFoundException
 
+        from sda_features.feature_store.registry_file import write_registry_whole
+
         try:
             store = FeatureStore(repo_path=str(repo_path))
+            write_registry_whole(store)
             view = store.get_feature_view(name)
         except FeastObjectNotFoundException:
             raise FeatureStoreError(_missing_view(store, repo_path, name)) from None
