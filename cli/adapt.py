@@ -20,11 +20,11 @@ from sda_features.config import (
     TrainSettings,
 )
 
-from .options import collect, path_or_url, settings_options
+from .options import collect, settings_options
 
 
 @click.command()
-@click.argument("catalog", type=path_or_url)
+@click.argument("catalog")
 @click.option("--output", "-o", type=click.Path(path_type=Path), required=True, help="Run folder to write.")
 @settings_options(BackboneSettings)
 @settings_options(AdapterSettings, prefix="adapter")
@@ -36,9 +36,7 @@ from .options import collect, path_or_url, settings_options
 @click.option("--dry-run", is_flag=True, help="Load and measure, train nothing, write nothing.")
 @click.option("--resume", is_flag=True, help="Go on from the newest saved state of OUTPUT.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
-def command(
-    catalog: Path | str, output: Path, dry_run: bool, resume: bool, as_json: bool, **values: Any
-) -> None:
+def command(catalog: str, output: Path, dry_run: bool, resume: bool, as_json: bool, **values: Any) -> None:
     """Train MoDA adapters on the items of CATALOG and write OUTPUT/checkpoint.
 
     CATALOG is a parquet, JSONL or CSV file with an id column, text columns and an image column, as a

@@ -13,14 +13,14 @@ import click
 from sda_features.config import AdapterSettings, BackboneSettings, CatalogSettings
 from sda_features.errors import SettingsError
 
-from .options import collect, path_or_url, settings_options
+from .options import collect, settings_options
 
 
 @click.command(name="diagnose")
 @click.argument("checkpoints", metavar="[CHECKPOINT]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--catalog",
-    type=path_or_url,
+    metavar="PATH_OR_URL",
     required=True,
     help="Catalogue to take items from; a path or an fsspec URL.",
 )
@@ -59,7 +59,7 @@ from .options import collect, path_or_url, settings_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def command(
     checkpoints: tuple[Path, ...],
-    catalog: Path | str,
+    catalog: str,
     kinds: tuple[Any, ...],
     model: str | None,
     quantization: str | None,

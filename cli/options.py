@@ -16,11 +16,6 @@ from sda_features.config import Settings
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
-def path_or_url(value: str) -> Path | str:
-    """Click type of a catalogue: a URL stays a str, because a Path makes s3:/bucket of s3://bucket; else a Path."""
-    return value if "://" in value else Path(value)
-
-
 def settings_options(
     model: type[Settings], *, prefix: str = "", skip: tuple[str, ...] = (), defaults: bool = True
 ) -> Callable[[Decorated], Decorated]:

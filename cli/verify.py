@@ -11,19 +11,19 @@ import click
 
 from sda_features.config import CatalogSettings
 
-from .options import collect, path_or_url, settings_options
+from .options import collect, settings_options
 from .version_options import version_options
 
 
 @click.command(name="verify")
-@click.argument("catalog", type=path_or_url)
+@click.argument("catalog")
 @click.option("--version", "version", help="Adapter version to check.  [default: the live one]")
 @click.option("--sample", type=click.IntRange(min=1), help="Compare the vectors of so many random items.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the sample.")
 @settings_options(CatalogSettings, skip=("path",))
 @version_options
 def command(
-    catalog: Path | str,
+    catalog: str,
     version: str | None,
     sample: int | None,
     seed: int,
