@@ -92,23 +92,19 @@ class Recommender(nn.Module, ABC):
         return score
 
     def states_after(
-        self, history: Interactions, users: NDArray[np.int64], *, batch: int = 4096
+        self, history: Interactions, users: NDArray[np.int64], *, batch: int | None = None
     ) -> NDArray[np.float32]:
         """`user_states` [T, K] of `users` [T] given `history`, without dropout, `batch` users at a time."""
         self.eval()
         with torch.inference_mode():
-            states = [
-                self._states(history, users[start : start + batch]).float().cpu().numpy()
-                for start in range(0, len(users), batch)
-            ]
-        return np.concatenate(states)
+            states: NDArray[np.float32] = self._states(history, users, batch).float().cpu().numpy()
+        return states
 
-    def _states(self, history: Interactions, users: NDArray[np.int64]) -> Tensor:
-        count = max(len(users), 1)
-        step = USERS_AT_ONCE if self.device.type == "cpu" else count
+    def _states(self, history: Interactions, users: NDArray[np.int64], batch: int | None = None) -> Tensor:
+        batch = batch or (USERS_AT_ONCE if self.device.type == "cpu" else 4096)
         states = []
-        for start in range(0, count, step):
-            some = users[start : start + step]
+        for start in range(0, max(len(users), 1), batch):
+            some = users[start : start + batch]
             histories = torch.from_numpy(history.recent(some, self.settings.max_length)).long()
             states.append(self.user_states(torch.from_numpy(some).to(self.device), histories.to(self.device)))
         return torch.cat(states)

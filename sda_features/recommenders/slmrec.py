@@ -239,7 +239,7 @@ class SLMRec(Recommender):
         return score
 
     def states_after(
-        self, history: Interactions, users: NDArray[np.int64], *, batch: int = 1024
+        self, history: Interactions, users: NDArray[np.int64], *, batch: int | None = None
     ) -> NDArray[np.float32]:
         """See `Recommender.states_after`; neither `history` nor `batch` is used."""
         states: NDArray[np.float32] = self._final()[0][users].cpu().numpy()
