@@ -38,7 +38,7 @@ from sda_features.lvlm.checkpoint import LoadedEncoder, unadapted
 from sda_features.serving import EmbeddingClient
 from sda_features.serving.embedded import embedded_redis
 from sda_features.workflows import materialize
-from tests.feast_repo import apply
+from tests.feast_repo import apply, redis_config
 
 for name in (  # what a run imports on its way: once here, not in every fork
     "feast.infra.compute_engines.local.compute",
@@ -67,10 +67,7 @@ def prepare(folder: Path, server: tuple[str, int]) -> None:
     for name in ("calm", "killed"):
         repo = folder / name
         repo.mkdir()
-        (repo / "feature_store.yaml").write_text(
-            f"project: {name}\nprovider: local\nregistry: data/registry.db\nonline_store:\n  type: redis\n"
-            f"  connection_string: {server[0]}:{server[1]}\nentity_key_serialization_version: 3\n"
-        )
+        (repo / "feature_store.yaml").write_text(redis_config(name, server))
         init_repo(repo, feature_sets=["sda"])
         apply(repo)
 

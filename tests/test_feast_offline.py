@@ -21,7 +21,7 @@ from sda_features.feature_store.schema import SCHEMA
 from sda_features.lvlm.checkpoint import unadapted
 from sda_features.serving import EmbeddingClient
 from sda_features.workflows import MaterializeResult, materialize
-from tests.feast_repo import apply
+from tests.feast_repo import apply, redis_config
 
 
 def test_rows_go_through_feast_to_its_own_offline_store(
@@ -30,10 +30,7 @@ def test_rows_go_through_feast_to_its_own_offline_store(
     """One parquet file, which Feast itself reads and writes: encode, change, remove, and bring back."""
     repo = tmp_path / "repo"
     repo.mkdir()
-    (repo / "feature_store.yaml").write_text(
-        f"project: {new_project()}\nprovider: local\nregistry: data/registry.db\nonline_store:\n  type: redis\n"
-        f"  connection_string: {redis_server[0]}:{redis_server[1]}\nentity_key_serialization_version: 3\n"
-    )
+    (repo / "feature_store.yaml").write_text(redis_config(new_project(), redis_server))
     init_repo(repo, feature_sets=["sda"], slots=1)
     definitions = repo / FILE_NAME
     text = definitions.read_text()

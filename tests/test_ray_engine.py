@@ -33,7 +33,7 @@ from sda_features.lvlm.checkpoint import LoadedEncoder, pretrained, unadapted
 from sda_features.serving import EmbeddingClient
 from sda_features.workflows import MaterializeResult, materialize
 from sda_features.workflows.engines import Engine, LoadEncoder, local_engine
-from tests.feast_repo import apply
+from tests.feast_repo import apply, redis_config
 from tests.lvlm.dual_models import build_dual_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:ray")  # of Ray, about Ray
@@ -119,10 +119,7 @@ def shop(
     for name in ("local", "ray"):
         repo = folder / name
         repo.mkdir()
-        (repo / "feature_store.yaml").write_text(
-            f"project: {new_project()}\nprovider: local\nregistry: data/registry.db\nonline_store:\n  type: redis\n"
-            f"  connection_string: {redis_server[0]}:{redis_server[1]}\nentity_key_serialization_version: 3\n"
-        )
+        (repo / "feature_store.yaml").write_text(redis_config(new_project(), redis_server))
         init_repo(repo, feature_sets=["sda"])
         apply(repo)
     return folder

@@ -24,7 +24,7 @@ from sda_features.feature_store.repo import open_feature_set
 from sda_features.lvlm.checkpoint import unadapted
 from sda_features.workflows import materialize, verify
 from sda_features.workflows.verify import _check_matrices
-from tests.feast_repo import apply
+from tests.feast_repo import apply, redis_config
 
 ITEMS = 30
 
@@ -39,10 +39,7 @@ def shop(
     build_tiny_model(folder / "model", ["title is oak table"], hidden_size=64, layers=1, vision_layers=1)
     repo = folder / "repo"
     repo.mkdir()
-    (repo / "feature_store.yaml").write_text(
-        f"project: {new_project()}\nprovider: local\nregistry: data/registry.db\nonline_store:\n  type: redis\n"
-        f"  connection_string: {redis_server[0]}:{redis_server[1]}\nentity_key_serialization_version: 3\n"
-    )
+    (repo / "feature_store.yaml").write_text(redis_config(new_project(), redis_server))
     init_repo(repo, feature_sets=["vanilla"], slots=1)
     apply(repo)
     settings = BackboneSettings.parse(model=str(folder / "model"), quantization="none", device="cpu")

@@ -34,7 +34,7 @@ from sda_features.lvlm.checkpoint import LoadedEncoder, unadapted
 from sda_features.recommenders.saved import load_run
 from sda_features.serving import EmbeddingClient
 from sda_features.workflows import MaterializeResult, materialize, train_recommender
-from tests.feast_repo import apply
+from tests.feast_repo import apply, redis_config
 
 ITEMS = 60
 
@@ -51,8 +51,7 @@ def shop(
     build_tiny_model(folder / "model", ["title is oak table"], hidden_size=64, layers=1, vision_layers=1)
     make_repo(
         folder / "repo",
-        f"project: {new_project()}\nprovider: local\nregistry: data/registry.db\nonline_store:\n  type: redis\n"
-        f"  connection_string: {redis_server[0]}:{redis_server[1]}\nentity_key_serialization_version: 3\n",
+        redis_config(new_project(), redis_server),
     )
     return folder
 

@@ -18,7 +18,7 @@ from sda_features.feature_store.parts import write_part
 from sda_features.feature_store.repo import open_feature_set, quiet_feast
 from sda_features.feature_store.schema import vectors_table
 from sda_features.serving import EmbeddingClient
-from tests.feast_repo import apply
+from tests.feast_repo import apply, redis_config
 
 ITEMS, DIM = 50, 24
 IDS = [f"item {row}" for row in range(ITEMS)]
@@ -46,9 +46,7 @@ def repo(
 ) -> Path:
     repo = tmp_path_factory.mktemp("dtypes")
     (repo / "feature_store.yaml").write_text(
-        f"project: {new_project()}\nprovider: local\nregistry: data/registry.db\n"
-        "online_store:\n  type: sda_features.feature_store.online.VectorRedisOnlineStore\n"
-        f"  connection_string: {redis_server[0]}:{redis_server[1]}\nentity_key_serialization_version: 3\n"
+        redis_config(new_project(), redis_server, "sda_features.feature_store.online.VectorRedisOnlineStore")
     )
     init_repo(repo, feature_sets=["plain", "half:float16", "byte:int8"], slots=1)
     apply(repo)

@@ -23,7 +23,7 @@ from sda_features.errors import BackboneError, SettingsError
 from sda_features.feature_store.offline import load_vectors
 from sda_features.prompts import caption
 from sda_features.serving import EmbeddingClient
-from tests.feast_repo import apply
+from tests.feast_repo import apply, redis_config
 from tests.lvlm.dual_models import TEXT_LIMIT, build_dual_model, published_vectors
 from tests.workflows.conftest import QUICK
 
@@ -43,10 +43,7 @@ def shop(
         build_dual_model(folder / kind, kind)
     repo = folder / "repo"
     repo.mkdir()
-    (repo / "feature_store.yaml").write_text(
-        f"project: {new_project()}\nprovider: local\nregistry: data/registry.db\nonline_store:\n  type: redis\n"
-        f"  connection_string: {redis_server[0]}:{redis_server[1]}\nentity_key_serialization_version: 3\n"
-    )
+    (repo / "feature_store.yaml").write_text(redis_config(new_project(), redis_server))
     run("init", str(repo), "--feature-sets", "sda,vanilla,clip")
     apply(repo)
     return folder
