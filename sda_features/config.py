@@ -195,6 +195,9 @@ class RecommenderSettings(Settings):
     max_length: int = Field(50, gt=1, description="Most recent interactions that are read.")
     dropout: float = Field(0.5, ge=0, lt=1, description="Dropout rate.")
     learning_rate: float = Field(1e-3, gt=0, description="Learning rate of Adam.")
+    schedule: Literal["constant", "linear"] = Field(
+        "constant", description="Course of the learning rate; linear: down to zero after `epochs`."
+    )
     batch_size: int = Field(
         128, gt=0, description="Users (SASRec, BERT4Rec) or interactions (VBPR, SLMRec) in a step."
     )

@@ -15,6 +15,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from sda_features.catalog import Item
+from sda_features.lvlm.heap import keep_freed_memory
 from sda_features.lvlm.item_encoder import Batch, ItemEncoder
 from sda_features.lvlm.prefetch import ahead
 
@@ -117,7 +118,10 @@ def _encoded(loaded: ItemEncoder, steps: Iterator[_Step]) -> Iterator[tuple[_Ste
         with torch.inference_mode():
             return loaded.vectors(step.batch).cpu()
 
-    threads = torch.get_num_threads() if loaded.device.type == "cpu" else 1
+    threads = 1
+    if loaded.device.type == "cpu":
+        threads = torch.get_num_threads()
+        keep_freed_memory()
     for first in islice(steps, 1):
         yield first, encode(first)  # alone: bitsandbytes repacks 4-bit weights when they are first used
     if threads == 1:

@@ -224,6 +224,8 @@ def _fit(
     optimizer = torch.optim.Adam(
         model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), fused=device.type in ("cpu", "cuda")
     )
+    end = 0.0 if settings.schedule == "linear" else 1.0
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, end, total_iters=settings.epochs)
     measure = f"ndcg@{evaluation.cutoff}/full/all"
     epochs: list[Epoch] = []
     best: tuple[float, int, dict[str, Tensor]] | None = None
@@ -239,6 +241,7 @@ def _fit(
             optimizer.step()
             total += loss.detach()
             steps += 1
+        schedule.step()
         mean_loss = float(total) / max(steps, 1)
         seconds = time.perf_counter() - started
         if not math.isfinite(mean_loss):
