@@ -278,7 +278,7 @@ def compare(
         }
     scorer = models["bce"].scorer
     pairs = [
-        (rival.evaluate(), timed(lambda: ranked(scorer(split.test.history), split)))
+        (rival.evaluate(), timed(lambda: ranked(scorer(split.test.history, split.test.users), split)))
         for _ in range(rounds + 1)
     ]
     result["evaluation"] = {"batch": rival.evaluation_size, **figures(pairs, "")}

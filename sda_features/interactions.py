@@ -96,6 +96,13 @@ class Interactions:
         known = positions >= starts[:, None]
         return np.where(known, self.items[np.where(known, positions, 0)], 0).astype(np.int32, copy=False)
 
+    def rows_of(self, users: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """All items of `users` [B], without padding: which of them took it (0..B-1) and its code, both [n]."""
+        lengths = self.lengths[users]
+        rows = np.repeat(np.arange(len(users)), lengths)
+        place = np.arange(len(rows)) + np.repeat(self.offsets[users] - np.cumsum(lengths) + lengths, lengths)
+        return rows, self.items[place]
+
     def without_last(self, dropped: NDArray[np.integer]) -> Interactions:
         """The log without the last `dropped[u]` interactions of each user u; same ids and codes."""
         place = np.arange(len(self.items)) - np.repeat(self.offsets[:-1], self.lengths)

@@ -98,6 +98,12 @@ def test_index_matches_a_stable_sort_of_each_user(rows):
             names = [log.item_ids[int(code) - 1].as_py() for code in row if code]
             assert names == wanted[-width:]
             assert (np.diff((row > 0).astype(int)) >= 0).all()  # padding is on the left
+    backwards = np.arange(log.user_count)[::-1]
+    rows, codes = log.rows_of(backwards)
+    for row, user in enumerate(backwards):
+        assert (
+            codes[rows == row].tolist() == log.recent(np.array([user]), 100)[0, -log.lengths[user] :].tolist()
+        )
 
 
 def test_catalogue_keeps_its_order_and_unseen_items():

@@ -159,9 +159,8 @@ def _without_seen(
 ) -> NDArray[Any]:
     """A copy with -inf for padding and for what the user took before; the target keeps its score."""
     candidates = scores.copy()
-    rows = np.arange(len(users))
-    seen = history.recent(users, int(history.lengths[users].max(initial=1)))
-    candidates[rows[:, None], seen] = -np.inf  # column 0 where `seen` is padding
+    candidates[history.rows_of(users)] = -np.inf
     candidates[:, 0] = -np.inf
+    rows = np.arange(len(users))
     candidates[rows, targets] = scores[rows, targets]
     return candidates

@@ -38,7 +38,7 @@ class Prompt:
 
     Attributes:
         token_ids: the chat-formatted prompt; a picture occupies one token for each merged patch.
-        patches: [P, C * patch volume] float32 picture patches, or None for a text prompt.
+        patches: [P, C * patch volume] picture patches in the model's dtype, or None for a text prompt.
         grid: [3] int64 patches in time, height and width, or None.
         cut: whether the model reads less than the whole text.
     """
@@ -125,7 +125,7 @@ class Backbone:
         template = self._image_template(prompts.image_instruction)
         at = template.index(self.image_token_id)
         token_ids = template[:at] + [self.image_token_id] * count + template[at + 1 :]
-        return Prompt(token_ids, made["pixel_values"], grid)
+        return Prompt(token_ids, made["pixel_values"].to(self.dtype), grid)
 
     def collate(self, prompts: list[Prompt], modality: str) -> PromptBatch:
         """Pad prompts on the right into one batch."""
@@ -153,7 +153,7 @@ class Backbone:
         vision: dict[str, Any] = {}
         if batch.patches is not None:
             vision = {
-                "pixel_values": batch.patches.to(self.dtype),
+                "pixel_values": batch.patches,
                 "image_grid_thw": batch.grids,
                 "mm_token_type_ids": (batch.input_ids == self.image_token_id).int(),
             }

@@ -17,7 +17,8 @@ from sda_features.interactions import Interactions
 from sda_features.recommenders.features import ItemEncoder, ItemVectors
 
 Batch = dict[str, Tensor]
-USERS_AT_ONCE = 128  # whose states a CPU computes together: activations of more leave the cache
+# Interactions read, and users, whose states are computed together: on a CPU more activations leave the cache.
+READ_AT_ONCE, USERS_AT_ONCE = 6400, 4096
 
 
 class Recommender(nn.Module, ABC):
@@ -75,18 +76,25 @@ class Recommender(nn.Module, ABC):
         """Where the parameters lie."""
         return next(self.parameters()).device
 
-    def scorer(self, history: Interactions) -> Scorer:
+    def scorer(self, history: Interactions, users: NDArray[np.int64] | None = None) -> Scorer:
         """A function for `evaluate`: the model as it is now, without dropout, given `history`.
 
-        The item table is computed once, so the scorer must not outlive the next training step.
+        Args:
+            history: what is known of the users.
+            users: int64 [T], whom it will be asked for; none: everybody.
         """
+        users = np.arange(history.user_count) if users is None else users
         self.eval()
         with torch.inference_mode():
             table = self.item_table().T.contiguous()  # the product reads it once a batch, along the items
+            known = self._states(history, users)
+            states = known.new_zeros(history.user_count, known.shape[1])
+            states[torch.from_numpy(users).to(self.device)] = known
 
         def score(users: NDArray[np.int64]) -> NDArray[np.float32]:
             with torch.inference_mode():
-                scores: NDArray[np.float32] = (self._states(history, users) @ table).float().cpu().numpy()
+                wanted = states[torch.from_numpy(users).to(states.device)]
+                scores: NDArray[np.float32] = (wanted @ table).float().cpu().numpy()
             return scores
 
         return score
@@ -101,7 +109,12 @@ class Recommender(nn.Module, ABC):
         return states
 
     def _states(self, history: Interactions, users: NDArray[np.int64], batch: int | None = None) -> Tensor:
-        batch = batch or (USERS_AT_ONCE if self.device.type == "cpu" else 4096)
+        if batch is None:
+            read = np.minimum(history.lengths[users], self.settings.max_length).sum()
+            fitting = (
+                READ_AT_ONCE * len(users) // max(1, read) if self.device.type == "cpu" else USERS_AT_ONCE
+            )
+            batch = int(np.clip(fitting, 1, USERS_AT_ONCE))
         states = []
         for start in range(0, max(len(users), 1), batch):
             some = users[start : start + batch]

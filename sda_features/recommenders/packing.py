@@ -28,6 +28,19 @@ class Group:
     real: Tensor
     place: Tensor
 
+    @property
+    def full(self) -> bool:
+        """Whether there is no padding."""
+        return len(self.place) == self.real.numel()
+
+    def unpack(self, packed: Tensor, heads: int) -> Tensor:
+        """float [N_g, d] -> [B_g, H, L_g, d / H], zero at padding."""
+        batch, length = self.real.shape
+        if not self.full:
+            zeros = packed.new_zeros(batch * length, packed.shape[1])
+            packed = zeros.index_copy(0, self.place, packed)
+        return packed.view(batch, length, heads, -1).transpose(1, 2)
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -47,6 +60,11 @@ class Packing:
     def column(self) -> Tensor:
         """int64 [N], column of each row in 0..L-1."""
         return self.place % self.shape[1]
+
+    @property
+    def last(self) -> Tensor:
+        """int64 [S], the row with the last position of each of the S sequences, in the order of the rows."""
+        return (self.column == self.shape[1] - 1).nonzero().squeeze(1)
 
     def unpack(self, packed: Tensor) -> Tensor:
         """float [N, c] -> [B, L, c], zero at padding."""
@@ -78,41 +96,59 @@ def pack(real: Tensor) -> Packing:
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, packing: Packing, *, heads: int, causal: bool, dropout: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    *,
+    heads: int,
+    causal: bool,
+    dropout: float,
+    last: bool = False,
 ) -> Tensor:
     """softmax(Q K^T / sqrt(d / H)) V in each sequence, over its real positions (Vaswani et al. 2017, Eq. 1).
 
     Args:
-        query: float [N, d], packed.
-        key: like `query`.
-        value: like `query`.
+        query: float [N, d], packed; with `last` [S, d].
+        key: float [N, d], packed.
+        value: like `key`.
         packing: which rows form a sequence.
         heads: H, divides d.
         causal: whether a position sees only itself and earlier ones.
         dropout: rate on the attention weights.
+        last: the queries are those of `packing.last`, which see the whole sequence.
 
     Returns:
-        float [N, d].
+        float, the shape of `query`.
     """
-    projected = torch.cat([query, key, value], dim=1)
-    attended = [projected.new_zeros(0, query.shape[1])]
-    parts = torch.split(projected, [len(group.place) for group in packing.groups])
-    for part, group in zip(parts, packing.groups, strict=True):
-        batch, length = group.real.shape
-        flat = part.new_zeros(batch * length, part.shape[1]).index_copy(0, group.place, part)
-        # [B, L, 3, H, d / H] -> three times [B, H, L, d / H]
-        q, k, v = flat.view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
-        allowed = _allowed(group.real, causal)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
-        attended.append(mixed.transpose(1, 2).reshape(batch * length, -1)[group.place])
+    places = [len(group.place) for group in packing.groups]
+    own = [len(group.real) for group in packing.groups] if last else places
+    parts = (torch.split(query, own), torch.split(key, places), torch.split(value, places), packing.groups)
+    attended = [query.new_zeros(0, query.shape[1])]
+    for q, k, v, group in zip(*parts, strict=True):
+        q = q.view(len(q), 1, heads, -1).transpose(1, 2) if last else group.unpack(q, heads)
+        mixed = F.scaled_dot_product_attention(
+            q,
+            group.unpack(k, heads),
+            group.unpack(v, heads),
+            attn_mask=_allowed(group, causal=causal, last=last),
+            dropout_p=dropout,
+            is_causal=group.full and causal and not last,
+        )
+        rows = mixed.transpose(1, 2).flatten(0, 1).flatten(1)  # [B_g L_g or B_g, d]
+        attended.append(rows if last or group.full else rows[group.place])
     return torch.cat(attended)
 
 
-def _allowed(real: Tensor, causal: bool) -> Tensor:
-    """bool [B, 1, L, L]: may a query (row) see a key (column)."""
-    length = real.shape[1]
-    keys = real[:, None, None, :]
+def _allowed(group: Group, *, causal: bool, last: bool) -> Tensor | None:
+    """bool [B, 1, L or 1, L]: may a query (row) see a key (column); None where there is no padding."""
+    if group.full:
+        return None
+    keys = group.real[:, None, None, :]
+    if last:
+        return keys
+    length = keys.shape[3]
     if causal:
-        keys = keys & torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
+        keys = keys & torch.ones(length, length, dtype=torch.bool, device=keys.device).tril()
     # A padding row without any key would be NaN, and NaN times a zero gradient stays NaN.
-    return keys | torch.eye(length, dtype=torch.bool, device=real.device)
+    return keys | torch.eye(length, dtype=torch.bool, device=keys.device)

@@ -61,14 +61,14 @@ class Block(nn.Module):
         self.inner = nn.Linear(width, width)
         self.outer = nn.Linear(width, width)
 
-    def forward(self, packed: Tensor, packing: Packing, wanted: Tensor | None = None) -> Tensor:
-        """float [N, d], rows as in `packing` -> float [N, d], or the rows `wanted` (int64 [M]) of it."""
-        normed = self.attention_norm(packed)
-        query, (key, value) = self.query(normed), self.key_value(packed).chunk(2, dim=1)
+    def forward(self, packed: Tensor, packing: Packing, *, last: bool = False) -> Tensor:
+        """float [N, d], rows as in `packing` -> float [N, d], or with `last` the rows `packing.last` of it."""
+        normed = self.attention_norm(packed[packing.last] if last else packed)
+        key, value = self.key_value(packed).chunk(2, dim=1)
         rate = self.rate if self.training else 0.0
-        attended = attention(query, key, value, packing, heads=self.heads, causal=True, dropout=rate)
-        if wanted is not None:
-            normed, attended = normed[wanted], attended[wanted]
+        attended = attention(
+            self.query(normed), key, value, packing, heads=self.heads, causal=True, dropout=rate, last=last
+        )
         normed = self.forward_norm(normed + attended)
         inner = F.dropout(F.relu(self.inner(normed)), self.rate, self.training)
         output: Tensor = normed + F.dropout(self.outer(inner), self.rate, self.training)
@@ -145,9 +145,8 @@ class SASRec(SequenceRecommender):
     def user_states(self, users: Tensor, histories: Tensor) -> Tensor:
         """State after the last item, float32 [B, d]; `users` is not used. Without any history: zero."""
         packing = pack(histories > 0)
-        last = (packing.column == packing.shape[1] - 1).nonzero().squeeze(1)
-        states = self._packed_states(self.items(histories.flatten()[packing.place]), packing, last)
-        row = packing.place[last] // packing.shape[1]
+        states = self._packed_states(self.items(histories.flatten()[packing.place]), packing, last=True)
+        row = packing.place[packing.last] // packing.shape[1]
         return states.new_zeros(len(histories), states.shape[1]).index_copy(0, row, states)
 
     def state_after(self, representations: Tensor) -> Tensor:
@@ -156,14 +155,14 @@ class SASRec(SequenceRecommender):
         if not len(recent):
             return recent.new_zeros(self.settings.hidden_dim)
         packing = pack(torch.ones(1, len(recent), dtype=torch.bool, device=recent.device))
-        return self._packed_states(recent, packing)[-1]
+        return self._packed_states(recent, packing, last=True)[0]
 
     def item_table(self) -> Tensor:
         """Item representations, float32 [I + 1, d]."""
         return self.items.table()
 
-    def _packed_states(self, inputs: Tensor, packing: Packing, wanted: Tensor | None = None) -> Tensor:
-        """float [N, d] item representations -> float [N, d] states, or the rows `wanted` (int64 [M])."""
+    def _packed_states(self, inputs: Tensor, packing: Packing, *, last: bool = False) -> Tensor:
+        """float [N, d] item representations -> float [N, d] states, or with `last` those of `packing.last`."""
         # The last column always takes the last position, however long the padding is.
         positions = self.positions[packing.column + len(self.positions) - packing.shape[1]]
         packed = inputs * math.sqrt(self.settings.hidden_dim) + positions
@@ -171,5 +170,5 @@ class SASRec(SequenceRecommender):
         *lower, top = self.blocks
         for block in lower:
             packed = block(packed, packing)
-        normed: Tensor = self.last_norm(top(packed, packing, wanted))
+        normed: Tensor = self.last_norm(top(packed, packing, last=last))
         return normed

@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sda_features.config import RecommenderSettings
-from sda_features.evaluation.protocols import Scorer
 from sda_features.interactions import Interactions
 from sda_features.recommenders.base import Batch, Recommender
 from sda_features.recommenders.features import ItemVectors
@@ -227,29 +226,8 @@ class SLMRec(Recommender):
         """Propagated and fused items, float32 [I + 1, d]."""
         return self.representations()[1]
 
-    def scorer(self, history: Interactions) -> Scorer:
-        """See `Recommender.scorer`; the graph is propagated once for all users, `history` is not used."""
-        states, table = self._final()
-
-        def score(users: NDArray[np.int64]) -> NDArray[np.float32]:
-            with torch.inference_mode():
-                scores: NDArray[np.float32] = (states[users] @ table.T).cpu().numpy()
-            return scores
-
-        return score
-
-    def states_after(
-        self, history: Interactions, users: NDArray[np.int64], *, batch: int | None = None
-    ) -> NDArray[np.float32]:
-        """See `Recommender.states_after`; neither `history` nor `batch` is used."""
-        states: NDArray[np.float32] = self._final()[0][users].cpu().numpy()
-        return states
-
-    def _final(self) -> tuple[Tensor, Tensor]:
-        self.eval()
-        with torch.inference_mode():
-            states, table = self.representations()
-        return states.float(), table.float()
+    def _states(self, history: Interactions, users: NDArray[np.int64], batch: int | None = None) -> Tensor:
+        return self.representations()[0][torch.from_numpy(users).to(self.device)]  # one propagation for all
 
     def _propagate(self, layer_zero: Tensor, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Means over layers for some users and items.

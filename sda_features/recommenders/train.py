@@ -196,7 +196,7 @@ def train(
     with _torch_state(settings) as device:
         model = recommender.build(split.train, settings, prepared).to(device)
         epochs, best_epoch = _fit(model, split, settings, evaluation, progress)
-        test = evaluate(model.scorer(split.test.history), split, evaluation)
+        test = evaluate(model.scorer(split.test.history, split.test.users), split, evaluation)
     return TrainResult(
         model=model,
         settings=settings,
@@ -250,7 +250,7 @@ def _fit(
             )
         ndcg = None
         if number % settings.validate_every == 0 or number == settings.epochs:
-            scorer = model.scorer(split.validation.history)
+            scorer = model.scorer(split.validation.history, split.validation.users)
             found = evaluate(scorer, split, evaluation, holdout="validation", protocols=("full",))
             ndcg = float(found.metrics()[measure] or 0.0)
             if best is None or ndcg > best[0]:

@@ -27,7 +27,7 @@ def test_packing_keeps_every_real_position_once(case):
 
 def test_attention_matches_each_sequence_alone():
     torch.manual_seed(0)
-    lengths, width, heads = [5, 0, 8, 9, 20, 1], 20, 2
+    lengths, width, heads = [5, 0, 8, 20, 9, 20, 1], 20, 2  # those of 20 form a group without padding
     packing = pack(left_padded(lengths, width))
     q, k, v = torch.randn(3, sum(lengths), 6, dtype=torch.float64).unbind()
     for causal in (True, False):
@@ -44,6 +44,18 @@ def test_attention_matches_each_sequence_alone():
                 logits = logits.masked_fill(~torch.ones(length, length, dtype=torch.bool).tril(), -torch.inf)
             expected = (logits.softmax(-1) @ three).transpose(0, 1).reshape(length, 6)
             torch.testing.assert_close(found[row, width - length :], expected)
+
+
+def test_the_last_position_alone_attends_as_among_all():
+    torch.manual_seed(0)
+    for lengths in ([5, 0, 8, 20, 9, 20, 1], [0], [3, 3], [20] * 4):
+        packing = pack(left_padded(lengths, 20))
+        q, k, v = torch.randn(3, sum(lengths), 6, dtype=torch.float64).unbind()
+        assert packing.column[packing.last].tolist() == [19] * sum(length > 0 for length in lengths)
+        for causal in (True, False):
+            options = {"heads": 2, "causal": causal, "dropout": 0.0}
+            of_last = attention(q[packing.last], k, v, packing, **options, last=True)
+            torch.testing.assert_close(of_last, attention(q, k, v, packing, **options)[packing.last])
 
 
 def test_padding_sends_no_nan_into_the_gradient():
