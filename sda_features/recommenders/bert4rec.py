@@ -10,7 +10,8 @@ and one in the head. Deviations from it:
 - No bias b^O of an item (Eq. 7): a score is a product with the item's representation, which an item
   that came after the training has too.
 - A long history gives one window at random in each pass, in place of all windows of a fixed step.
-- The optimiser is that of `train`: Adam at a constant rate, without weight decay.
+- The optimiser is that of `train`: Adam without weight decay or warm-up; the authors' linear decay is
+  the setting `schedule`.
 
 Layers run on the real positions only (`packing`), the last feed-forward layer and the softmax on
 those that are predicted.

@@ -95,6 +95,23 @@ def test_training_stops_when_validation_no_longer_improves():
     assert len(result.epochs) == result.best_epoch + 2 < SETTINGS.epochs
 
 
+@pytest.mark.parametrize(
+    ("schedule", "expected"), [("constant", [0.01] * 4), ("linear", [0.01, 0.0075, 0.005, 0.0025])]
+)
+def test_the_schedule_sets_the_rate_of_each_epoch(schedule, expected, monkeypatch):
+    rates = []
+
+    class Recording(torch.optim.Adam):
+        def step(self, closure=None):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    monkeypatch.setattr(torch.optim, "Adam", Recording)
+    settings = SETTINGS.model_copy(update={"schedule": schedule, "epochs": 4})
+    train(planted(users=30), settings, EVALUATION, progress=False)
+    assert rates == pytest.approx(expected)  # 30 users are one step
+
+
 @pytest.mark.parametrize("fusion", ["replace", "join"])
 @pytest.mark.parametrize("loss", ["bce", "ce"])
 def test_vectors_help_where_data_is_scarce(fusion, loss):
