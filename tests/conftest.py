@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 
 import hypothesis
+import prometheus_client  # noqa: F401  before Feast, which would make it share all values of a process
 import pytest
 
 from sda_features.serving.embedded import embedded_redis

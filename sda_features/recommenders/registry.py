@@ -43,6 +43,17 @@ def find_recommender(name: str) -> type[Recommender]:
     return found
 
 
+def find_class(class_name: str) -> type[Recommender] | None:
+    """The recommender whose class has that name, as a run's manifest does; None: nobody's.
+
+    Raises:
+        SettingsError: the installed package that has it cannot be loaded.
+    """
+    names = (name for name, point in _entry_points().items() if point.attr == class_name)
+    name = next(names, None)
+    return None if name is None else find_recommender(name)
+
+
 def _entry_points() -> dict[str, EntryPoint]:
     own = [EntryPoint(name, value, GROUP) for name, value in OWN.items()]
     return {point.name: point for point in [*entry_points(group=GROUP), *own]}  # ours win

@@ -30,12 +30,9 @@ from sda_features.errors import CheckpointError
 from sda_features.evaluation.runs import read_manifest
 from sda_features.interactions import Interactions
 from sda_features.recommenders.base import SequenceRecommender
-from sda_features.recommenders.bert4rec import BERT4Rec
 from sda_features.recommenders.features import Floats, ItemVectors, Scaling, join_modalities
-from sda_features.recommenders.sasrec import SASRec
+from sda_features.recommenders.registry import find_class
 from sda_features.recommenders.train import ITEMS, SCALING, WEIGHTS
-
-RECOMMENDERS: dict[str, type[SequenceRecommender]] = {"SASRec": SASRec, "BERT4Rec": BERT4Rec}
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,19 +143,20 @@ def load_run(folder: Path, recommender: type[SequenceRecommender] | None = None)
 
     Args:
         folder: the run folder.
-        recommender: its class; needed only for one that this package does not ship.
+        recommender: its class; needed only where no package names it as an entry point (registry.py).
 
     Raises:
         CheckpointError: not a run folder, damaged, or its recommender cannot rank by histories.
+        SettingsError: the package of its recommender cannot be loaded.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
     name = manifest.get("recommender")
-    cls = recommender or RECOMMENDERS.get(str(name))
-    if cls is None or cls.__name__ != name:
+    cls = recommender or find_class(str(name))
+    if cls is None or cls.__name__ != name or not issubclass(cls, SequenceRecommender):
+        expected = recommender.__name__ if recommender else "SASRec, BERT4Rec or one of an installed package"
         raise CheckpointError(
-            f"{folder} holds a {name}; expected {cls.__name__ if cls else ' or '.join(RECOMMENDERS)}, which rank "
-            "by a history of items. Give its class, or train one of these."
+            f"{folder} holds a {name}; expected a recommender that ranks by a history of items: {expected}."
         )
     try:
         items = pq.read_table(folder / ITEMS)

@@ -129,11 +129,6 @@ def unpack_vectors(payloads: Sequence[bytes], dim: int | None = None) -> Matrix:
     return decode_vectors(wrapped, dim, names=range(len(wrapped)))[0]
 
 
-def encode_vector(vector: npt.ArrayLike | None) -> bytes:
-    """ValueProto of one float32 vector [d], or of a null."""
-    return b"" if vector is None else encode_vectors(np.asarray(vector, np.float32)[None])[0]
-
-
 def vector_dim(value: bytes, name: object) -> int:
     """Dimension d of an encoded vector.
 

@@ -61,8 +61,8 @@ def fill(server, project, vectors, *, version=VERSION, extra=(), id_type="string
     fields = [layout.hash_field("sda_item_embeddings", feature) for feature in layout.FEATURES]
     for item_id, code in [*((item_id, code) for code, item_id in enumerate(ALL, 1)), *extra]:
         (key,) = layout.redis_keys([item_id], project=project, id_type=id_type)
-        rows = [vectors[name][code] for name in ("text", "image")]
-        values = [codec.encode_vector(row if row.any() else None) for row in rows]
+        rows = [vectors[name][[code]] for name in ("text", "image")]
+        values = [codec.encode_vectors(row, row.any(axis=1))[0] for row in rows]
         server.hset(key, mapping=dict(zip(fields, [*values, codec.encode_string(version)], strict=True)))
 
 

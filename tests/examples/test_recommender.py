@@ -45,7 +45,8 @@ def test_the_installed_package_trains_by_its_name_and_its_run_loads(shop, wheel,
     options = ["--features", str(shop / "full.parquet"), *QUICK, "-o", str(tmp_path / "run")]
     done = CliRunner().invoke(cli, ["train", str(shop / "log.parquet"), "--model", "gru4rec", *options])
     assert done.exit_code == 0, (done.output, done.exception)
-    run = load_run(tmp_path / "run", found)
+    run = load_run(tmp_path / "run")
+    assert type(run.model) is found
     assert np.ptp(run.score(run.item_ids[:3], run.item_ids).scores) > 0
 
 

@@ -159,7 +159,7 @@ def test_vectors_that_are_not_those_of_the_training(run):
 
 @final
 class Other(SequenceRecommender):
-    """A recommender that saved.py does not know."""
+    """A recommender that no package names."""
 
 
 def copy_of(folder, target, **changes):
@@ -173,12 +173,14 @@ def test_folders_that_are_no_runs(run, tmp_path):
     with pytest.raises(CheckpointError, match=r"Expected a run folder with manifest\.json"):
         load_run(tmp_path)
     other = copy_of(run[1], tmp_path / "other", recommender="VBPR")
-    with pytest.raises(
-        CheckpointError, match="holds a VBPR; expected SASRec or BERT4Rec, which rank by a history"
-    ):
+    ranks = "expected a recommender that ranks by a history of items"
+    with pytest.raises(CheckpointError, match=f"holds a VBPR; {ranks}: SASRec, BERT4Rec or one of an inst"):
         load_run(other)
-    with pytest.raises(CheckpointError, match="holds a VBPR; expected Other"):
+    with pytest.raises(CheckpointError, match=f"holds a VBPR; {ranks}: Other"):
         load_run(other, Other)
+    unknown = copy_of(run[1], tmp_path / "unknown", recommender="Other")
+    with pytest.raises(CheckpointError, match=f"holds a Other; {ranks}: SASRec"):
+        load_run(unknown)
 
 
 def test_damaged_folders(run, tmp_path):

@@ -7,6 +7,7 @@ import redis
 
 from sda_features.serving import codec, layout
 from sda_features.serving.pointer import Pointer, StoredVersion, move_pointer, pointer_key
+from tests.reference import redis_layout as reference
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +23,9 @@ def put():
     def put(server, project, item_id, text=None, image=None, version="v1", *, slot=1, view=None, at=0, **key):
         (name,) = layout.redis_keys([item_id], project=project, **key)
         view = view or layout.view_name("sda", slot)
-        values = (codec.encode_vector(text), codec.encode_vector(image), codec.encode_string(version))
+        vectors = [reference.vector(numbers) for numbers in (text, image)]
         fields = [layout.hash_field(view, feature) for feature in layout.FEATURES]
-        row = dict(zip(fields, values, strict=True))
+        row = dict(zip(fields, [*vectors, codec.encode_string(version)], strict=True))
         server.hset(name, mapping={**row, layout.timestamp_field(view): codec.encode_timestamp(at)})
 
     return put

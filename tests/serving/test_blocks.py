@@ -15,6 +15,7 @@ from sda_features.serving import EmbeddingClient, codec, layout
 from sda_features.serving import client as client_module
 from sda_features.serving.blocks import Block
 from sda_features.serving.wire import DeadlineExceeded, fetch_alike
+from tests.reference import redis_layout as reference
 
 FIELDS = [b"a", b"b"]
 SIZES = (3, 12)
@@ -225,7 +226,7 @@ def test_what_changes_between_two_reads_is_seen(server, project, client, put, bl
         client.get(IDS, "v2")
     # Numbers of the same length that are no vector.
     (key,) = layout.redis_keys(["3"], project=project)
-    size = len(codec.encode_vector([1] * 3))
+    size = len(reference.vector([1] * 3))
     server.hset(key, layout.hash_field(client.view, layout.IMAGE), b"x" * size)
     with pytest.raises(FeatureMismatchError, match="Item '3': expected a vector"):
         client.get(IDS)
