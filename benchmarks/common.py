@@ -69,6 +69,15 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
+def matmul_flops(size: int = 2048) -> float:
+    """FLOP/s of a large float32 matrix product on this machine, with torch's number of threads."""
+    import torch
+
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    seconds = take_turns({"matmul": lambda: a @ b}, rounds=5)["matmul"]
+    return 2 * size**3 / median(seconds)
+
+
 def peak_memory() -> int:
     """Peak resident memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

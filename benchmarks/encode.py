@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
-from common import median, options, paired_ratio, report, take_turns
+from common import matmul_flops, median, options, paired_ratio, report, take_turns
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -203,13 +203,6 @@ def flops(loaded: LoadedEncoder, items: Sequence[Item]) -> int:
     torch.set_num_threads(threads)
     total: int = counter.get_total_flops()
     return total
-
-
-def matmul_flops(size: int = 2048) -> float:
-    """FLOP/s of a large float32 matrix product on this machine."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    seconds = take_turns({"matmul": lambda: a @ b}, rounds=5)["matmul"]
-    return 2 * size**3 / median(seconds)
 
 
 def chat_texts(backbone: Backbone, prompts: Sequence[str]) -> list[str]:
