@@ -1,35 +1,30 @@
-"""Load a Qwen-VL-class model and turn prompts and pictures into its inputs.
+"""A Qwen-VL-class model: prompts and pictures to its inputs, and those to hidden states.
 
-Qwen2-VL, Qwen2.5-VL and Qwen3-VL differ only by configuration here: transformers' AutoModel gives
-the model without its language-model head, AutoTokenizer the chat template, AutoImageProcessor the
-patches. The combined Processor classes are not used: they need torchvision even for still images.
+Qwen2-VL, Qwen2.5-VL and Qwen3-VL differ only by configuration here: AutoTokenizer gives the chat
+template, AutoImageProcessor the settings of the patches. The combined Processor classes are not
+used: they need torchvision even for still images.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from PIL.Image import Image
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, BitsAndBytesConfig
-from transformers.utils import cached_file
-from transformers.utils.logging import disable_progress_bar
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoTokenizer
 
-from sda_features.artifacts import sha256_files
 from sda_features.config import BackboneSettings, PromptSettings
 from sda_features.errors import BackboneError
 from sda_features.images import fit_within, limit_aspect
-from sda_features.lvlm.attention import SHARED_PREFIX, WINDOWS, Layout, common_prefix
+from sda_features.lvlm.attention import Layout, common_prefix
+from sda_features.lvlm.loading import fingerprint, load_config, load_model, pick_device, pick_dtype
+from sda_features.lvlm.patches import Patcher
 
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-VISION_TOWER = "visual"  # stays in full precision: it is small, and pictures suffer from 4-bit weights
 
 
 @dataclass(frozen=True)
@@ -91,13 +86,14 @@ class Backbone:
         self.settings = settings
         self.device = torch.device(pick_device(settings.device))
         self.dtype = pick_dtype(settings.dtype, self.device)
-        self.model = _load_model(settings, config, self.device, self.dtype)
+        self.model = load_model(settings, config, self.device, self.dtype)
         self.tokenizer = AutoTokenizer.from_pretrained(
             settings.model, trust_remote_code=settings.trust_remote_code
         )
         self.image_processor = AutoImageProcessor.from_pretrained(
             settings.model, trust_remote_code=settings.trust_remote_code, backend="pil"
         )
+        self._patches = Patcher(self.image_processor, self.dtype)
         self.hidden_size: int = config.get_text_config().hidden_size
         self.image_token_id: int = config.image_token_id
         self.pad_token_id: int = self.tokenizer.pad_token_id or 0
@@ -119,13 +115,12 @@ class Backbone:
 
     def image_tokens(self, picture: Image, prompts: PromptSettings) -> Prompt:
         """Chat-format a picture and the image instruction; patches as the image processor makes them."""
-        made = self.image_processor(images=[_shown(picture, prompts)], return_tensors="pt")
-        grid: Tensor = made["image_grid_thw"][0]
+        patches, grid = self._patches(_shown(picture, prompts))
         count = int(grid.prod()) // self.image_processor.merge_size**2
         template = self._image_template(prompts.image_instruction)
         at = template.index(self.image_token_id)
         token_ids = template[:at] + [self.image_token_id] * count + template[at + 1 :]
-        return Prompt(token_ids, made["pixel_values"].to(self.dtype), grid)
+        return Prompt(token_ids, patches, grid)
 
     def collate(self, prompts: list[Prompt], modality: str) -> PromptBatch:
         """Pad prompts on the right into one batch."""
@@ -231,110 +226,6 @@ def mean_pool(states: Tensor, lengths: Tensor) -> Tensor:
     real = torch.arange(states.shape[1], device=states.device) < lengths[:, None]  # [B, T]
     weights = real.to(torch.float32) / lengths[:, None]
     return (weights[..., None] * states.float()).sum(dim=1)  # not a product that autocast would lower
-
-
-class PatchEmbedding(nn.Module):
-    """The patch convolution of a vision tower as the matrix product that it is: its stride is its kernel.
-
-    Args:
-        proj: the convolution, kept under its name so that saved weights keep theirs.
-    """
-
-    def __init__(self, proj: nn.Conv3d):
-        super().__init__()
-        self.proj = proj
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """[P, C * patch volume] -> [P, vision width], in the weights' dtype."""
-        weight = self.proj.weight.flatten(1)  # [vision width, C * patch volume]
-        return F.linear(patches.to(weight.dtype), weight, self.proj.bias)
-
-
-def pick_device(name: str) -> str:
-    """`auto` is cuda when there is one, else cpu."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on a GPU that has it, `fast` also on a CPU that multiplies it; else float32."""
-    if name in ("auto", "fast"):
-        if device.type == "cuda":
-            fast = torch.cuda.is_bf16_supported()
-        else:
-            fast = name == "fast" and (
-                torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-            )
-        return torch.bfloat16 if fast else torch.float32
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
-
-
-def load_config(settings: BackboneSettings, model_types: Sequence[str]) -> Any:
-    """Configuration of a checkpoint whose `model_type` is one of `model_types`.
-
-    Raises:
-        BackboneError: no such checkpoint, or another type.
-    """
-    try:
-        config = AutoConfig.from_pretrained(settings.model, trust_remote_code=settings.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise BackboneError(
-            f"No model at {settings.model!r}: expected a folder with config.json or the name of a model in "
-            f"the local hub cache. transformers said: {str(error).splitlines()[0]}"
-        ) from None
-    if config.model_type not in model_types:
-        raise BackboneError(
-            f"{settings.model} is a {config.model_type!r} model; expected one of {', '.join(model_types)}."
-        )
-    return config
-
-
-def _load_model(
-    settings: BackboneSettings, config: Any, device: torch.device, dtype: torch.dtype
-) -> nn.Module:
-    disable_progress_bar()
-    quantization = {
-        "nf4": BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=[VISION_TOWER],
-        ),
-        "int8": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=[VISION_TOWER]),
-        "none": None,
-    }[settings.quantization]
-    try:
-        model: nn.Module = AutoModel.from_pretrained(
-            settings.model,
-            config=config,
-            dtype=dtype,
-            device_map={"": str(device)},
-            attn_implementation={"text_config": SHARED_PREFIX},
-            quantization_config=quantization,
-            use_safetensors=True,
-            trust_remote_code=settings.trust_remote_code,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise BackboneError(f"The weights of {settings.model} cannot be loaded: {error}") from error
-    model.visual.patch_embed = PatchEmbedding(model.visual.patch_embed.proj)  # type: ignore
-    model.visual.config._attn_implementation = WINDOWS  # type: ignore
-    return model.eval()
-
-
-def fingerprint(settings: BackboneSettings) -> str:
-    """SHA-256 (hex) of a checkpoint's configuration and weights; quantisation does not count.
-
-    Raises:
-        BackboneError: no configuration, or no weights in safetensors beside it.
-    """
-    config_file = cached_file(settings.model, "config.json")
-    if config_file is None:
-        raise BackboneError(f"{settings.model} has no config.json.")
-    weights = sorted(Path(config_file).parent.glob("*.safetensors"))
-    if not weights:
-        raise BackboneError(f"Expected weights in safetensors beside {config_file}, found none.")
-    return sha256_files([Path(config_file), *weights])
 
 
 def _shown(picture: Image, prompts: PromptSettings) -> Image:

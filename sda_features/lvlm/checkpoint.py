@@ -35,11 +35,12 @@ from sda_features.config import (
 from sda_features.errors import CheckpointError
 from sda_features.images import fit_within
 from sda_features.lvlm.backbone import MODEL_TYPES as LVM_TYPES
-from sda_features.lvlm.backbone import Backbone, Prompt, PromptBatch, load_config
+from sda_features.lvlm.backbone import Backbone, Prompt, PromptBatch
 from sda_features.lvlm.dual_encoder import MODEL_TYPES as DUAL_TYPES
 from sda_features.lvlm.dual_encoder import DualEncoder
 from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.item_encoder import ItemEncoder
+from sda_features.lvlm.loading import load_config
 from sda_features.lvlm.model_card import checkpoint_card
 from sda_features.lvlm.reduction import reduce_vectors
 from sda_features.prompts import text_prompt

@@ -26,7 +26,8 @@ from sda_features.artifacts import sha256_json
 from sda_features.config import BackboneSettings, PromptSettings
 from sda_features.errors import BackboneError, SettingsError
 from sda_features.images import limit_aspect
-from sda_features.lvlm.backbone import Prompt, fingerprint, load_config, pick_device, pick_dtype
+from sda_features.lvlm.backbone import Prompt
+from sda_features.lvlm.loading import fingerprint, load_config, pick_device, pick_dtype
 from sda_features.prompts import caption
 
 MODEL_TYPES = ("clip", "siglip", "siglip2")

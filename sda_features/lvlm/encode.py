@@ -122,11 +122,11 @@ def _encoded(loaded: ItemEncoder, steps: Iterator[_Step]) -> Iterator[tuple[_Ste
     if loaded.device.type == "cpu":
         threads = torch.get_num_threads()
         keep_freed_memory()
-    for first in islice(steps, 1):
-        yield first, encode(first)  # alone: bitsandbytes repacks 4-bit weights when they are first used
     if threads == 1:
         yield from ((step, encode(step)) for step in steps)
         return
+    with torch.inference_mode():  # bitsandbytes repacks 4-bit weights when they are first used: once, alone
+        loaded.vectors(loaded.collate([loaded.text_tokens("")], "text"))
     running: deque[tuple[_Step, Future[Tensor]]] = deque()
     failure: Exception | None = None
     torch.set_num_threads(1)

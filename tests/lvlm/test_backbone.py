@@ -10,8 +10,9 @@ from PIL import Image
 
 from sda_features.config import BackboneSettings
 from sda_features.errors import BackboneError
-from sda_features.lvlm.backbone import Backbone, mean_pool, pick_dtype
+from sda_features.lvlm.backbone import Backbone, mean_pool
 from sda_features.lvlm.encoder import PromptEncoder
+from sda_features.lvlm.loading import pick_dtype
 from tests.lvlm.conftest import ARCHITECTURES, PROMPTS, image_batch, picture, text_batch
 
 
