@@ -48,9 +48,10 @@ def main() -> None:
         ("--model", {"help": "a Qwen-VL checkpoint; none: a generated one of width 256, 4 layers"}),
         ("--catalog", {"type": Path, "help": "items to encode; none: generated ones"}),
         ("--items", {"type": int, "help": "how many of them"}),
-        ("--rounds", {"type": int, "default": 3}),
+        ("--rounds", {"type": int}),
     )
-    count = arguments.items or (192 if arguments.quick else 1000)
+    count = arguments.items or (128 if arguments.quick else 1000)
+    rounds = arguments.rounds or (2 if arguments.quick else 3)
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         catalog = arguments.catalog or generated_catalogue(folder, count)
@@ -62,7 +63,7 @@ def main() -> None:
             able = {side.name: side for side in sides if (kind, dtype) in side.jobs}
             check_equal({name: side.ask(kind, dtype) for name, side in able.items()}, TOLERANCE[dtype])
             turns = {name: partial(side.ask, kind, dtype) for name, side in able.items()}
-            times = take_turns(turns, rounds=arguments.rounds, warmup=0)
+            times = take_turns(turns, rounds=rounds, warmup=0)
             seconds |= {(kind, dtype, name): times[name] for name in able}
         operations = flops(load(model, "float32"), read_items(catalog, count))
     fast = str(pick_dtype("fast", torch.device("cpu"))).removeprefix("torch.")

@@ -146,11 +146,14 @@ def windows(
     starts, lengths = cu_seq_lens_q[:-1].long(), cu_seq_lens_q.diff()
     places, attended = [], []
     for length in sorted(set(lengths.tolist())):
-        place = starts[lengths == length, None] + torch.arange(length, device=starts.device)  # [W, S]
-        q, k, v = (states[0][:, place].transpose(0, 1) for states in (query, key, value))  # [W, H, S, d]
+        place = (
+            starts[lengths == length, None] + torch.arange(length, device=starts.device)
+        ).flatten()  # [W S]
+        rows = (states[0].transpose(0, 1).index_select(0, place) for states in (query, key, value))
+        q, k, v = (of.view(-1, length, *of.shape[1:]).transpose(1, 2) for of in rows)  # [W, H, S, d]
         attended.append(_attend(module, q, k, v, None, options["scaling"]).flatten(0, 1))
-        places.append(place.flatten())
-    return torch.cat(attended)[torch.cat(places).argsort()][None], None
+        places.append(place)
+    return torch.cat(attended).index_select(0, torch.cat(places).argsort())[None], None
 
 
 def _attend(
