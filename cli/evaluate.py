@@ -17,12 +17,11 @@ from .options import given, settings_options
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--interactions",
-    type=click.Path(path_type=Path),
     help="The log the run was trained on; needed to rank again.",
 )
 @settings_options(EvaluationSettings, skip=("split", "validation_from", "test_from"), defaults=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(run: Path, interactions: Path | None, as_json: bool, **values: Any) -> None:
+def command(run: Path, interactions: str | None, as_json: bool, **values: Any) -> None:
     """Print the metrics of the run folder RUN, or rank its test items again under another protocol.
 
     Without options these are the metrics that were stored. A cut-off, a number of negatives, their

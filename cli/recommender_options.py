@@ -28,7 +28,7 @@ def recommender_options(*, seeds: str) -> Callable[[Decorated], Decorated]:
 
     def decorate(function: Decorated) -> Decorated:
         decorators = [
-            click.argument("interactions", type=click.Path(path_type=Path)),
+            click.argument("interactions"),
             click.option(
                 "--repo", type=click.Path(path_type=Path), default=".", show_default=True, help="Feast repo."
             ),

@@ -6,15 +6,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.dataset as pa_dataset
-from fsspec.core import url_to_fs
 
 from sda_features.errors import CatalogError
+from sda_features.locations import file_system
 
 ROW = "__row"  # column of a batch: 1-based position of its rows in the catalogue
 BATCH_ROWS = 512
@@ -53,7 +52,7 @@ def open_dataset(path: Path | str) -> pa_dataset.Dataset:
     Raises:
         CatalogError: no such file, or not one of a known format.
     """
-    files, name = _file_system(path)
+    files, name = file_system(path, "catalogue", CatalogError)
     try:
         info = files.info(name)
     except FileNotFoundError:
@@ -69,20 +68,20 @@ def open_dataset(path: Path | str) -> pa_dataset.Dataset:
     if info["size"] == 0 and not is_folder:
         raise CatalogError(f"{path} has no rows; expected at least one item.")
     # Arrow reads a local file by itself: faster than through fsspec.
-    files = None if isinstance(path, Path) else files
+    arrows_files = None if isinstance(path, Path) else files
     try:
         if kind != "csv":
             partitioning = "hive" if is_folder else None
-            return pa_dataset.dataset(name, filesystem=files, format=kind, partitioning=partitioning)
+            return pa_dataset.dataset(name, filesystem=arrows_files, format=kind, partitioning=partitioning)
         # Every CSV column is text: a guessed type would turn the id 007 into 7.
         parse = pa_csv.ParseOptions(newlines_in_values=True)
-        with _file_system(path)[0].open(name) as stream, pa_csv.open_csv(stream, parse_options=parse) as head:
+        with files.open(name) as stream, pa_csv.open_csv(stream, parse_options=parse) as head:
             names = head.schema.names
         convert = pa_csv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
         )
         text = pa_dataset.CsvFileFormat(parse, convert_options=convert)
-        return pa_dataset.dataset(name, filesystem=files, format=text)
+        return pa_dataset.dataset(name, filesystem=arrows_files, format=text)
     except (pa.ArrowInvalid, OSError) as error:
         raise CatalogError(f"{path} is not a readable {kind} file: {error}") from None
 
@@ -118,17 +117,3 @@ def as_text(value: Any) -> str:
     if value is None or isinstance(value, (bytes, dict)):
         return ""
     return " ".join(str(value).split())
-
-
-def _file_system(path: Path | str) -> tuple[Any, str]:
-    """The fsspec file system of a path or URL, and the name of the file or folder there."""
-    if isinstance(path, str) and urlsplit(path).password is not None:
-        raise CatalogError(
-            "The URL of the catalogue holds a password. Give it through the environment or the configuration of "
-            "its file system, where it does not end up in logs."
-        )
-    try:
-        files, name = url_to_fs(str(path))
-    except (ImportError, ValueError) as error:  # no such protocol, or its package is not installed
-        raise CatalogError(f"There is no file system for the catalogue {path}: {error}") from None
-    return files, name

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sda_features.errors import InteractionsError
+from sda_features.locations import file_system
 
 TIME_COLUMNS = ("timestamp", "position", "event_timestamp")  # the last is that of Feast's entity frames
 FORMATS = (".parquet", ".csv", ".jsonl", ".ndjson")
@@ -196,8 +197,8 @@ def read_interactions(
     """Read a log from a parquet, CSV or JSONL file, or from a frame; further columns are ignored.
 
     Args:
-        source: path of a file, whose suffix names the format; or a pandas frame, such as an entity
-            frame of Feast with `user_id`, `item_id` and `event_timestamp`.
+        source: path or fsspec URL of a file, whose suffix names the format; or a pandas frame, such
+            as an entity frame of Feast with `user_id`, `item_id` and `event_timestamp`.
         user_column: column with the user id.
         item_column: column with the item id.
         time_column: column that orders a user's interactions; none: `timestamp`, `position` or
@@ -208,7 +209,7 @@ def read_interactions(
         InteractionsError: missing or unreadable file, missing column, or see `index_interactions`.
     """
     if isinstance(source, str | Path):
-        name, table = str(source), _read_table(Path(source), (user_column, item_column))
+        name, table = str(source), _read_table(source, (user_column, item_column))
     else:
         name, table = "The frame", _frame_table(source)
     if time_column is None:
@@ -244,21 +245,24 @@ def _frame_table(frame: Any) -> Any:
         ) from error
 
 
-def _read_table(path: Path, id_columns: tuple[str, ...]) -> Any:
-    if path.suffix not in FORMATS:
-        raise InteractionsError(f"{path}: expected a file that ends in {', '.join(FORMATS)}.")
-    if not path.is_file():
-        raise InteractionsError(f"{path}: no such file. Expected an interaction log.")
+def _read_table(source: Path | str, id_columns: tuple[str, ...]) -> Any:
+    files, name = file_system(source, "log", InteractionsError)
+    suffix = PurePath(name).suffix
+    if suffix not in FORMATS:
+        raise InteractionsError(f"{source}: expected a file that ends in {', '.join(FORMATS)}.")
     try:
-        if path.suffix == ".parquet":
-            return pq.read_table(path)
-        if path.suffix == ".csv":
-            # Inference would turn the id 007 into 7.
-            types = dict.fromkeys(id_columns, pa.string())
-            return pa_csv.read_csv(path, convert_options=pa_csv.ConvertOptions(column_types=types))
-        return pa_json.read_json(path)
+        with files.open(name, "rb") as stream:
+            if suffix == ".parquet":
+                return pq.read_table(stream)
+            if suffix == ".csv":
+                # Inference would turn the id 007 into 7.
+                types = dict.fromkeys(id_columns, pa.string())
+                return pa_csv.read_csv(stream, convert_options=pa_csv.ConvertOptions(column_types=types))
+            return pa_json.read_json(stream)
+    except FileNotFoundError:
+        raise InteractionsError(f"{source}: no such file. Expected an interaction log.") from None
     except (pa.ArrowException, OSError) as error:
-        raise InteractionsError(f"{path}: not a readable {path.suffix[1:]} file: {error}") from error
+        raise InteractionsError(f"{source}: not a readable {suffix[1:]} file: {error}") from error
 
 
 def _as_ids(column: Any, what: str) -> Any:

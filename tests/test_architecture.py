@@ -29,7 +29,8 @@ LAYER = {
     "splits": 1,
     "artifacts": 1,
     "config": 0,
-    "errors": -1,
+    "locations": -1,
+    "errors": -2,
 }
 SAME_LAYER = {
     ("catalog", "images"),

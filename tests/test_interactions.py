@@ -1,6 +1,7 @@
 import json
 from datetime import UTC, datetime, timedelta
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from sda_features.config import EvaluationSettings
 from sda_features.errors import InteractionsError
-from sda_features.interactions import index_interactions, k_core, read_interactions
+from sda_features.interactions import FORMATS, index_interactions, k_core, read_interactions
 from sda_features.splits import leave_one_out, split_interactions, temporal_split
 
 ROWS = [
@@ -50,7 +51,7 @@ def write(path, content):
     return path
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl", ".ndjson"])
+@pytest.mark.parametrize("suffix", FORMATS)
 def test_reads_every_format_alike(tmp_path, suffix):
     log = read_interactions(write(tmp_path / f"log{suffix}", table()))
     assert sequences(log) == SEQUENCES
@@ -166,6 +167,27 @@ def test_bad_catalogues_are_named():
         index_interactions(["a"] * 3, ["x", "y", "z"], catalogue=["x"])
     with pytest.raises(InteractionsError, match=r"1 catalogue ids occur more than once, e.g. x"):
         index_interactions(["a"], ["x"], catalogue=["x", "x"])
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_log_may_lie_at_a_url(tmp_path, suffix):
+    path = write(tmp_path / f"log{suffix}", table())
+    fsspec.filesystem("memory").pipe(f"/logs/log{suffix}", path.read_bytes())
+    assert sequences(read_interactions(f"memory://logs/log{suffix}")) == SEQUENCES
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("memory://logs/none.csv", "memory://logs/none.csv: no such file"),
+        ("nosuch://host/log.csv", "There is no file system for the log nosuch://host/log.csv"),
+        ("ftp://shop:hush@host/log.csv", "The URL of the log holds a password"),
+    ],
+)
+def test_bad_urls_are_named(url, message):
+    with pytest.raises(InteractionsError, match=message) as caught:
+        read_interactions(url)
+    assert "hush" not in str(caught.value)
 
 
 def test_bad_files_are_named(tmp_path):

@@ -59,7 +59,7 @@ class Grid:
 
 
 def train_grid(
-    interactions: Path,
+    interactions: Path | str,
     output: Path,
     features: Sequence[str],
     settings: Mapping[str, RecommenderSettings],

@@ -117,7 +117,7 @@ class Training:
 
 
 def train_recommender(
-    interactions: Path,
+    interactions: Path | str,
     features: str,
     settings: RecommenderSettings,
     evaluation: EvaluationSettings,
@@ -130,7 +130,7 @@ def train_recommender(
     """Train a recommender on a log, with item vectors by name, and evaluate it.
 
     Args:
-        interactions: parquet, CSV or JSONL log.
+        interactions: parquet, CSV or JSONL log, as a path or an fsspec URL.
         features: see `load_features`.
         settings: of the recommender.
         evaluation: of the protocol.
@@ -150,7 +150,7 @@ def train_recommender(
 
 
 def train_seeds(
-    interactions: Path,
+    interactions: Path | str,
     output: Path,
     features: str,
     settings: Mapping[str, RecommenderSettings],
@@ -180,7 +180,7 @@ def train_seeds(
     return runs
 
 
-def read_log(path: Path, settings: LogSettings) -> Interactions:
+def read_log(path: Path | str, settings: LogSettings) -> Interactions:
     """The log of a file, thinned to its k-core if `settings` say so; errors as for `read_interactions`."""
     log = read_interactions(
         path,
