@@ -18,8 +18,8 @@ from typing import Literal
 from sda_features.artifacts import atomic_file
 from sda_features.errors import FeatureStoreError, SettingsError
 from sda_features.serving.codec import STORE_DTYPES, StoreDtype
-from sda_features.serving.connection import read_repo_config
 from sda_features.serving.layout import view_name
+from sda_features.serving.repo_config import read_repo_config
 
 FILE_NAME = "sda_item_embeddings.py"
 SEAL = "# Written by `sda-features init`. sha256 of the lines below: "

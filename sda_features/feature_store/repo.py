@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from sda_features.errors import FeatureStoreError, SDAError
 from sda_features.feature_store.schema import STORE_DTYPE_TAG
 from sda_features.serving.codec import StoreDtype
-from sda_features.serving.connection import RepoConfig, read_repo_config
 from sda_features.serving.layout import IdType, view_name
+from sda_features.serving.repo_config import RepoConfig, read_repo_config
 
 if TYPE_CHECKING:
     from feast import FeatureStore, FeatureView

@@ -17,9 +17,10 @@ from redis.cluster import RedisCluster
 
 from sda_features.errors import SettingsError
 from sda_features.serving.cache import CacheStatistics
-from sda_features.serving.connection import RedisAddress, read_repo_config, redis_errors
+from sda_features.serving.connection import RedisAddress, redis_errors
 from sda_features.serving.layout import IdType
 from sda_features.serving.reading import Embeddings, Reader
+from sda_features.serving.repo_config import read_repo_config
 from sda_features.serving.wire import Server, fetch_alike
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from sda_features.errors import FeatureStoreError, OnlineStoreError
-from sda_features.serving.connection import RedisAddress, read_repo_config
+from sda_features.serving.connection import RedisAddress
+from sda_features.serving.repo_config import read_repo_config
 
 SECRET = "s3cret"
 

@@ -9,8 +9,9 @@ from redis.cluster import RedisCluster
 
 from sda_features.errors import OnlineStoreError
 from sda_features.serving import AsyncEmbeddingClient, EmbeddingClient
-from sda_features.serving.connection import RedisAddress, read_repo_config
+from sda_features.serving.connection import RedisAddress
 from sda_features.serving.pointer import pointer_key
+from sda_features.serving.repo_config import read_repo_config
 from tests.serving import servers
 
 IDS = [str(number) for number in range(60)]

@@ -1,0 +1,108 @@
+"""feature_store.yaml of a Feast repo, read the way Feast does and without it.
+
+Errors never quote the file, which may hold a password. `yaml` is imported only when it is read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sda_features.errors import FeatureStoreError, OnlineStoreError
+from sda_features.serving.connection import DEFAULT_PORT, REDIS_TYPES, RedisAddress
+
+REDIS_STORES = (
+    "redis",
+    "feast.infra.online_stores.redis.RedisOnlineStore",
+    "sda_features.feature_store.online.VectorRedisOnlineStore",
+)
+YAML_PATH_VARIABLE = "FEAST_FS_YAML_FILE_PATH"  # Feast's own
+
+
+@dataclass(frozen=True)
+class RepoConfig:
+    """The part of a Feast repo's feature_store.yaml that a reader of the online store needs.
+
+    Attributes:
+        path: the file that was read.
+        project: Feast project, part of every Redis key.
+        online_store: the `online_store` mapping; may hold a password.
+    """
+
+    path: Path
+    project: str
+    online_store: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def online_type(self) -> str:
+        """Type of the online store, `sqlite` by Feast's default."""
+        return str(self.online_store.get("type", "sqlite"))
+
+    @property
+    def has_plain_redis(self) -> bool:
+        """Whether the online store is one Redis server: no cluster, no Sentinel."""
+        return self.online_type in REDIS_STORES and self.online_store.get("redis_type", "redis") == "redis"
+
+    def redis_address(self) -> RedisAddress:
+        """Address of the repo's Redis server, cluster or Sentinel.
+
+        Raises:
+            OnlineStoreError: the online store is not Redis, or its address cannot be read.
+        """
+        redis_type = self.online_store.get("redis_type", "redis")
+        if self.online_type not in REDIS_STORES or redis_type not in REDIS_TYPES:
+            got = f"{self.online_type} {self.online_store.get('redis_type', '')}".strip()
+            raise OnlineStoreError(
+                f"Expected an online store of type redis in {self.path}, got {got}. Set online_store to "
+                "{type: redis, connection_string: 'localhost:6379'} and run `feast apply`; "
+                "with another store, use Feast's get_online_features."
+            )
+        return RedisAddress.parse(
+            str(self.online_store.get("connection_string", f"localhost:{DEFAULT_PORT}")),
+            redis_type,
+            sentinel_master=str(self.online_store.get("sentinel_master", "mymaster")),
+        )
+
+
+def read_repo_config(repo_path: Path | str) -> RepoConfig:
+    """Read feature_store.yaml of a Feast repo the way Feast does, without importing Feast.
+
+    Environment variables in the file are expanded, and FEAST_FS_YAML_FILE_PATH names another file.
+
+    Raises:
+        FeatureStoreError: there is no such file, or this version of its layout is not readable.
+    """
+    import yaml
+
+    path = Path(os.environ.get(YAML_PATH_VARIABLE) or Path(repo_path) / "feature_store.yaml")
+    try:
+        content = yaml.safe_load(os.path.expandvars(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        inner = Path(repo_path) / "feature_repo"
+        hint = (
+            f"Did you mean {inner}?"
+            if (inner / "feature_store.yaml").exists()
+            else "Create one with `feast init`."
+        )
+        raise FeatureStoreError(f"Expected a Feast repo: there is no {path}. {hint}") from None
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        # A YAML error quotes the line, which may be the one with the password.
+        raise FeatureStoreError(f"{path} cannot be read as YAML ({type(error).__name__}).") from None
+    if not isinstance(content, dict) or not isinstance(content.get("project"), str):
+        raise FeatureStoreError(f"Expected a mapping with `project` in {path}.")
+    if content.get("entity_key_serialization_version", 3) != 3:
+        raise FeatureStoreError(
+            f"Expected entity_key_serialization_version: 3 in {path}; other layouts differ."
+        )
+    registry = content.get("registry")
+    if isinstance(registry, dict) and registry.get("enable_online_feature_view_versioning"):
+        raise FeatureStoreError(
+            f"{path} sets enable_online_feature_view_versioning, which renames the stored features. Remove it."
+        )
+    online_store = content.get("online_store")
+    if isinstance(online_store, str):
+        online_store = {"type": online_store}
+    return RepoConfig(path, content["project"], online_store or {})
