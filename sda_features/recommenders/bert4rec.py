@@ -83,11 +83,20 @@ class Layer(nn.Module):
         self.outer = nn.Linear(settings.inner_dim, width)
         self.forward_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
 
-    def forward(self, packed: Tensor, packing: Packing, wanted: Tensor | None = None) -> Tensor:
-        """float [N, d], rows as in `packing` -> float [N, d], or the rows `wanted` (int64 [M]) of it."""
+    def forward(
+        self, packed: Tensor, packing: Packing, wanted: Tensor | None = None, *, last: bool = False
+    ) -> Tensor:
+        """float [N, d], rows as in `packing` -> float [N, d]; or of it the rows `wanted` (int64 [M]).
+
+        With `last` these are `packing.last`, and no other position attends.
+        """
         query, key, value = self.query_key_value(packed).chunk(3, dim=1)
+        if last:
+            query, packed, wanted = query[packing.last], packed[packing.last], None
         rate = self.attention_rate if self.training else 0.0
-        attended = attention(query, key, value, packing, heads=self.heads, causal=False, dropout=rate)
+        attended = attention(
+            query, key, value, packing, heads=self.heads, causal=False, dropout=rate, last=last
+        )
         if wanted is not None:
             packed, attended = packed[wanted], attended[wanted]
         mixed = F.dropout(self.mix(attended), self.rate, self.training)
@@ -160,12 +169,11 @@ class BERT4Rec(SequenceRecommender):
         known = real.any(dim=1)
         real[:, -1] = True
         packing = pack(real)
-        last = packing.column == real.shape[1] - 1
-        representations = self.items(histories.flatten()[packing.place])
-        inputs = torch.where(last[:, None], self.mask, representations)
-        wanted = last.nonzero().squeeze(1)
-        states = self._packed_states(inputs, packing, wanted)
-        row = packing.place[wanted] // real.shape[1]
+        inputs = self.items(histories.flatten()[packing.place]).index_copy(
+            0, packing.last, self.mask.expand(len(packing.last), -1)
+        )
+        states = self._packed_states(inputs, packing, last=True)
+        row = packing.place[packing.last] // real.shape[1]
         return states[row.argsort()] * known[:, None]
 
     def state_after(self, representations: Tensor) -> Tensor:
@@ -174,20 +182,22 @@ class BERT4Rec(SequenceRecommender):
         if not len(recent):
             return recent.new_zeros(self.settings.hidden_dim)
         packing = pack(torch.ones(1, len(recent) + 1, dtype=torch.bool, device=recent.device))
-        last = torch.tensor([len(recent)], device=recent.device)
-        return self._packed_states(torch.cat([recent, self.mask[None]]), packing, last)[0]
+        return self._packed_states(torch.cat([recent, self.mask[None]]), packing, last=True)[0]
 
     def item_table(self) -> Tensor:
         """Item representations, float32 [I + 1, d]."""
         return self.items.table()
 
-    def _packed_states(self, inputs: Tensor, packing: Packing, wanted: Tensor) -> Tensor:
-        """LN(GELU(h W^P + b^P)) of the rows `wanted` (paper, Eq. 7, left of E^T).
+    def _packed_states(
+        self, inputs: Tensor, packing: Packing, wanted: Tensor | None = None, *, last: bool = False
+    ) -> Tensor:
+        """LN(GELU(h W^P + b^P)) of some rows (paper, Eq. 7, left of E^T).
 
         Args:
             inputs: float [N, d], representations of items and of [MASK].
             packing: of the N rows.
-            wanted: int64 [M].
+            wanted: int64 [M], the rows.
+            last: the rows are `packing.last`.
 
         Returns:
             float [M, d].
@@ -198,7 +208,7 @@ class BERT4Rec(SequenceRecommender):
         *lower, top = self.layers
         for layer in lower:
             packed = layer(packed, packing)
-        states: Tensor = self.head_norm(F.gelu(self.head(top(packed, packing, wanted))))
+        states: Tensor = self.head_norm(F.gelu(self.head(top(packed, packing, wanted, last=last))))
         return states
 
 
