@@ -157,8 +157,8 @@ class Backbone:
             output = self.model(input_ids=batch.input_ids, use_cache=False, **vision)
             states: Tensor = output.last_hidden_state
             return states
-        if batch.patches is not None:
-            positions = self.model.get_rope_index(batch.input_ids, **vision)[0]  # type: ignore[operator]  # [3, B, T]
+        if batch.grids is not None:
+            positions = self._picture_positions(batch.input_ids, batch.grids)
             vision["mm_token_type_ids"] = layout.join(vision["mm_token_type_ids"])
         else:
             positions = torch.arange(batch.input_ids.shape[1], device=self.device)
@@ -171,6 +171,14 @@ class Backbone:
             **vision,
         )
         return layout.split(output.last_hidden_state)
+
+    def _picture_positions(self, input_ids: Tensor, grids: Tensor) -> Tensor:
+        """Positions of the tokens in time, height and width, int64 [3, B, T]; those of one grid are computed once."""
+        different, which = torch.unique(grids, dim=0, return_inverse=True)
+        rows = input_ids[[int((which == kind).nonzero()[0]) for kind in range(len(different))]]
+        pictures = (rows == self.image_token_id).int()
+        positions: Tensor = self.model.get_rope_index(rows, pictures, different)[0]  # type: ignore[operator]
+        return positions[:, which]
 
     def _layout(self, batch: PromptBatch) -> Layout | None:
         """How to run the batch as one sequence; None where that saves nothing."""
