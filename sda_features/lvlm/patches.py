@@ -38,7 +38,7 @@ class Patcher:
 
     def __call__(self, picture: Image) -> tuple[Tensor, Tensor]:
         """Patches [P, C * patch volume], and the grid int64 [3] in time, height and width; P is its product."""
-        if not self._plain:  # as far as it is not known what it does
+        if not self._plain:  # another class, or one that leaves the size alone: it does all itself
             made = self._processor(images=[picture], return_tensors="pt")
             return made["pixel_values"].to(self._dtype), made["image_grid_thw"][0]
         side, merged, times = (

@@ -8,6 +8,7 @@ one matrix [N, d], and attention runs in groups of sequences of similar length.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -56,12 +57,12 @@ class Packing:
     place: Tensor
     groups: tuple[Group, ...]
 
-    @property
+    @cached_property
     def column(self) -> Tensor:
         """int64 [N], column of each row in 0..L-1."""
         return self.place % self.shape[1]
 
-    @property
+    @cached_property
     def last(self) -> Tensor:
         """int64 [S], the row with the last position of each of the S sequences, in the order of the rows."""
         return (self.column == self.shape[1] - 1).nonzero().squeeze(1)

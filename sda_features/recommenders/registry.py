@@ -49,8 +49,8 @@ def find_class(class_name: str) -> type[Recommender] | None:
     Raises:
         SettingsError: the installed package that has it cannot be loaded.
     """
-    names = (name for name, point in _entry_points().items() if point.attr == class_name)
-    name = next(names, None)
+    points = _entry_points()
+    name = next((name for name in [*OWN, *points] if points[name].attr == class_name), None)  # ours win
     return None if name is None else find_recommender(name)
 
 
