@@ -4,13 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test hostile check bench docs clean
 
 demo: $(VENV)/.installed ## walk the whole product on generated data
 	$(BIN)/sda-features demo
 
 test: $(VENV)/.installed ## all tests
 	$(BIN)/python -m pytest -q
+
+hostile: $(VENV)/.installed ## hostile inputs and faults alone; the last lines count them
+	$(BIN)/python -m pytest -q -m "hostile or fault"
 
 check: $(VENV)/.installed ## formatting, lint and types
 	$(BIN)/ruff format --check .
