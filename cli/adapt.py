@@ -21,11 +21,12 @@ from sda_features.config import (
 )
 
 from .options import collect, settings_options
+from .ranges import FOLDER
 
 
 @click.command()
 @click.argument("catalog")
-@click.option("--output", "-o", type=click.Path(path_type=Path), required=True, help="Run folder to write.")
+@click.option("--output", "-o", type=FOLDER, required=True, help="Run folder to write.")
 @settings_options(BackboneSettings)
 @settings_options(AdapterSettings, prefix="adapter")
 @settings_options(LossSettings, prefix="loss")

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import click
 
+from .ranges import SEEDS
+
 
 @click.command()
 @click.argument("run_a", type=click.Path(path_type=Path))
 @click.argument("run_b", type=click.Path(path_type=Path))
-@click.option("--seed", default=0, show_default=True, help="Seed of the bootstrap.")
+@click.option("--seed", type=SEEDS, default=0, show_default=True, help="Seed of the bootstrap.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(run_a: Path, run_b: Path, seed: int, as_json: bool) -> None:
     """Compare RUN_A with RUN_B user by user: paired t-test and paired bootstrap interval of each metric.

@@ -7,17 +7,19 @@ from pathlib import Path
 
 import click
 
+from .ranges import FOLDER, SEEDS
+
 
 @click.command()
 @click.option(
     "--output",
     "-o",
-    type=click.Path(path_type=Path),
+    type=FOLDER,
     default="demo-output",
     show_default=True,
     help="Folder to write.",
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of data, model and training.")
+@click.option("--seed", type=SEEDS, default=0, show_default=True, help="Seed of data, model and training.")
 @click.option("--json", "as_json", is_flag=True, help="Print only the results, as one JSON object.")
 def command(output: Path, seed: int, as_json: bool) -> None:
     """Generate a small shop and walk adapt, feast apply, materialize, lookup and train on it.

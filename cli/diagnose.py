@@ -10,10 +10,11 @@ from typing import Any
 
 import click
 
-from sda_features.config import AdapterSettings, BackboneSettings, CatalogSettings
+from sda_features.config import MANY, AdapterSettings, BackboneSettings, CatalogSettings
 from sda_features.errors import SettingsError
 
 from .options import collect, settings_options
+from .ranges import COUNT, FOLDER, SEEDS, Device
 
 
 @click.command(name="diagnose")
@@ -36,26 +37,28 @@ from .options import collect, settings_options
     "--quantization", type=click.Choice(["nf4", "int8", "none"]), help="Default: as in training, or nf4."
 )
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help="Activations.")
-@click.option("--device", help="Torch device.")
+@click.option("--device", type=Device(), help="Torch device.")
 @click.option("--modules", default="q_proj,k_proj", show_default=True, help="Linears whose B is examined.")
-@click.option("--items", type=click.IntRange(min=2), default=256, show_default=True, help="Items to use.")
+@click.option("--items", type=click.IntRange(2, MANY), default=256, show_default=True, help="Items to use.")
 @click.option(
-    "--batch-size", type=click.IntRange(min=2), default=64, show_default=True, help="Items of one loss."
+    "--batch-size", type=click.IntRange(2, MANY), default=64, show_default=True, help="Items of one loss."
 )
 @click.option(
     "--micro-batch-size",
-    type=click.IntRange(min=1),
+    type=COUNT,
     default=16,
     show_default=True,
     help="Items encoded at a time; bounds memory, same gradients.",
 )
 @click.option(
-    "--seed", default=0, show_default=True, help="Seed of the choice of items and of fresh adapters."
+    "--seed",
+    type=SEEDS,
+    default=0,
+    show_default=True,
+    help="Seed of the choice of items and of fresh adapters.",
 )
 @settings_options(CatalogSettings, skip=("path",))
-@click.option(
-    "--output", "-o", type=click.Path(path_type=Path), help="Folder for conflict.json, .md and .svg."
-)
+@click.option("--output", "-o", type=FOLDER, help="Folder for conflict.json, .md and .svg.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def command(
     checkpoints: tuple[Path, ...],

@@ -8,10 +8,12 @@ from typing import Any
 
 import click
 
+from .ranges import FOLDER
+
 
 @click.command(name="export")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--output", "-o", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--output", "-o", type=FOLDER, required=True, help="Folder to write.")
 @click.option(
     "--for",
     "target",

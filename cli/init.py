@@ -19,7 +19,7 @@ import click
 )
 @click.option(
     "--slots",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 100),
     default=2,
     show_default=True,
     help="Versions of a feature set that can be stored side by side.",

@@ -7,12 +7,16 @@ that verb runs, and each verb imports torch or feast only inside its function.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+import traceback
+from collections.abc import Sequence
 
 import click
 
 from sda_features import __version__
-from sda_features.errors import SDAError
+
+from .failures import explain
 
 VERBS = {
     "demo": "Walk the whole product on generated data, offline, in minutes.",
@@ -36,6 +40,9 @@ VERBS = {
 }
 
 
+VERBOSE = "sda_features.verbose"
+
+
 class LazyGroup(click.Group):
     """A group whose commands live in modules of the same name, imported on use."""
 
@@ -49,6 +56,8 @@ class LazyGroup(click.Group):
             return None
         module = importlib.import_module(f"sda_features.cli.{cmd_name}")
         command: click.Command = module.command
+        if not any(parameter.name == "verbose" for parameter in command.params):
+            command.params.append(_verbose())
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -57,25 +66,52 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(VERBS.items()))
 
 
+def _verbose() -> click.Option:
+    """`--verbose`, which may stand before a verb or after it."""
+
+    def note(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+        if value:
+            ctx.find_root().meta[VERBOSE] = True
+
+    help_ = "Show where an error came from, as a traceback."
+    return click.Option(["--verbose"], is_flag=True, expose_value=False, callback=note, help=help_)
+
+
 @click.group(
-    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=LazyGroup,
+    params=[_verbose()],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="sda-features")
 def cli() -> None:
     """Item vectors for recommenders: adapt a vision-language model, store vectors in Feast, serve them."""
 
 
-def main() -> None:
-    """Run the command line; a user's mistake ends in one message and exit status 1, never a traceback."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line. Whatever goes wrong ends in one message and exit status 1, never a traceback.
+
+    Args:
+        arguments: none: those of the process.
+    """
+    meta: dict[str, object] = {}
     try:
-        cli.main(standalone_mode=False)
+        with cli.make_context("sda-features", list(sys.argv[1:] if arguments is None else arguments)) as ctx:
+            meta = ctx.meta
+            cli.invoke(ctx)
+    except click.exceptions.Exit as ended:
+        sys.exit(ended.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except SDAError as error:
-        click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-        click.echo(str(error), err=True)
-        sys.exit(1)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(130)
+    except BrokenPipeError:  # whoever read the output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as error:
+        if meta.get(VERBOSE):
+            traceback.print_exception(error)
+        click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+        click.echo(explain(error), err=True)
+        sys.exit(1)

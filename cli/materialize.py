@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sda_features.config import BackboneSettings, CatalogSettings, PromptSettings
+from sda_features.config import WIDEST, BackboneSettings, CatalogSettings, PromptSettings
 from sda_features.errors import SettingsError
 
 from .options import collect, settings_options
+from .ranges import COUNT, Device, FiniteRange, OutputFile
 
 if TYPE_CHECKING:
     from sda_features.lvlm.item_encoder import ItemEncoder
@@ -38,11 +39,15 @@ if TYPE_CHECKING:
     show_default=True,
     help="Activations; fast: bfloat16 where the processor multiplies it.",
 )
-@click.option("--device", help="Torch device.")
-@click.option("--dim", type=int, help="Make vectors smaller, with the rotation stored in the checkpoint.")
+@click.option("--device", type=Device(), help="Torch device.")
+@click.option(
+    "--dim",
+    type=click.IntRange(1, WIDEST),
+    help="Make vectors smaller, with the rotation stored in the checkpoint.",
+)
 @click.option("--feature-set", help="Feature set to write.  [default: sda; vanilla for --model]")
-@click.option("--batch-size", default=32, show_default=True, help="Sequences encoded together.")
-@click.option("--shard-rows", default=1024, show_default=True, help="Items of one offline part.")
+@click.option("--batch-size", type=COUNT, default=32, show_default=True, help="Sequences encoded together.")
+@click.option("--shard-rows", type=COUNT, default=1024, show_default=True, help="Items of one offline part.")
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
@@ -53,24 +58,24 @@ if TYPE_CHECKING:
 @click.option("--ray-address", help="Running cluster, e.g. auto.  [default: start one on this machine]")
 @click.option(
     "--workers",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 100_000),
     help="Workers of --engine ray.  [default: one a GPU, or CPUs less one]",
 )
 @click.option(
     "--gpus-per-worker",
-    type=click.FloatRange(0),
+    type=FiniteRange(0, 1000),
     help="GPUs of a worker, may be a fraction.  [default: 1 if there are any]",
 )
 @click.option("--promote", is_flag=True, help="Serve the version as soon as it is complete.")
 @click.option(
     "--max-removed",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     default=0.1,
     show_default=True,
     help="Share of stored items that may be gone from CATALOG; their vectors are deleted.",
 )
 @settings_options(CatalogSettings, skip=("path",))
-@click.option("--report", type=click.Path(path_type=Path), help="Write bad catalogue rows here (JSONL).")
+@click.option("--report", type=OutputFile(), help="Write bad catalogue rows here (JSONL).")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def command(
     catalog: str,

@@ -7,13 +7,12 @@ from typing import Any
 
 import click
 
+from .ranges import FOLDER
 from .recommender_options import grid_arguments, recommender_options, show_tables
 
 
 @click.command()
-@click.option(
-    "--output", "-o", required=True, type=click.Path(path_type=Path), help="Folder for runs and tables."
-)
+@click.option("--output", "-o", required=True, type=FOLDER, help="Folder for runs and tables.")
 @click.option("--model", default="slmrec", show_default=True, help="Recommender, see `train`.")
 @click.option("--feature-set", default="sda", show_default=True, help="Feature set of the repo.")
 @recommender_options(seeds="0,1,2")

@@ -13,6 +13,8 @@ from pydantic_core import PydanticUndefined
 
 from sda_features.config import Settings
 
+from .ranges import Device, NumberOrNone, number_range
+
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
@@ -35,7 +37,7 @@ def settings_options(
     def decorate(function: Decorated) -> Decorated:
         for name, field in reversed(model.model_fields.items()):
             if name not in skip:
-                attributes = _attributes(field)
+                attributes = _attributes(name, field)
                 if not defaults:
                     attributes |= {"default": None, "show_default": False, "required": False}
                 function = click.option(*_declaration(prefix, name, field), **attributes)(function)
@@ -69,7 +71,7 @@ def _declaration(prefix: str, name: str, field: FieldInfo) -> list[str]:
     return [option, parameter]
 
 
-def _attributes(field: FieldInfo) -> dict[str, Any]:
+def _attributes(name: str, field: FieldInfo) -> dict[str, Any]:
     required = field.default is PydanticUndefined
     attributes: dict[str, Any] = {
         "help": field.description,
@@ -78,17 +80,19 @@ def _attributes(field: FieldInfo) -> dict[str, Any]:
         "show_default": not required and field.default not in (None, ()),
     }
     annotation, optional = _unwrap_optional(field.annotation)
-    if optional and field.default is not None:
-        attributes["callback"] = _none_by_name
     if get_origin(annotation) is Literal:
         attributes["type"] = click.Choice([str(choice) for choice in get_args(annotation)])
     elif get_origin(annotation) is tuple:
         attributes.update(multiple=False, callback=_comma_separated, metavar="A,B,...")
         attributes["default"] = ",".join(field.default) if not required else None
         attributes["show_default"] = bool(attributes["default"])
-    elif annotation is not bool:
-        kinds: dict[Any, Any] = {Path: click.Path(path_type=Path), str: str, int: int, float: float}
-        attributes["type"] = str if "callback" in attributes else kinds[annotation]
+    elif annotation in (int, float):
+        numbers = number_range(annotation, field.metadata)
+        attributes["type"] = NumberOrNone(numbers) if optional and field.default is not None else numbers
+    elif annotation is Path:
+        attributes["type"] = click.Path(path_type=Path)
+    elif annotation is str:
+        attributes["type"] = Device() if name == "device" else str
     return attributes
 
 
@@ -101,7 +105,3 @@ def _unwrap_optional(annotation: Any) -> tuple[Any, bool]:
 
 def _comma_separated(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in (value or "").split(",") if part.strip())
-
-
-def _none_by_name(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
-    return None if isinstance(value, str) and value.lower() == "none" else value

@@ -10,6 +10,7 @@ import click
 
 from sda_features.config import (
     PRESETS,
+    SEED,
     EvaluationSettings,
     LogSettings,
     RecommenderSettings,
@@ -85,11 +86,14 @@ def names(ctx: click.Context, parameter: click.Parameter, value: str) -> list[st
 
 def _integers(ctx: click.Context, parameter: click.Parameter, value: str) -> list[int]:
     try:
-        return [int(part) for part in names(ctx, parameter, value)]
+        seeds = [int(part) for part in names(ctx, parameter, value)]
     except ValueError:
+        seeds = [-1]
+    if not all(0 <= seed <= SEED for seed in seeds):
         raise click.BadParameter(
-            f"expected whole numbers such as 0,1,2, got {value!r}", ctx, parameter
-        ) from None
+            f"expected whole numbers from 0 to {SEED} such as 0,1,2, got {value!r}", ctx, parameter
+        )
+    return seeds
 
 
 def show_tables(

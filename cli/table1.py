@@ -7,13 +7,12 @@ from typing import Any
 
 import click
 
+from .ranges import FOLDER
 from .recommender_options import MODELS, grid_arguments, names, recommender_options, show_tables
 
 
 @click.command()
-@click.option(
-    "--output", "-o", required=True, type=click.Path(path_type=Path), help="Folder for runs and tables."
-)
+@click.option("--output", "-o", required=True, type=FOLDER, help="Folder for runs and tables.")
 @click.option(
     "--models", default=MODELS, show_default=True, callback=names, metavar="A,B,...", help="Recommenders."
 )

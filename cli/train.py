@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from .ranges import FOLDER
 from .recommender_options import grid_arguments, recommender_options
 
 
@@ -26,7 +27,7 @@ from .recommender_options import grid_arguments, recommender_options
     help="id: no vectors; a feature set of the repo: sda, vanilla, clip, ...; one modality of it: sda-text, "
     "sda-image; or a parquet file with item_id and columns of vectors.",
 )
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="Run folder for weights and ranks.")
+@click.option("--output", "-o", type=FOLDER, help="Run folder for weights and ranks.")
 @recommender_options(seeds="0")
 def command(model: str, features: str, output: Path | None, **values: Any) -> None:
     """Train a recommender on the log INTERACTIONS and measure Hit@10 and NDCG@10 on what users took next.

@@ -12,14 +12,15 @@ import click
 from sda_features.config import CatalogSettings
 
 from .options import collect, settings_options
+from .ranges import COUNT, SEEDS
 from .version_options import version_options
 
 
 @click.command(name="verify")
 @click.argument("catalog")
 @click.option("--version", "version", help="Adapter version to check.  [default: the live one]")
-@click.option("--sample", type=click.IntRange(min=1), help="Compare the vectors of so many random items.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the sample.")
+@click.option("--sample", type=COUNT, help="Compare the vectors of so many random items.")
+@click.option("--seed", type=SEEDS, default=0, show_default=True, help="Seed of the sample.")
 @settings_options(CatalogSettings, skip=("path",))
 @version_options
 def command(

@@ -1,22 +1,32 @@
 """Files that outlive a run: atomic writes, content hashes, manifests.
 
 Nothing half-written is ever visible: a file or a folder is written under a temporary name beside
-its target, flushed to disk, and renamed.
+its target, flushed to disk, and renamed. What a killed run left under such a name is removed by the
+next one; the name is locked while its writer lives, so a run beside this one keeps what it has.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from sda_features.errors import SettingsError
+
+TEMPORARY, ASIDE = ".tmp", ".old"
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of <fcntl.h> and <stdio.h>
+CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 
 
 @contextlib.contextmanager
@@ -25,47 +35,176 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
     Args:
         target: final path; its parent is created when missing.
+
+    Raises:
+        SettingsError: `target` is a folder, a device or the like.
     """
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    target = _real(Path(target))
+    if target.exists() and not target.is_file():
+        raise SettingsError(f"{target} exists and is no regular file; name another file to write.")
+    make_folder(target.parent)
+    with _beside(target, _touch) as temporary:
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)
         _flush(temporary)
-        temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, target)
         _flush(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes `target` when the block ends without an error.
 
-    An existing `target` is replaced; a reader sees the old folder or the new one.
+    An existing `target` is replaced. Where the file system can exchange two folders (Linux: ext4,
+    xfs, btrfs, tmpfs, overlay) the old or the new one is there at every instant, also after a kill.
+    Elsewhere the old one steps aside for the moment between two renames, and if that moment is the
+    last one, the next run brings it back.
+
+    Raises:
+        SettingsError: `target` exists and is no folder.
     """
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    target = _real(Path(target))
+    if target.exists() and not target.is_dir():
+        raise SettingsError(f"{target} exists and is no folder; name another folder to write.")
+    make_folder(target.parent)
+    with _beside(target, Path.mkdir) as temporary:
+        mode = temporary.stat().st_mode
         yield temporary
         for path in [temporary, *temporary.rglob("*")]:
-            path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
+            path.chmod(mode if path.is_dir() else mode & 0o666)  # some libraries make files for one user
             _flush(path)
         if target.exists():
-            # rename(2) cannot replace a folder that is not empty: step aside, then delete.
-            aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-            os.replace(target, aside / target.name)
-            os.replace(temporary, target)
-            shutil.rmtree(aside)
+            _exchange(temporary, target)
         else:
             os.replace(temporary, target)
         _flush(target.parent)
+
+
+def check_folder(target: Path, ours: Collection[str], what: str) -> None:
+    """Refuse an output that exists and is not a folder of ours, before any work is done for it.
+
+    Args:
+        target: folder to write; it may be missing or empty.
+        ours: names of all that such a folder can hold; names that begin with a dot are free.
+        what: such a folder, e.g. "an earlier export".
+
+    Raises:
+        SettingsError: it is a file, a device or the like, or holds something else.
+    """
+    real = _real(Path(target))
+    if not real.exists():
+        return
+    if not real.is_dir():
+        raise SettingsError(f"{target} exists and is no folder; name another folder to write.")
+    foreign = sorted(
+        path.name for path in real.iterdir() if path.name not in ours and not path.name.startswith(".")
+    )
+    if foreign:
+        raise SettingsError(
+            f"{target} exists and is not {what}: it holds {', '.join(foreign[:3])}"
+            f"{', ...' if len(foreign) > 3 else ''}. Name a new or empty folder."
+        )
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents.
+
+    Raises:
+        SettingsError: something on the way is a file.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        way = next(path for path in (folder, *folder.parents) if path.exists())
+        raise SettingsError(f"{folder} cannot be a folder: {way} is a file. Name another place.") from None
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove what killed writers of `target` left beside it, and bring back a folder that had stepped aside."""
+    with os.scandir(target.parent) as entries:
+        left = [Path(entry.path) for entry in entries if entry.name.startswith(f".{target.name}.")]
+    for path in left:
+        if path.suffix not in (TEMPORARY, ASIDE) or len(path.name) != len(_temporary(target).name):
+            continue
+        with contextlib.suppress(OSError), _lock(path, wait=False):
+            if path.suffix == ASIDE and not target.exists():
+                os.replace(path, target)
+            else:
+                _remove(path)
+
+
+@contextlib.contextmanager
+def _beside(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """A new file or folder next to `target`, locked while the block runs and gone after it."""
+    remove_leftovers(target)
+    with contextlib.ExitStack() as stack:
+        while True:
+            temporary = _temporary(target)
+            make(temporary)
+            stack.callback(_remove, temporary)
+            with contextlib.suppress(OSError):  # a file system without locks, or a run that tidies up
+                stack.enter_context(_lock(temporary, wait=True))
+            if temporary.exists():  # not taken for a leftover before it was locked
+                break
+        yield temporary
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}{TEMPORARY}")
+
+
+def _touch(path: Path) -> None:
+    path.touch(exist_ok=False)
+
+
+@contextlib.contextmanager
+def _lock(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the lock of a file or folder; it ends with the process. OSError: held by another, or not to be had."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _exchange(temporary: Path, target: Path) -> None:
+    """Put `temporary` in the place of the folder `target`, and what was there in its own."""
+    try:
+        _rename_exchange(temporary, target)
+    except OSError as error:
+        if error.errno not in CANNOT_EXCHANGE:
+            raise
+        aside = temporary.with_suffix(ASIDE)
+        os.replace(target, aside)
+        os.replace(temporary, target)
+        _remove(aside)
+
+
+def _rename_exchange(first: Path, second: Path) -> None:
+    """renameat2(2) with RENAME_EXCHANGE, which Python does not offer."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if call(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(first), None, str(second))
+
+
+def _real(path: Path) -> Path:
+    """The path behind symbolic links, so that a link stays and what it names is replaced."""
+    try:
+        return path.resolve()
+    except (RuntimeError, OSError, ValueError) as error:  # links in a circle, a NUL
+        raise SettingsError(f"{str(path)!r} cannot be a path to write: {error}.") from None
 
 
 def write_json(target: Path, content: Any) -> None:
@@ -112,9 +251,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

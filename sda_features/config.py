@@ -15,11 +15,16 @@ from sda_features.errors import SettingsError
 
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
+MANY = 1_000_000_000  # more than any count of steps, rows or pixels; keeps typing errors out
+WIDEST = 65_536  # of a layer or a vector
+SEED = 2**32 - 1  # what numpy and torch both take
+DEVICE = r"^(auto|cpu|meta|mps|(cuda|xpu)(:\d{1,3})?)$"
+
 
 class Settings(BaseModel):
     """Base of all settings: immutable, no unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     @classmethod
     def parse(cls, **values: Any) -> Self:
@@ -54,8 +59,10 @@ class CatalogSettings(Settings):
     image_hosts: tuple[str, ...] = Field(
         (), description="Hosts that image URLs may name, e.g. img.shop.example."
     )
-    max_image_bytes: int = Field(20_000_000, gt=0, description="Largest encoded image, in bytes.")
-    max_image_pixels: int = Field(50_000_000, gt=0, description="Largest image as stored, in pixels.")
+    max_image_bytes: int = Field(20_000_000, gt=0, le=MANY, description="Largest encoded image, in bytes.")
+    max_image_pixels: int = Field(
+        50_000_000, gt=0, le=MANY, description="Largest image as stored, in pixels."
+    )
     max_bad_rows: float = Field(0.1, ge=0, le=1, description="Share of bad rows above which the run stops.")
 
     @field_validator("path")
@@ -75,10 +82,10 @@ class PromptSettings(Settings):
         description="Line that follows the picture.",
     )
     max_field_chars: int = Field(
-        100, gt=0, description="Length at which each field value is cut, in characters."
+        100, gt=0, le=MANY, description="Length at which each field value is cut, in characters."
     )
     max_image_side: int = Field(
-        256, ge=28, description="Longest side of an image after scaling down, in pixels."
+        256, ge=28, le=WIDEST, description="Longest side of an image after scaling down, in pixels."
     )
 
 
@@ -94,7 +101,9 @@ class BackboneSettings(Settings):
         description="Dtype of activations; auto: bfloat16 on a GPU that has it, else float32; "
         "fast: bfloat16 on a CPU that has it too.",
     )
-    device: str = Field("auto", description="Torch device; auto: cuda when there is one, else cpu.")
+    device: str = Field(
+        "auto", pattern=DEVICE, description="Torch device; auto: cuda when there is one, else cpu."
+    )
     trust_remote_code: bool = Field(False, description="Run Python code that ships with the checkpoint.")
 
 
@@ -102,11 +111,13 @@ class AdapterSettings(Settings):
     """MoDA (paper, Eq. 4-7), plain LoRA, or nothing."""
 
     kind: Literal["moda", "lora", "none"] = Field("moda", description="Which adapter is trained.")
-    rank: int = Field(8, gt=0, description="Total rank r, shared by all experts.")
-    experts: int = Field(4, gt=0, description="Number of experts N_e; divides the rank (MoDA).")
-    alpha: float = Field(32.0, gt=0, description="LoRA alpha; updates are scaled by alpha / rank.")
+    rank: int = Field(8, gt=0, le=WIDEST, description="Total rank r, shared by all experts.")
+    experts: int = Field(4, gt=0, le=WIDEST, description="Number of experts N_e; divides the rank (MoDA).")
+    alpha: float = Field(32.0, gt=0, le=1e6, description="LoRA alpha; updates are scaled by alpha / rank.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout on the adapter's input.")
-    gate_dim: int = Field(64, gt=0, description="Width of the modality embedding that feeds a gate (MoDA).")
+    gate_dim: int = Field(
+        64, gt=0, le=WIDEST, description="Width of the modality embedding that feeds a gate (MoDA)."
+    )
     target_modules: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         description="Names of the language-model linears that are adapted.",
@@ -126,7 +137,7 @@ class ProjectionSettings(Settings):
         "none",
         description="pooled: mean of equal blocks, no parameters; linear: trained; none: the hidden state.",
     )
-    dim: int = Field(768, gt=0, description="Vector dimension d_m (pooled, linear).")
+    dim: int = Field(768, gt=0, le=WIDEST, description="Vector dimension d_m (pooled, linear).")
 
 
 class LossSettings(Settings):
@@ -134,10 +145,13 @@ class LossSettings(Settings):
 
     kind: Literal["cmsa", "infonce"] = Field("cmsa", description="Training loss.")
     normalize: bool = Field(True, description="L2-normalise vectors before similarities.")
-    temperature: float = Field(0.07, gt=0, description="Temperature tau of Eq. 1.")
+    temperature: float = Field(0.07, ge=1e-3, le=100, description="Temperature tau of Eq. 1.")
     learn_temperature: bool = Field(False, description="Train tau, starting at the value given.")
     teacher_temperature: float | None = Field(
-        0.07, gt=0, description="Divides the teacher's logits; none: multiply by tau, as Eq. 2 is written."
+        0.07,
+        ge=1e-3,
+        le=100,
+        description="Divides the teacher's logits; none: multiply by tau, as Eq. 2 is written.",
     )
     detach_teacher: bool = Field(True, description="Send no gradient through the teacher.")
     second_direction: Literal["proper", "literal"] = Field(
@@ -148,28 +162,39 @@ class LossSettings(Settings):
 class TrainSettings(Settings):
     """The optimisation of `adapt`."""
 
-    steps: int = Field(4000, gt=0, description="Optimiser steps.")
-    batch_size: int = Field(32, gt=1, description="Items in a step; each is contrasted with all others.")
+    steps: int = Field(4000, gt=0, le=MANY, description="Optimiser steps.")
+    batch_size: int = Field(
+        32, gt=1, le=MANY, description="Items in a step; each is contrasted with all others."
+    )
     micro_batch_size: int | None = Field(
         None,
         gt=0,
+        le=MANY,
         description="Items encoded at a time; smaller than the batch bounds memory, same gradients.",
     )
-    learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate of AdamW.")
-    weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
-    warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up before the cosine decay.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradient norm at which gradients are clipped.")
+    learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak learning rate of AdamW.")
+    weight_decay: float = Field(0.0, ge=0, le=100, description="Weight decay of AdamW.")
+    warmup_steps: int = Field(
+        100, ge=0, le=MANY, description="Steps of linear warm-up before the cosine decay."
+    )
+    max_grad_norm: float = Field(
+        1.0, gt=0, le=1e9, description="Gradient norm at which gradients are clipped."
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
-    seed: int = Field(0, ge=0, description="Seed of initialisation, order and dropout.")
+    seed: int = Field(0, ge=0, le=SEED, description="Seed of initialisation, order and dropout.")
     validation_share: float = Field(
         0.05, ge=0, le=0.5, description="Share of items held out to measure text-to-image R@1 and R@10."
     )
     validate_every: int = Field(
-        250, gt=0, description="Steps between validations; the last step is validated."
+        250, gt=0, le=MANY, description="Steps between validations; the last step is validated."
     )
-    patience: int = Field(5, gt=0, description="Validations without a better R@10 before training stops.")
-    save_every: int = Field(250, gt=0, description="Steps between states that --resume can start from.")
-    keep_states: int = Field(2, gt=0, description="Newest states that are kept.")
+    patience: int = Field(
+        5, gt=0, le=MANY, description="Validations without a better R@10 before training stops."
+    )
+    save_every: int = Field(
+        250, gt=0, le=MANY, description="Steps between states that --resume can start from."
+    )
+    keep_states: int = Field(2, gt=0, le=MANY, description="Newest states that are kept.")
     tensorboard: bool = Field(False, description="Also log to OUTPUT/tensorboard (extra: tensorboard).")
 
 
@@ -188,47 +213,57 @@ class AdaptSettings(Settings):
 class RecommenderSettings(Settings):
     """Architecture and optimisation of a recommender. Defaults: SASRec on sparse data."""
 
-    hidden_dim: int = Field(50, gt=0, description="Width of item and hidden states.")
-    blocks: int = Field(2, gt=0, description="Transformer blocks.")
-    heads: int = Field(1, gt=0, description="Attention heads.")
-    inner_dim: int = Field(256, gt=0, description="Width of the feed-forward layer (BERT4Rec).")
-    max_length: int = Field(50, gt=1, description="Most recent interactions that are read.")
+    hidden_dim: int = Field(50, gt=0, le=WIDEST, description="Width of item and hidden states.")
+    blocks: int = Field(2, gt=0, le=1000, description="Transformer blocks.")
+    heads: int = Field(1, gt=0, le=1000, description="Attention heads.")
+    inner_dim: int = Field(256, gt=0, le=WIDEST, description="Width of the feed-forward layer (BERT4Rec).")
+    max_length: int = Field(50, gt=1, le=100_000, description="Most recent interactions that are read.")
     dropout: float = Field(0.5, ge=0, lt=1, description="Dropout rate.")
-    learning_rate: float = Field(1e-3, gt=0, description="Learning rate of Adam.")
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="Learning rate of Adam.")
     schedule: Literal["constant", "linear"] = Field(
         "constant", description="Course of the learning rate; linear: down to zero after `epochs`."
     )
     batch_size: int = Field(
-        128, gt=0, description="Users (SASRec, BERT4Rec) or interactions (VBPR, SLMRec) in a step."
+        128, gt=0, le=MANY, description="Users (SASRec, BERT4Rec) or interactions (VBPR, SLMRec) in a step."
     )
-    epochs: int = Field(300, gt=0, description="Most passes over the training sequences.")
-    patience: int = Field(20, gt=0, description="Validations without a better NDCG@10 before training stops.")
-    validate_every: int = Field(5, gt=0, description="Epochs between validations.")
+    epochs: int = Field(300, gt=0, le=MANY, description="Most passes over the training sequences.")
+    patience: int = Field(
+        20, gt=0, le=MANY, description="Validations without a better NDCG@10 before training stops."
+    )
+    validate_every: int = Field(5, gt=0, le=MANY, description="Epochs between validations.")
     loss: Literal["bce", "ce"] = Field(
         "bce", description="bce: one uniform negative a position; ce: softmax over the catalogue."
     )
     mask_ratio: float = Field(
         0.6, gt=0, lt=1, description="Share of a sequence that is masked in training (BERT4Rec)."
     )
-    l2: float = Field(1e-2, ge=0, description="Weight of the squared norms of the factors in a step (VBPR).")
-    graph_layers: int = Field(3, gt=0, description="Hops of graph propagation (SLMRec).")
-    temperature: float = Field(0.2, gt=0, description="Temperature of the in-batch softmax (SLMRec).")
+    l2: float = Field(
+        1e-2, ge=0, le=1e6, description="Weight of the squared norms of the factors in a step (VBPR)."
+    )
+    graph_layers: int = Field(3, gt=0, le=1000, description="Hops of graph propagation (SLMRec).")
+    temperature: float = Field(
+        0.2, ge=1e-3, le=100, description="Temperature of the in-batch softmax (SLMRec)."
+    )
     ssl_task: Literal["fd", "fm", "fac", "fd+fm"] = Field(
         "fac",
         description="Self-supervised task of SLMRec; fd: feature dropout; fm: feature masking; "
         "fac: fine and coarse spaces; fd+fm: both augmentations at once.",
     )
-    ssl_weight: float = Field(0.1, ge=0, description="Weight of the self-supervised loss (SLMRec).")
-    ssl_temperature: float = Field(0.2, gt=0, description="Temperature of the self-supervised loss (SLMRec).")
+    ssl_weight: float = Field(0.1, ge=0, le=1e6, description="Weight of the self-supervised loss (SLMRec).")
+    ssl_temperature: float = Field(
+        0.2, ge=1e-3, le=100, description="Temperature of the self-supervised loss (SLMRec)."
+    )
     feature_dropout: float = Field(
         0.3, ge=0, lt=1, description="Share of the item features that a view of fd drops (SLMRec)."
     )
     fusion: Literal["replace", "join"] = Field(
         "join", description="Item vectors replace or join the id embedding."
     )
-    seed: int = Field(0, ge=0, description="Seed of initialisation, order, dropout and negatives.")
-    device: str = Field("auto", description="Torch device; auto: cuda when there is one, else cpu.")
-    threads: int | None = Field(None, gt=0, description="CPU threads; none: all.")
+    seed: int = Field(0, ge=0, le=SEED, description="Seed of initialisation, order, dropout and negatives.")
+    device: str = Field(
+        "auto", pattern=DEVICE, description="Torch device; auto: cuda when there is one, else cpu."
+    )
+    threads: int | None = Field(None, gt=0, le=4096, description="CPU threads; none: all.")
 
 
 # Values of the models' papers and authors' code, where they differ from the defaults above: sparse as
@@ -279,7 +314,10 @@ class LogSettings(Settings):
         description="Column that orders a user's rows; none: timestamp, position or event_timestamp.",
     )
     k_core: int = Field(
-        0, ge=0, description="Drop users and items with fewer interactions, until none is left; 0: keep all."
+        0,
+        ge=0,
+        le=MANY,
+        description="Drop users and items with fewer interactions, until none is left; 0: keep all.",
     )
 
 
@@ -296,10 +334,14 @@ class EvaluationSettings(Settings):
     test_from: float = Field(
         0.9, gt=0, lt=1, description="Share of all interactions before the test's date (temporal)."
     )
-    cutoff: int = Field(10, gt=0, description="k of Hit@k and NDCG@k.")
-    negatives: int = Field(100, gt=0, description="Sampled negatives a user (protocol sampled-N).")
-    tail_below: int = Field(4, gt=0, description="A tail item has fewer training interactions than this.")
-    seed: int = Field(0, ge=0, description="Seed of the sampled negatives; independent of the model's.")
+    cutoff: int = Field(10, gt=0, le=MANY, description="k of Hit@k and NDCG@k.")
+    negatives: int = Field(100, gt=0, le=MANY, description="Sampled negatives a user (protocol sampled-N).")
+    tail_below: int = Field(
+        4, gt=0, le=MANY, description="A tail item has fewer training interactions than this."
+    )
+    seed: int = Field(
+        0, ge=0, le=SEED, description="Seed of the sampled negatives; independent of the model's."
+    )
 
     @model_validator(mode="after")
     def _validation_comes_first(self) -> Self:

@@ -1,0 +1,97 @@
+"""Option types that say their range and refuse what lies outside, NaN and infinity too."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from annotated_types import Ge, Gt, Le, Lt
+
+from sda_features.config import DEVICE, MANY, SEED
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers that are finite; click's own lets NaN through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or a usage error."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+class NumberOrNone(click.ParamType):
+    """A number of a range, or the word none."""
+
+    def __init__(self, numbers: click.ParamType):
+        self.numbers = numbers
+        self.name = numbers.name
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
+        """As help shows it."""
+        return f"{self.name.upper()}|none"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, None, or a usage error."""
+        if isinstance(value, str) and value.lower() == "none":
+            return None
+        return self.numbers.convert(value, param, ctx)
+
+
+class Device(click.ParamType):
+    """The name of a torch device; whether the machine has it shows when it is used."""
+
+    name = "device"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name, or a usage error."""
+        if not re.fullmatch(DEVICE, value):
+            self.fail(f"{value!r} is no device; expected auto, cpu, cuda, cuda:1 or the like.", param, ctx)
+        return str(value)
+
+
+class OutputFile(click.Path):
+    """A file to write in a folder that exists: what is wrong shows before any work is done."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, writable=True, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path, or a usage error."""
+        path: Path = super().convert(value, param, ctx)
+        if not path.parent.is_dir():
+            self.fail(f"{path.parent} is no folder; create it first.", param, ctx)
+        if path.exists() and not path.is_file():
+            self.fail(f"{path} is no regular file.", param, ctx)
+        return path
+
+
+FOLDER = click.Path(file_okay=False, path_type=Path)  # that may be missing; a file or device is refused
+SEEDS = click.IntRange(0, SEED)
+COUNT = click.IntRange(1, MANY)
+
+
+def number_range(kind: type, constraints: Sequence[Any]) -> click.ParamType:
+    """The range that the constraints of a settings field say.
+
+    Args:
+        kind: int or float.
+        constraints: of `FieldInfo.metadata`.
+    """
+    bounds: dict[str, Any] = {}
+    for constraint in constraints:
+        match constraint:
+            case Gt(value):
+                bounds |= {"min": value, "min_open": True}
+            case Ge(value):
+                bounds |= {"min": value}
+            case Lt(value):
+                bounds |= {"max": value, "max_open": True}
+            case Le(value):
+                bounds |= {"max": value}
+    return FiniteRange(**bounds) if kind is float else click.IntRange(**bounds)
