@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,16 +26,12 @@ class FiniteRange(click.FloatRange):
         return number
 
 
-class NumberOrNone(click.ParamType):
+class NumberOrNone(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """A number of a range, or the word none."""
 
-    def __init__(self, numbers: click.ParamType):
+    def __init__(self, numbers: click.ParamType[Any]):
         self.numbers = numbers
-        self.name = numbers.name
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
-        """As help shows it."""
-        return f"{self.name.upper()}|none"
+        self.name = f"{numbers.name} or none"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The number, None, or a usage error."""
@@ -43,7 +40,7 @@ class NumberOrNone(click.ParamType):
         return self.numbers.convert(value, param, ctx)
 
 
-class Device(click.ParamType):
+class Device(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """The name of a torch device; whether the machine has it shows when it is used."""
 
     name = "device"
@@ -63,7 +60,7 @@ class OutputFile(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path, or a usage error."""
-        path: Path = super().convert(value, param, ctx)
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
         if not path.parent.is_dir():
             self.fail(f"{path.parent} is no folder; create it first.", param, ctx)
         if path.exists() and not path.is_file():
@@ -76,7 +73,7 @@ SEEDS = click.IntRange(0, SEED)
 COUNT = click.IntRange(1, MANY)
 
 
-def number_range(kind: type, constraints: Sequence[Any]) -> click.ParamType:
+def number_range(kind: type, constraints: Sequence[Any]) -> click.ParamType[Any]:
     """The range that the constraints of a settings field say.
 
     Args:
