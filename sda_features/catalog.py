@@ -23,18 +23,12 @@ import pyarrow as pa
 from PIL.Image import Image
 
 from sda_features.artifacts import atomic_file
-from sda_features.catalog_files import (
-    BATCH_ROWS,
-    ROW,
-    CatalogSlice,
-    as_text,
-    cut_into_slices,
-    numbered,
-    open_dataset,
-)
+from sda_features.catalog_files import BATCH_ROWS, CatalogColumns, CatalogSlice, cut_into_slices
+from sda_features.cells import ID
 from sda_features.config import CatalogSettings
 from sda_features.errors import CatalogError
 from sda_features.images import ImageProblem, decode_image, read_image_bytes
+from sda_features.tables import open_table
 
 DECODE_AHEAD = 128  # pictures held decoded
 DECODERS = 4  # threads; Pillow releases the GIL while it decodes
@@ -108,23 +102,29 @@ class Catalog:
 
     def __init__(self, settings: CatalogSettings):
         self.settings = settings
-        self._dataset = open_dataset(settings.path)
-        columns = self._dataset.schema.names
+        self._table = open_table(settings.path, "catalogue", CatalogError)
+        columns = self._table.columns
         self.image_column = settings.image_column or ("image" if "image" in columns else None)
         given = settings.text_columns
         self.text_columns = given or tuple(
-            name for name in columns if name not in (settings.id_column, self.image_column)
+            name for name in self._table.data_columns if name not in (settings.id_column, self.image_column)
         )
         required = [settings.id_column, *given, *([settings.image_column] if settings.image_column else [])]
-        if missing := [name for name in required if name not in columns]:
+        if self._table.parts and (missing := [name for name in required if name not in columns]):
             raise CatalogError(
-                f"{settings.path} has no column {', '.join(map(repr, missing))}. Its columns are "
+                f"{self._table.name} has no column {', '.join(map(repr, missing))}. Its columns are "
                 f"{', '.join(columns)}. Name the right ones (--id-column, --text-columns, --image-column)."
             )
+        if self.image_column in (settings.id_column, *given):
+            raise CatalogError(
+                f"Column {self.image_column!r} holds pictures, and cannot be id or text as well."
+            )
+        self._columns = CatalogColumns(settings.id_column, self.text_columns, self.image_column)
+        self._table.check(self._columns.rules)
         self.rows, repeated = self._scan_ids()
         self._first_rows = self._find_first_rows(repeated)
         if self.rows == 0:
-            raise CatalogError(f"{settings.path} has no rows; expected at least one item.")
+            raise CatalogError(f"{self._table.name} has no rows; expected at least one item.")
         self.report = CatalogReport(self.rows)
 
     def ids(self) -> Iterator[str]:
@@ -133,12 +133,12 @@ class Catalog:
 
     def ids_of_rows(self) -> Iterator[str]:
         """Yield the id of every row in file order, empty text where it is missing."""
-        for batch in self._batches([self.settings.id_column]):
-            yield from map(as_text, batch.column(0).to_pylist())
+        for ids, _ in self._ids():
+            yield from (item_id or "" for item_id in ids)
 
     def slices(self) -> list[CatalogSlice]:
         """Cut the catalogue into runs of rows that can be read apart: parquet row groups, or whole files."""
-        return cut_into_slices(self._dataset, self._columns)
+        return cut_into_slices(self._table, self._columns)
 
     def for_workers(self) -> Catalog:
         """This catalogue for other processes that read its slices: paths are absolute, bad rows are only reported."""
@@ -188,9 +188,9 @@ class Catalog:
 
     def _item(self, row: _Row, decoded: Future[_Picture]) -> Item:
         picture = decoded.result()
-        if self.text_columns and not row.fields:
+        if self.text_columns and not row.fields and "unusable_text" not in row.reported:
             self.report.add(row.number, row.item_id, "missing_text", "every text column is empty")
-        if self.image_column is not None and picture.problem is not None:
+        if picture.problem is not None and "unusable_image" not in row.reported:
             self.report.add(row.number, row.item_id, picture.problem.reason, picture.problem.detail)
         self._check_share()
         return Item(row.number, row.item_id, row.fields, picture.image, picture.content_hash)
@@ -211,53 +211,52 @@ class Catalog:
 
     def _unique_rows(self, batches: Iterable[pa.RecordBatch] | None) -> Iterator[_Row]:
         """Rows whose id is present and in no earlier row."""
-        id_column = self.settings.id_column
         if batches is None:
-            batches = numbered(self._batches(self._columns), 1)
+            blocks = self._table.blocks(self._columns.rules, BATCH_ROWS)
+            batches = self._columns.batches(blocks, 1)
         for values in chain.from_iterable(batch.to_pylist() for batch in batches):
-            number, item_id = values[ROW], as_text(values[id_column])
+            number, item_id = values["row"], values["item_id"]
+            problems = [(problem["reason"], problem["detail"]) for problem in values["problems"]]
+            reasons = {reason for reason, _ in problems}
+            for problem in problems:
+                self.report.add(number, item_id, *problem)
+            if reasons & {"damaged_row", "unusable_id"}:
+                continue
             if not item_id:
-                self.report.add(number, None, "missing_id", f"column {id_column} is empty")
+                self.report.add(number, None, "missing_id", f"column {self._columns.id} is empty")
             elif (first := self._first_rows.get(item_id, number)) != number:
                 self.report.add(number, item_id, "duplicate_id", f"row {first} has this id and is kept")
             else:
-                texts = {name: as_text(values[name]) for name in self.text_columns}
-                fields = {name: text for name, text in texts.items() if text}
-                yield _Row(number, item_id, fields, values.get(self.image_column))
+                texts = zip(self.text_columns, values["texts"], strict=True)
+                fields = {name: text for name, text in texts if text}
+                image = values["picture"] if values["picture"] is not None else values["picture_path"]
+                yield _Row(number, item_id, fields, image, frozenset(reasons))
+
+    def _ids(self) -> Iterator[tuple[list[str | None], Mapping[int, str]]]:
+        """Ids of blocks of rows, and which of the rows are damaged."""
+        id_column = self.settings.id_column
+        for block in self._table.blocks({id_column: ID}, 1 << 16):
+            yield block.columns[id_column].to_pylist(), block.damaged
+
+    def _ids_to_compare(self) -> Iterator[str]:
+        """Ids of all rows, empty where missing or only guessed."""
+        for ids, damaged in self._ids():
+            yield from (
+                "" if item_id is None or row in damaged else item_id for row, item_id in enumerate(ids)
+            )
 
     def _scan_ids(self) -> tuple[int, set[int]]:
-        blocks = [
-            np.fromiter(
-                (_id_hash(as_text(value)) for value in batch.column(0).to_pylist()),
-                np.uint64,
-                batch.num_rows,
-            )
-            for batch in self._batches([self.settings.id_column])
-        ]
-        hashes = np.sort(np.concatenate([np.empty(0, np.uint64), *blocks]))
+        hashes = np.sort(np.fromiter(map(_id_hash, self._ids_to_compare()), np.uint64))
         return len(hashes), set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
 
     def _find_first_rows(self, repeated: set[int]) -> dict[str, int]:
         """Id -> its first row, for the ids whose hash occurs more than once."""
         first: dict[str, int] = {}
         if repeated:
-            for number, item_id in enumerate(self.ids_of_rows(), start=1):
+            for number, item_id in enumerate(self._ids_to_compare(), start=1):
                 if _id_hash(item_id) in repeated:
                     first.setdefault(item_id, number)
         return first
-
-    @property
-    def _columns(self) -> list[str]:
-        image_columns = [self.image_column] if self.image_column else []
-        return list(dict.fromkeys([self.settings.id_column, *self.text_columns, *image_columns]))
-
-    def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        try:
-            yield from self._dataset.to_batches(
-                columns=columns, batch_size=BATCH_ROWS, batch_readahead=2, fragment_readahead=1
-            )
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
-            raise CatalogError(f"{self.settings.path} cannot be read to its end: {error}") from None
 
     def _check_share(self) -> None:
         report = self.report
@@ -267,7 +266,7 @@ class Catalog:
                 for problem in report.problems[:5]
             )
             raise CatalogError(
-                f"{self.settings.path}: {report}. That is above --max-bad-rows "
+                f"{self._table.name}: {report}. That is above --max-bad-rows "
                 f"{self.settings.max_bad_rows:g}; repair rows or raise the limit. The first ones:\n{examples}"
             )
 
@@ -277,7 +276,8 @@ class _Row:
     number: int
     item_id: str
     fields: dict[str, str]
-    image: Any
+    image: bytes | str | None
+    reported: frozenset[str]  # reasons that are in the report already
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,81 @@
-"""The files of a catalogue as Arrow batches: parquet, JSONL or CSV, local or at a URL, whole or in slices."""
+"""The rows of a catalogue as Arrow batches of one schema, whatever its files hold; whole or in slices."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePath
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pa_csv
-import pyarrow.dataset as pa_dataset
 
-from sda_features.errors import CatalogError
-from sda_features.locations import file_system
+from sda_features.cells import ID, PICTURE, TEXT, Rule, one_line
+from sda_features.tables import Block, Part, Table
 
-ROW = "__row"  # column of a batch: 1-based position of its rows in the catalogue
 BATCH_ROWS = 512
-FORMAT_OF_SUFFIX = {".parquet": "parquet", ".jsonl": "json", ".ndjson": "json", ".csv": "csv"}
+PROBLEMS = pa.list_(pa.struct([("reason", pa.string()), ("detail", pa.string())]))
+ROWS = pa.schema(
+    [
+        ("row", pa.int64()),  # position in the catalogue, from 1
+        ("item_id", pa.string()),
+        ("texts", pa.list_(pa.string())),  # one for each text column, empty where missing
+        ("picture", pa.large_binary()),
+        ("picture_path", pa.string()),
+        ("problems", PROBLEMS),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class CatalogColumns:
+    """Which columns of a table are read as what."""
+
+    id: str
+    texts: tuple[str, ...]
+    image: str | None
+
+    @property
+    def rules(self) -> Mapping[str, Rule]:
+        """Column -> how its cells are read; an id that is a text too is read as an id."""
+        image = {} if self.image is None else {self.image: PICTURE}
+        return {**dict.fromkeys(self.texts, TEXT), **image, self.id: ID}
+
+    def batches(self, blocks: Iterable[Block], start: int) -> Iterator[pa.RecordBatch]:
+        """Blocks of a table as batches of `ROWS`, numbered from `start` on."""
+        for block in blocks:
+            texts = [self._texts(block, name) for name in self.texts]
+            nothing = pa.nulls(block.rows, pa.large_binary()), pa.nulls(block.rows, pa.string())
+            pictures, paths = nothing if self.image is None else block.columns[self.image]
+            numbers = pa.array(np.arange(start, start + block.rows))
+            rows = [list(row) for row in zip(*texts, strict=True)] if texts else [[]] * block.rows
+            problems = pa.array(self._problems(block), PROBLEMS)
+            columns = [
+                numbers,
+                block.columns[self.id],
+                pa.array(rows, ROWS.field("texts").type),
+                pictures,
+                paths,
+            ]
+            yield pa.RecordBatch.from_arrays([*columns, problems], schema=ROWS)
+            start += block.rows
+
+    def _texts(self, block: Block, name: str) -> list[str]:
+        values: list[str] = block.columns[name]
+        return (
+            [one_line(value or "") for value in block.columns[name].to_pylist()]
+            if name == self.id
+            else values
+        )
+
+    def _problems(self, block: Block) -> list[list[dict[str, str]]]:
+        found: list[list[dict[str, str]]] = [[] for _ in range(block.rows)]
+        for row, detail in block.damaged.items():
+            found[row].append({"reason": "damaged_row", "detail": detail})
+        reasons = {self.id: "unusable_id", self.image: "unusable_image"}
+        for name, faults in block.faults.items():
+            for row, detail in faults.items():
+                reason = reasons.get(name, "unusable_text")
+                found[row].append({"reason": reason, "detail": f"column {name}: {detail}"})
+        return found
 
 
 @dataclass(frozen=True)
@@ -28,92 +86,28 @@ class CatalogSlice:
         start: position of the first row, from 1.
         rows: number of rows.
         columns: columns that are read.
-        fragment: where the rows are.
-        schema: types of all columns of the catalogue.
+        table: the catalogue's.
+        part: where the rows are.
     """
 
     start: int
     rows: int
-    columns: tuple[str, ...]
-    fragment: pa_dataset.Fragment
-    schema: pa.Schema
+    columns: CatalogColumns
+    table: Table
+    part: Part
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield the rows in order, with the column `ROW`."""
-        batches = self.fragment.to_batches(
-            self.schema, columns=list(self.columns), batch_size=BATCH_ROWS, batch_readahead=2
-        )
-        yield from numbered(batches, self.start)
+        """Yield the rows in order, as batches of `ROWS`."""
+        blocks = self.table.blocks_of(self.part, self.columns.rules, BATCH_ROWS)
+        yield from self.columns.batches(blocks, self.start)
 
 
-def open_dataset(path: Path | str) -> pa_dataset.Dataset:
-    """The rows of a file or folder; `key=value` folders of partitioned parquet become columns.
-
-    Raises:
-        CatalogError: no such file, or not one of a known format.
-    """
-    files, name = file_system(path, "catalogue", CatalogError)
-    try:
-        info = files.info(name)
-    except FileNotFoundError:
-        raise CatalogError(
-            f"Catalogue {path} does not exist; expected a parquet, JSONL or CSV file."
-        ) from None
-    except OSError as error:
-        raise CatalogError(f"Catalogue {path} cannot be read: {error}") from None
-    is_folder, suffix = info["type"] == "directory", PurePath(name).suffix
-    kind = "parquet" if is_folder else FORMAT_OF_SUFFIX.get(suffix.lower())
-    if kind is None:
-        raise CatalogError(f"Catalogue {path} ends in {suffix!r}; expected {', '.join(FORMAT_OF_SUFFIX)}.")
-    if info["size"] == 0 and not is_folder:
-        raise CatalogError(f"{path} has no rows; expected at least one item.")
-    # Arrow reads a local file by itself: faster than through fsspec.
-    arrows_files = None if isinstance(path, Path) else files
-    try:
-        if kind != "csv":
-            partitioning = "hive" if is_folder else None
-            return pa_dataset.dataset(name, filesystem=arrows_files, format=kind, partitioning=partitioning)
-        # Every CSV column is text: a guessed type would turn the id 007 into 7.
-        parse = pa_csv.ParseOptions(newlines_in_values=True)
-        with files.open(name) as stream, pa_csv.open_csv(stream, parse_options=parse) as head:
-            names = head.schema.names
-        convert = pa_csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
-        )
-        text = pa_dataset.CsvFileFormat(parse, convert_options=convert)
-        return pa_dataset.dataset(name, filesystem=arrows_files, format=text)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise CatalogError(f"{path} is not a readable {kind} file: {error}") from None
-
-
-def cut_into_slices(dataset: pa_dataset.Dataset, columns: Sequence[str]) -> list[CatalogSlice]:
-    """Slices of `columns`: one a row group of parquet, or one a file."""
+def cut_into_slices(table: Table, columns: CatalogColumns) -> list[CatalogSlice]:
+    """Slices of a catalogue: one a row group of parquet, or one a file."""
     slices, start = [], 1
-    for fragment in dataset.get_fragments():
-        if isinstance(fragment, pa_dataset.ParquetFileFragment):
-            # count_rows() of a row group's fragment would count the whole file.
-            pieces = [(piece, piece.row_groups[0].num_rows) for piece in fragment.split_by_row_group()]
-        else:
-            pieces = [(fragment, fragment.count_rows())]
-        for piece, rows in pieces:
-            if rows:
-                slices.append(CatalogSlice(start, rows, tuple(columns), piece, dataset.schema))
-            start += rows
+    alone = Table(table.name, (), table.columns, table.error)  # a slice carries one part, not all
+    for part, rows in table.pieces():
+        if rows:
+            slices.append(CatalogSlice(start, rows, columns, alone, part))
+        start += rows
     return slices
-
-
-def numbered(batches: Iterable[pa.RecordBatch], start: int) -> Iterator[pa.RecordBatch]:
-    """Add the column `ROW`, from `start` on."""
-    for batch in batches:
-        rows = np.arange(start, start + batch.num_rows)
-        start += batch.num_rows
-        yield batch.append_column(ROW, pa.array(rows))
-
-
-def as_text(value: Any) -> str:
-    """A cell as one line of text: lists are joined by commas, white space is collapsed, null is empty."""
-    if isinstance(value, list):
-        return ", ".join(filter(None, map(as_text, value)))
-    if value is None or isinstance(value, (bytes, dict)):
-        return ""
-    return " ".join(str(value).split())

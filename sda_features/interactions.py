@@ -6,24 +6,22 @@ Item code 0 is padding everywhere in this package; code i > 0 is `item_ids[i - 1
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
-import pyarrow.json as pa_json
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from sda_features.cells import AS_IT_IS, ID, Rule, UnusableColumn
 from sda_features.errors import InteractionsError
-from sda_features.locations import file_system
+from sda_features.tables import open_table
 
 TIME_COLUMNS = ("timestamp", "position", "event_timestamp")  # the last is that of Feast's entity frames
-FORMATS = (".parquet", ".csv", ".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +192,7 @@ def read_interactions(
     time_column: str | None = None,
     catalogue: Any = None,
 ) -> Interactions:
-    """Read a log from a parquet, CSV or JSONL file, or from a frame; further columns are ignored.
+    """Read a log from parquet, CSV or JSONL, a file or a folder, or from a frame; further columns are ignored.
 
     Args:
         source: path or fsspec URL of a file, whose suffix names the format; or a pandas frame, such
@@ -208,25 +206,16 @@ def read_interactions(
     Raises:
         InteractionsError: missing or unreadable file, missing column, or see `index_interactions`.
     """
+
+    given = user_column, item_column, time_column
     if isinstance(source, str | Path):
-        name, table = str(source), _read_table(source, (user_column, item_column))
+        opened = open_table(source, "log", InteractionsError)
+        name = opened.name
+        table = opened.read(_rules(name, opened.columns, *given))
     else:
         name, table = "The frame", _frame_table(source)
-    if time_column is None:
-        present = [column for column in TIME_COLUMNS if column in table.column_names]
-        if len(present) != 1:
-            raise InteractionsError(
-                f"{name}: expected one column that orders interactions, named {', '.join(TIME_COLUMNS[:-1])} or "
-                f"{TIME_COLUMNS[-1]}; found {' and '.join(present) or 'none'} among "
-                f"{', '.join(table.column_names)}. Name the column to use."
-            )
-        time_column = present[0]
-    for column in (user_column, item_column, time_column):
-        if column not in table.column_names:
-            raise InteractionsError(
-                f"{name}: no column {column!r}; the log has {', '.join(table.column_names)}. "
-                "Name the right columns or rename them."
-            )
+        table = table.select(list(_rules(name, table.column_names, *given)))
+    time_column = table.column_names[0]
     try:
         log = index_interactions(
             table[user_column], table[item_column], table[time_column], catalogue=catalogue
@@ -234,6 +223,31 @@ def read_interactions(
     except InteractionsError as error:
         raise InteractionsError(f"{name}: {error}") from None
     return replace(log, times=None) if time_column == "position" else log
+
+
+def _rules(
+    name: str, columns: Sequence[str], user_column: str, item_column: str, time_column: str | None
+) -> dict[str, Rule]:
+    """How the columns of a log are read, the one of times first."""
+    time_column = time_column or _find_time_column(name, columns)
+    for column in (user_column, item_column, time_column):
+        if column not in columns:
+            raise InteractionsError(
+                f"{name}: no column {column!r}; the log has {', '.join(columns)}. "
+                "Name the right columns or rename them."
+            )
+    return {time_column: AS_IT_IS, user_column: ID, item_column: ID}
+
+
+def _find_time_column(name: str, columns: Sequence[str]) -> str:
+    present = [column for column in TIME_COLUMNS if column in columns]
+    if len(present) != 1:
+        raise InteractionsError(
+            f"{name}: expected one column that orders interactions, named {', '.join(TIME_COLUMNS[:-1])} or "
+            f"{TIME_COLUMNS[-1]}; found {' and '.join(present) or 'none'} among "
+            f"{', '.join(columns)}. Name the column to use."
+        )
+    return present[0]
 
 
 def _frame_table(frame: Any) -> Any:
@@ -245,57 +259,41 @@ def _frame_table(frame: Any) -> Any:
         ) from error
 
 
-def _read_table(source: Path | str, id_columns: tuple[str, ...]) -> Any:
-    files, name = file_system(source, "log", InteractionsError)
-    suffix = PurePath(name).suffix
-    if suffix not in FORMATS:
-        raise InteractionsError(f"{source}: expected a file that ends in {', '.join(FORMATS)}.")
-    try:
-        with files.open(name, "rb") as stream:
-            if suffix == ".parquet":
-                return pq.read_table(stream)
-            if suffix == ".csv":
-                # Inference would turn the id 007 into 7.
-                types = dict.fromkeys(id_columns, pa.string())
-                return pa_csv.read_csv(stream, convert_options=pa_csv.ConvertOptions(column_types=types))
-            return pa_json.read_json(stream)
-    except FileNotFoundError:
-        raise InteractionsError(f"{source}: no such file. Expected an interaction log.") from None
-    except (pa.ArrowException, OSError) as error:
-        raise InteractionsError(f"{source}: not a readable {suffix[1:]} file: {error}") from error
-
-
 def _as_ids(column: Any, what: str) -> Any:
-    """One Arrow string array; integers are written in decimal."""
+    """One Arrow string array; see `cells.ID`."""
     try:
         array = column if isinstance(column, pa.Array | pa.ChunkedArray) else pa.array(column)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OverflowError) as error:
         raise InteractionsError(f"The {what} ids mix types: {error}. Give text or integers.") from error
-    if isinstance(array, pa.ChunkedArray):
-        array = array.combine_chunks()
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
-        if not pa.types.is_integer(array.type) and len(array):
-            raise InteractionsError(f"Expected {what} ids as text or integers, got {array.type}.")
-        array = array.cast(pa.string())
-    array = array.cast(pa.string())
-    bad = pc.or_kleene(pc.is_null(array), pc.equal(array, ""))
-    if pc.any(bad).as_py():
-        rows = pc.indices_nonzero(bad)
+    try:
+        ids, faults = ID.arrow(array)
+    except UnusableColumn as error:
         raise InteractionsError(
-            f"{len(rows)} of {len(array)} {what} ids are null or empty, the first in row "
-            f"{rows[0].as_py() + 1}. Remove these rows or fill in their ids."
+            f"Expected {what} ids as text or integers, got {array.type}: {error}."
+        ) from None
+    if faults:
+        row, why = min(faults.items())
+        raise InteractionsError(
+            f"{len(faults)} of {len(ids)} {what} ids are not usable, row {row + 1}: {why}."
         )
-    return array
+    if ids.null_count:
+        raise InteractionsError(
+            f"{ids.null_count} of {len(ids)} {what} ids are null or empty, the first in row "
+            f"{pc.index(ids.is_null(), True).as_py() + 1}. Remove these rows or fill in their ids."
+        )
+    return ids
 
 
 def _as_order(column: Any) -> NDArray[Any]:
     array = column if isinstance(column, pa.Array | pa.ChunkedArray) else pa.array(column)
+    if pa.types.is_string(array.type) and len(array) > array.null_count:
+        array = _numbers_or_times(array)
     if pa.types.is_date(array.type):
         array = array.cast(pa.timestamp("s"))
     if pa.types.is_timestamp(array.type):
         array = array.cast(pa.int64())
+    if pa.types.is_decimal(array.type):
+        array = array.cast(pa.float64())
     if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
         raise InteractionsError(f"Expected numbers or timestamps as the order, got {array.type}.")
     if array.null_count or pc.any(pc.is_nan(array)).as_py():
@@ -304,6 +302,16 @@ def _as_order(column: Any) -> NDArray[Any]:
         )
     values: NDArray[Any] = array.to_numpy()
     return values
+
+
+def _numbers_or_times(texts: Any) -> Any:
+    """Text as the first of integers, floats and timestamps that all of it is; else as it came."""
+    for kind in (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC")):
+        try:
+            return texts.cast(kind)
+        except pa.ArrowInvalid:
+            continue
+    return texts
 
 
 def _sorted_unique(array: Any) -> Any:

@@ -27,5 +27,11 @@ def file_system(location: Path | str, what: str, error: type[SDAError]) -> tuple
     try:
         files, name = url_to_fs(str(location))
     except (ImportError, ValueError) as problem:  # no such protocol, or its package is not installed
-        raise error(f"There is no file system for the {what} {location}: {problem}") from None
+        raise error(f"There is no file system for the {what} {shown(location)}: {problem}") from None
     return files, name
+
+
+def shown(location: Path | str) -> str:
+    """A path or URL for messages, without what a URL asks: it may be a signature."""
+    text = str(location)
+    return text.partition("?")[0] if isinstance(location, str) and "://" in text else text

@@ -29,6 +29,9 @@ LAYER = {
     "splits": 1,
     "artifacts": 1,
     "config": 0,
+    "tables": 0,
+    "text_tables": -1,
+    "cells": -2,
     "locations": -1,
     "errors": -2,
 }

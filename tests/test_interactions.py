@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from sda_features.config import EvaluationSettings
 from sda_features.errors import InteractionsError
-from sda_features.interactions import FORMATS, index_interactions, k_core, read_interactions
+from sda_features.interactions import index_interactions, k_core, read_interactions
 from sda_features.splits import leave_one_out, split_interactions, temporal_split
+from sda_features.tables import FORMAT_OF_SUFFIX
 
 ROWS = [
     ("bo", "x", 3),
@@ -51,7 +52,7 @@ def write(path, content):
     return path
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", FORMAT_OF_SUFFIX)
 def test_reads_every_format_alike(tmp_path, suffix):
     log = read_interactions(write(tmp_path / f"log{suffix}", table()))
     assert sequences(log) == SEQUENCES
@@ -149,7 +150,7 @@ def test_leave_one_out_needs_somebody_with_three():
         (([], []), "holds no interactions"),
         ((["a", None], ["x", "y"]), "1 of 2 user ids are null or empty, the first in row 2"),
         ((["a", "b"], ["", "y"]), "1 of 2 item ids are null or empty, the first in row 1"),
-        ((["a"], [1.5]), "item ids as text or integers, got double"),
+        ((["a"], [1.5]), "1 of 1 item ids are not usable, row 1: 1.5 is no whole number"),
         ((["a", 1], ["x", "y"]), "user ids mix types"),
         ((["a"], ["x"], ["today"]), "numbers or timestamps as the order, got string"),
         ((["a"], ["x"], [None]), "order, got null"),
@@ -169,7 +170,7 @@ def test_bad_catalogues_are_named():
         index_interactions(["a"], ["x"], catalogue=["x", "x"])
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", FORMAT_OF_SUFFIX)
 def test_a_log_may_lie_at_a_url(tmp_path, suffix):
     path = write(tmp_path / f"log{suffix}", table())
     fsspec.filesystem("memory").pipe(f"/logs/log{suffix}", path.read_bytes())
@@ -179,7 +180,7 @@ def test_a_log_may_lie_at_a_url(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("memory://logs/none.csv", "memory://logs/none.csv: no such file"),
+        ("memory://logs/none.csv", "memory://logs/none.csv does not exist"),
         ("nosuch://host/log.csv", "There is no file system for the log nosuch://host/log.csv"),
         ("ftp://shop:hush@host/log.csv", "The URL of the log holds a password"),
     ],
@@ -191,12 +192,12 @@ def test_bad_urls_are_named(url, message):
 
 
 def test_bad_files_are_named(tmp_path):
-    with pytest.raises(InteractionsError, match="no such file"):
+    with pytest.raises(InteractionsError, match="Log .*none.parquet does not exist"):
         read_interactions(tmp_path / "none.parquet")
-    with pytest.raises(InteractionsError, match=r"ends in .parquet, .csv"):
-        read_interactions(tmp_path / "log.xlsx")
+    with pytest.raises(InteractionsError, match=r"ends in '.xlsx'; expected .parquet, "):
+        read_interactions(write(tmp_path / "log.xlsx", table()))
     (tmp_path / "log.parquet").write_bytes(b"not parquet")
-    with pytest.raises(InteractionsError, match="not a readable parquet file"):
+    with pytest.raises(InteractionsError, match="log.parquet cannot be read: "):
         read_interactions(tmp_path / "log.parquet")
     path = write(tmp_path / "log.csv", table())
     with pytest.raises(InteractionsError, match="no column 'who'; the log has user_id, item_id, position"):

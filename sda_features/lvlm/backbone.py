@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL.Image import Image
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer
 
@@ -24,6 +27,7 @@ from sda_features.lvlm.attention import Layout, common_prefix
 from sda_features.lvlm.loading import fingerprint, load_config, load_model, pick_device, pick_dtype
 from sda_features.lvlm.patches import Patcher
 
+PLACEHOLDER = "\ue000"  # private use: stands for a text in a chat template
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
@@ -97,13 +101,20 @@ class Backbone:
         self.hidden_size: int = config.get_text_config().hidden_size
         self.image_token_id: int = config.image_token_id
         self.pad_token_id: int = self.tokenizer.pad_token_id or 0
+        self._plain = _without_control_tokens(self.tokenizer)
+        self._frames: dict[tuple[str, ...], tuple[list[int], str, str, list[int]]] = {}
         self._templates: dict[str, list[int]] = {}  # image instruction -> tokens
         layer_types = getattr(config.get_text_config(), "layer_types", None) or ["full_attention"]
         self._full_attention = set(layer_types) == {"full_attention"}  # no window would slide over a layout
 
-    def text_tokens(self, prompt: str) -> Prompt:
-        """Chat-format and tokenise a text prompt, generation prompt included."""
-        return Prompt(self._tokenize([{"type": "text", "text": prompt}]))
+    def text_tokens(self, prompt: str, most: int | None = None) -> Prompt:
+        """Chat-format and tokenise a text prompt, generation prompt included.
+
+        Args:
+            prompt: plain text: what looks like a control token in it is text.
+            most: tokens after which it is cut; None: it is not.
+        """
+        return self._tokenize([], prompt, most)
 
     def image_length(self, picture: Image, prompts: PromptSettings) -> int:
         """Number of tokens that `image_tokens` would give, without making patches."""
@@ -204,7 +215,7 @@ class Backbone:
     def _image_template(self, instruction: str) -> list[int]:
         if instruction in self._templates:
             return self._templates[instruction]
-        token_ids = self._tokenize([{"type": "image"}, {"type": "text", "text": instruction}])
+        token_ids = self._tokenize([{"type": "image"}], instruction).token_ids
         if token_ids.count(self.image_token_id) != 1:
             raise BackboneError(
                 f"The chat template of {self.settings.model} gives {token_ids.count(self.image_token_id)} "
@@ -213,12 +224,46 @@ class Backbone:
         self._templates[instruction] = token_ids
         return token_ids
 
-    def _tokenize(self, content: list[dict[str, str]]) -> list[int]:
-        text = self.tokenizer.apply_chat_template(
+    def _tokenize(self, before: list[dict[str, str]], text: str, most: int | None = None) -> Prompt:
+        """A message of `before` and a text; only the chat template makes control tokens."""
+        head, start, end, tail = self._frame(tuple(part["type"] for part in before))
+        middle = self._plain(start + text + end)
+        if cut := most is not None and len(middle) > most:
+            middle = self._plain(start + text)[:most] + self._plain(end)
+        return Prompt(head + middle + tail, cut=cut)
+
+    def _frame(self, before: tuple[str, ...]) -> tuple[list[int], str, str, list[int]]:
+        """What the chat template puts around a text: tokens, plain text beside it, and again tokens."""
+        if before in self._frames:
+            return self._frames[before]
+        content = [*({"type": kind} for kind in before), {"type": "text", "text": PLACEHOLDER}]
+        message = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
-        token_ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return token_ids
+        if message.count(PLACEHOLDER) != 1:
+            raise BackboneError(
+                f"The chat template of {self.settings.model} gives a text {message.count(PLACEHOLDER)} times; "
+                "expected once."
+            )
+        left, _, right = message.partition(PLACEHOLDER)
+        # A tokenizer splits at control tokens first, so that what lies between them is tokenised alone.
+        controls = re.compile("|".join(map(re.escape, self.tokenizer.get_added_vocab())) or r"\Z\A")
+        start = max((found.end() for found in controls.finditer(left)), default=0)
+        end = min((found.start() for found in controls.finditer(right)), default=len(right))
+        head, tail = (
+            self.tokenizer(part, add_special_tokens=False)["input_ids"]
+            for part in (left[:start], right[end:])
+        )
+        self._frames[before] = head, left[start:], right[:end], tail
+        return self._frames[before]
+
+
+def _without_control_tokens(tokenizer: Any) -> Callable[[str], list[int]]:
+    """A tokenizer's model alone: text in, tokens of its ordinary vocabulary out."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    plain = Tokenizer.from_str(json.dumps(state))
+    return lambda text: plain.encode(text, add_special_tokens=False).ids
 
 
 def mean_pool(states: Tensor, lengths: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ class LoadedEncoder:
 
     def text_tokens(self, text: str) -> Prompt:
         """See `Backbone.text_tokens`."""
-        return self.encoder.backbone.text_tokens(text)
+        return self.encoder.backbone.text_tokens(text, self.prompts.max_text_tokens)
 
     def image_length(self, picture: Image) -> int:
         """See `Backbone.image_length`."""
@@ -219,11 +219,19 @@ def _version(
         "base": backbone.fingerprint(),
         "quantization": backbone.settings.quantization,
         "preprocessing": backbone.preprocessing(),
-        "prompts": prompts.model_dump(),
+        "prompts": _dumped(prompts),
         "normalize": normalize,
         **({} if dim is None else {"dim": dim}),
     }
     return sha256_json(parts)[:12]
+
+
+def _dumped(prompts: PromptSettings) -> dict[str, Any]:
+    """As they were before there was a bound on tokens, which few texts reach: versions made then stay valid."""
+    dumped = prompts.model_dump()
+    if dumped["max_text_tokens"] == PromptSettings().max_text_tokens:
+        del dumped["max_text_tokens"]
+    return dumped
 
 
 def _load_weights(encoder: PromptEncoder, folder: Path) -> None:

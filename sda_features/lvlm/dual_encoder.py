@@ -163,7 +163,10 @@ class DualEncoder:
         return F.normalize(output.pooler_output.float(), dim=1)
 
     def _tokenize(self, text: str, limit: int, padding: str | bool = False) -> list[int]:
-        made = self.tokenizer(text, truncation=True, max_length=limit, padding=padding)
+        # What looks like a control token in a text is text.
+        made = self.tokenizer(
+            text, truncation=True, max_length=limit, padding=padding, split_special_tokens=True
+        )
         token_ids: list[int] = made["input_ids"]
         return token_ids
 

@@ -88,7 +88,8 @@ def plan(settings: AdaptSettings, catalog: Catalog) -> Plan:
 def _batches(
     items: list[Item], backbone: Backbone, settings: AdaptSettings
 ) -> tuple[PromptBatch, PromptBatch]:
-    texts = [backbone.text_tokens(text_prompt(item.fields, settings.prompts) or "") for item in items]
+    most = settings.prompts.max_text_tokens
+    texts = [backbone.text_tokens(text_prompt(item.fields, settings.prompts) or "", most) for item in items]
     images = [backbone.image_tokens(item.image, settings.prompts) for item in items if item.image is not None]
     return backbone.collate(texts, "text"), backbone.collate(images, "image")
 

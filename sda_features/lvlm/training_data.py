@@ -73,7 +73,8 @@ class TrainingPairs:
         """
         chunks = np.split(indices, range(micro, len(indices), micro))
         for chunk in chunks:
-            prompted = [backbone.text_tokens(self._row(index)["prompt"]) for index in chunk.tolist()]
+            texts = [self._row(index)["prompt"] for index in chunk.tolist()]
+            prompted = [backbone.text_tokens(text, prompts.max_text_tokens) for text in texts]
             yield backbone.collate(prompted, "text")
         for chunk in chunks:
             pictures = [Image.open(io.BytesIO(self._row(index)["picture"])) for index in chunk.tolist()]

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from sda_features.cells import AS_IT_IS, ID
 from sda_features.errors import FeatureMismatchError
 from sda_features.feature_store.schema import ITEM_ID, column_dim, matrix_of
+from sda_features.tables import open_table
 
 IDS_ALONE = "id"  # the feature set of a recommender that reads no vectors
 MODALITIES = ("text", "image")
@@ -151,17 +152,16 @@ def read_vectors(path: Path, item_ids: Any) -> Matrices:
     """
     from sda_features.recommenders.features import align_vectors
 
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise FeatureMismatchError(f"{path}: not a readable parquet file of vectors: {error}") from error
+    opened = open_table(path, "vectors", FeatureMismatchError)
+    rules = {name: ID if name == ITEM_ID else AS_IT_IS for name in opened.columns}
+    table = opened.read(rules)
     names = [field.name for field in table.schema if _holds_vectors(field.type)]
     if ITEM_ID not in table.column_names or not names:
         raise FeatureMismatchError(
             f"{path}: expected a column {ITEM_ID} and at least one column of lists of numbers, got "
             f"{', '.join(f'{field.name} ({field.type})' for field in table.schema)}."
         )
-    ids = table[ITEM_ID].cast(pa.string())
+    ids = table[ITEM_ID]
     columns = pa.table({name: table[name].cast(pa.list_(pa.float32())) for name in names})
     try:
         vectors = {

@@ -137,5 +137,5 @@ def test_files_that_are_no_vectors_are_named(
     pq.write_table(pa.table(columns), tmp_path / "v.parquet")
     with pytest.raises(FeatureMismatchError, match=message):
         load_features(str(tmp_path / "v.parquet"), LOG_IDS)
-    with pytest.raises(FeatureMismatchError, match="not a readable parquet file"):
+    with pytest.raises(FeatureMismatchError, match="none.parquet does not exist"):
         load_features(str(tmp_path / "none.parquet"), LOG_IDS)
