@@ -37,6 +37,7 @@ from .ranges import COUNT, FOLDER, SEEDS, Device
     "--quantization", type=click.Choice(["nf4", "int8", "none"]), help="Default: as in training, or nf4."
 )
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help="Activations.")
+@click.option("--trust-remote-code", is_flag=True, help="Run Python code that ships with the model.")
 @click.option("--device", type=Device(), help="Torch device.")
 @click.option("--modules", default="q_proj,k_proj", show_default=True, help="Linears whose B is examined.")
 @click.option("--items", type=click.IntRange(2, MANY), default=256, show_default=True, help="Items to use.")
@@ -68,6 +69,7 @@ def command(
     quantization: str | None,
     dtype: str | None,
     device: str | None,
+    trust_remote_code: bool,
     modules: str,
     items: int,
     batch_size: int,
@@ -88,7 +90,8 @@ def command(
       sda-features diagnose runs/moda/checkpoint runs/lora/checkpoint --catalog items.parquet
       sda-features diagnose --adapter moda --adapter lora --model Qwen/Qwen2.5-VL-7B-Instruct --catalog items.parquet
     """
-    given = {"model": model, "quantization": quantization, "dtype": dtype, "device": device}
+    given: dict[str, Any] = {"model": model, "quantization": quantization, "dtype": dtype, "device": device}
+    given |= {"trust_remote_code": trust_remote_code or None}
     overrides = {name: value for name, value in given.items() if value is not None}
     if not (checkpoints or kinds):
         raise SettingsError("Give a CHECKPOINT, or --adapter with --model for an untrained adapter.")

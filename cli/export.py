@@ -23,6 +23,7 @@ from .ranges import FOLDER
     help="Class to load over: AutoModelForImageTextToText, as vLLM does, or AutoModel.",
 )
 @click.option("--model", help="Base model, if it moved since training.")
+@click.option("--trust-remote-code", is_flag=True, help="Run Python code that ships with the model.")
 @click.option("--merged", is_flag=True, help="Also write the base model with each adapter merged in.")
 @click.option(
     "--dtype",
@@ -33,7 +34,14 @@ from .ranges import FOLDER
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def command(
-    checkpoint: Path, output: Path, target: Any, model: str | None, merged: bool, dtype: str, as_json: bool
+    checkpoint: Path,
+    output: Path,
+    target: Any,
+    model: str | None,
+    trust_remote_code: bool,
+    merged: bool,
+    dtype: str,
+    as_json: bool,
 ) -> None:
     """Write CHECKPOINT as two PEFT LoRA adapters, OUTPUT/text and OUTPUT/image.
 
@@ -47,7 +55,15 @@ def command(
     """
     from sda_features.lvlm.export import export_checkpoint
 
-    result = export_checkpoint(checkpoint, output, target, model=model, merged=merged, dtype=dtype)
+    result = export_checkpoint(
+        checkpoint,
+        output,
+        target,
+        model=model,
+        trust_remote_code=trust_remote_code,
+        merged=merged,
+        dtype=dtype,
+    )
     adapters, whole = (
         {modality: str(folder) for modality, folder in folders.items()}
         for folders in (result.adapters, result.merged)

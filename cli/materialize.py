@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Activations; fast: bfloat16 where the processor multiplies it.",
 )
+@click.option("--trust-remote-code", is_flag=True, help="Run Python code that ships with the model.")
 @click.option("--device", type=Device(), help="Torch device.")
 @click.option(
     "--dim",
@@ -85,6 +86,7 @@ def command(
     quantization: str | None,
     dtype: str | None,
     device: str | None,
+    trust_remote_code: bool,
     dim: int | None,
     feature_set: str | None,
     batch_size: int,
@@ -121,7 +123,8 @@ def command(
         raise SettingsError("--ray-address, --workers and --gpus-per-worker are for --engine ray.")
     if model is not None and Path(model).exists():
         model = str(Path(model).resolve())  # a worker has a working directory of its own
-    given = {"model": model, "quantization": quantization, "dtype": dtype, "device": device}
+    given: dict[str, Any] = {"model": model, "quantization": quantization, "dtype": dtype, "device": device}
+    given |= {"trust_remote_code": trust_remote_code or None}
     overrides = {name: value for name, value in given.items() if value is not None}
     from sda_features.workflows import materialize
     from sda_features.workflows.engines import Engine, local_engine

@@ -4,6 +4,11 @@ Each class derives from `SDAError`, which the command line prints without a trac
 builtin that code without knowledge of this package would catch.
 """
 
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
 
 class SDAError(Exception):
     """Base of all errors raised on purpose by this package."""
@@ -51,3 +56,24 @@ class ParityError(SDAError, ValueError):
 
 class RankingError(SDAError, ValueError):
     """Scores cannot be ranked (NaN, wrong shape, empty)."""
+
+
+@contextlib.contextmanager
+def foreign(kind: type[SDAError], message: str) -> Iterator[None]:
+    """A boundary around code of others: whatever it raises becomes an error of ours that names the cause.
+
+    Lack of memory stays what it is, and so does what is raised on purpose.
+
+    Args:
+        kind: the error to raise.
+        message: what failed, without a full stop; the cause's own words follow.
+    """
+    try:
+        yield
+    except (SDAError, MemoryError):
+        raise
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch.OutOfMemoryError
+            raise
+        said = " ".join(str(error).split())[:1000]
+        raise kind(f"{message}: {type(error).__name__}{f': {said}' if said else ''}") from error

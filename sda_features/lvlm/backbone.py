@@ -7,7 +7,6 @@ used: they need torchvision even for still images.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -18,14 +17,22 @@ import torch
 from PIL.Image import Image
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoTokenizer
 
 from sda_features.config import BackboneSettings, PromptSettings
 from sda_features.errors import BackboneError
 from sda_features.images import fit_within, limit_aspect
 from sda_features.lvlm.attention import Layout, common_prefix
-from sda_features.lvlm.loading import fingerprint, load_config, load_model, pick_device, pick_dtype
+from sda_features.lvlm.loading import (
+    load_config,
+    load_image_processor,
+    load_model,
+    load_tokenizer,
+    pick_device,
+    pick_dtype,
+    tokenizer_sha256,
+)
 from sda_features.lvlm.patches import Patcher
+from sda_features.lvlm.weights import fingerprint
 
 PLACEHOLDER = "\ue000"  # private use: stands for a text in a chat template
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -91,12 +98,8 @@ class Backbone:
         self.device = torch.device(pick_device(settings.device))
         self.dtype = pick_dtype(settings.dtype, self.device)
         self.model = load_model(settings, config, self.device, self.dtype)
-        self.tokenizer = AutoTokenizer.from_pretrained(
-            settings.model, trust_remote_code=settings.trust_remote_code
-        )
-        self.image_processor = AutoImageProcessor.from_pretrained(
-            settings.model, trust_remote_code=settings.trust_remote_code, backend="pil"
-        )
+        self.tokenizer = load_tokenizer(settings)
+        self.image_processor = load_image_processor(settings)
         self._patches = Patcher(self.image_processor, self.dtype)
         self.hidden_size: int = config.get_text_config().hidden_size
         self.image_token_id: int = config.image_token_id
@@ -201,14 +204,13 @@ class Backbone:
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the checkpoint's configuration and weights; quantisation does not count."""
-        return fingerprint(self.settings)
+        return fingerprint(self.settings.model)
 
     def preprocessing(self) -> dict[str, Any]:
         """What decides a prompt's tokens and patches, as JSON: stored in checkpoints, compared on load."""
-        vocabulary = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
         return {
             "chat_template": self.tokenizer.chat_template,
-            "vocabulary_sha256": hashlib.sha256(vocabulary.encode()).hexdigest(),
+            "tokenizer_sha256": tokenizer_sha256(self.tokenizer),
             "image_processor": json.loads(self.image_processor.to_json_string()),
         }
 

@@ -1,7 +1,7 @@
 """Checkpoint folders: what adapts a base model, and proof of which base model and data it belongs to.
 
 adapter.safetensors   LoRA factors, gates, projection
-rotation.safetensors  the transform of `--dim`, see reduction.py
+rotation.safetensors  the transform of `--dim`, see reduction.py; hashed like the adapter
 settings.json         AdaptSettings: adapter, loss, prompts, projection, ...
 preprocessing.json    chat template, vocabulary hash, image processor
 manifest.json         hashes of base model and data, package versions, last metrics
@@ -32,7 +32,7 @@ from sda_features.config import (
     ProjectionSettings,
     PromptSettings,
 )
-from sda_features.errors import CheckpointError
+from sda_features.errors import CheckpointError, foreign
 from sda_features.images import fit_within
 from sda_features.lvlm.backbone import MODEL_TYPES as LVM_TYPES
 from sda_features.lvlm.backbone import Backbone, Prompt, PromptBatch
@@ -43,9 +43,10 @@ from sda_features.lvlm.item_encoder import ItemEncoder
 from sda_features.lvlm.loading import load_config
 from sda_features.lvlm.model_card import checkpoint_card
 from sda_features.lvlm.reduction import reduce_vectors
+from sda_features.lvlm.weights import fingerprint
 from sda_features.prompts import text_prompt
 
-FORMAT = 1
+FORMAT = 2
 ADAPTER_FILE, SETTINGS_FILE = "adapter.safetensors", "settings.json"
 PREPROCESSING_FILE, MANIFEST_FILE = "preprocessing.json", "manifest.json"
 ROTATION_FILE, CARD_FILE = "rotation.safetensors", "README.md"
@@ -59,7 +60,8 @@ class LoadedEncoder:
         encoder: in eval mode.
         prompts: the prompt settings that belong to the weights.
         normalize: whether vectors are L2-normalised, as they were in training.
-        version: 12 hex digits over adapter, base model, quantisation, preprocessing and dimension.
+        version: 12 hex digits over all that vectors depend on: adapter and its settings, projection, base
+            model, quantisation, preprocessing, prompts, normalisation, dimension and rotation.
         dim: dimension of the vectors.
         rotation: float32 [encoder's dimension, dim] if vectors are made smaller, else None.
     """
@@ -137,6 +139,8 @@ def save_checkpoint(
             "packages": {name: package_version(name) for name in packages},
             "base_model": {"name": backbone.settings.model, "sha256": backbone.fingerprint()},
             "adapter_sha256": sha256_files([temporary / ADAPTER_FILE]),
+            "settings_sha256": sha256_files([temporary / SETTINGS_FILE]),
+            "rotation_sha256": None if rotation is None else sha256_files([temporary / ROTATION_FILE]),
             **manifest,
         }
         write_json(temporary / MANIFEST_FILE, complete)
@@ -146,51 +150,98 @@ def save_checkpoint(
 def load_checkpoint(folder: Path, dim: int | None = None, **overrides: Any) -> LoadedEncoder:
     """Load a checkpoint over its base model.
 
+    Nothing of the base model is loaded or run before its hash has been found to be that of the training.
+    That training trusted the model's own code does not count: `trust_remote_code` must be given again.
+
     Args:
         folder: a folder that `adapt` wrote.
         dim: make vectors of this dimension with the stored rotation; None: as they were trained.
         overrides: backbone settings other than those of training: `model` when the base model
-            moved, `quantization`, `dtype`, `device`.
+            moved, `quantization`, `dtype`, `device`, `trust_remote_code`.
 
     Raises:
         CheckpointError: incomplete or damaged, or the base model's weights or preprocessing differ.
         SettingsError: the rotation has fewer dimensions than `dim`.
     """
-    settings = _read(folder, SETTINGS_FILE, lambda text: AdaptSettings.model_validate_json(text))
-    manifest = _read(folder, MANIFEST_FILE, json.loads)
-    preprocessing = _read(folder, PREPROCESSING_FILE, json.loads)
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{folder} has checkpoint format {manifest.get('format')!r}; this version reads format {FORMAT}."
-        )
-    if sha256_files([folder / ADAPTER_FILE]) != manifest["adapter_sha256"]:
-        raise CheckpointError(
-            f"{folder / ADAPTER_FILE} does not match the hash in {MANIFEST_FILE}; copy it again."
-        )
-    backbone = Backbone(BackboneSettings.parse(**{**settings.backbone.model_dump(), **overrides}))
-    expected, found = manifest["base_model"], backbone.fingerprint()
+    stored = read_checkpoint(folder)
+    settings, manifest = stored.settings, stored.manifest
+    trusting = {"trust_remote_code": False, **overrides}
+    wanted = BackboneSettings.parse(**{**settings.backbone.model_dump(), **trusting})
+    expected, found = manifest["base_model"], fingerprint(wanted.model)
     if found != expected["sha256"]:
         raise CheckpointError(
             f"{folder} adapts the base model {expected['name']} (sha256 {expected['sha256'][:12]}), but "
-            f"{backbone.settings.model} has sha256 {found[:12]}. Give the right one with --model, or adapt again."
+            f"{wanted.model} has sha256 {found[:12]}. Give the right one with --model, or adapt again."
         )
-    if backbone.preprocessing() != preprocessing:
+    backbone = Backbone(wanted)
+    if backbone.preprocessing() != stored.preprocessing:
         raise CheckpointError(
             f"The tokenizer, chat template or image processor of {backbone.settings.model} is not the one that "
             f"{folder} was trained with ({PREPROCESSING_FILE}); restore it, or adapt again."
         )
     encoder = PromptEncoder(backbone, settings.adapter, settings.projection)
     _load_weights(encoder, folder)
-    rotation = None if dim is None else _load_rotation(folder, dim).to(backbone.device)
-    normalize, adapter = settings.loss.normalize, manifest["adapter_sha256"]
-    return LoadedEncoder(
-        encoder.eval(),
-        settings.prompts,
-        normalize,
-        _version(backbone, settings.prompts, normalize, adapter, dim),
-        dim or encoder.dim,
-        rotation,
-    )
+    rotation = None if dim is None else _load_rotation(folder, encoder.dim, dim).to(backbone.device)
+    normalize = settings.loss.normalize
+    adapted = {
+        "sha256": manifest["adapter_sha256"],
+        "settings": settings.adapter.model_dump(mode="json"),
+        "projection": settings.projection.model_dump(mode="json"),
+    }
+    reduced = None if dim is None else {"dim": dim, "rotation": manifest["rotation_sha256"]}
+    version = _version(backbone, settings.prompts, normalize, adapted, reduced)
+    return LoadedEncoder(encoder.eval(), settings.prompts, normalize, version, dim or encoder.dim, rotation)
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """The JSON of a checkpoint folder whose files have the hashes that its manifest states.
+
+    Attributes:
+        settings: of the training.
+        manifest: see `save_checkpoint`.
+        preprocessing: see `Backbone.preprocessing`.
+    """
+
+    settings: AdaptSettings
+    manifest: dict[str, Any]
+    preprocessing: dict[str, Any]
+
+
+def read_checkpoint(folder: Path) -> StoredCheckpoint:
+    """Read and check a checkpoint without its base model.
+
+    Raises:
+        CheckpointError: incomplete, damaged or of another format.
+    """
+    manifest = _read(folder, MANIFEST_FILE, json.loads)
+    if not isinstance(manifest, dict):
+        raise CheckpointError(f"{folder / MANIFEST_FILE} is damaged: expected a JSON object.")
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{folder} has checkpoint format {manifest.get('format')!r}; this version reads format {FORMAT}. "
+            "Adapt again, or use the version of sda-features that wrote it."
+        )
+    settings = _read(folder, SETTINGS_FILE, lambda text: AdaptSettings.model_validate_json(text))
+    preprocessing = _read(folder, PREPROCESSING_FILE, json.loads)
+    base = manifest.get("base_model")
+    if not (
+        isinstance(base, dict)
+        and all(isinstance(base.get(key), str) for key in ("name", "sha256"))
+        and {"adapter_sha256", "settings_sha256", "rotation_sha256"} <= manifest.keys()
+    ):
+        raise CheckpointError(
+            f"{folder / MANIFEST_FILE} is damaged: hashes are missing. Copy the folder again."
+        )
+    for name, key in {ADAPTER_FILE: "adapter", SETTINGS_FILE: "settings", ROTATION_FILE: "rotation"}.items():
+        path, expected = folder / name, manifest[f"{key}_sha256"]
+        if name == ROTATION_FILE and not path.exists():
+            continue  # needed for --dim alone, which says so
+        with foreign(CheckpointError, f"{path} cannot be read"):
+            found = sha256_files([path])
+        if found != expected:
+            raise CheckpointError(f"{path} does not match the hash in {MANIFEST_FILE}; copy it again.")
+    return StoredCheckpoint(settings, manifest, preprocessing)
 
 
 def unadapted(settings: BackboneSettings, prompts: PromptSettings) -> LoadedEncoder:
@@ -212,7 +263,11 @@ def pretrained(settings: BackboneSettings, prompts: PromptSettings) -> ItemEncod
 
 
 def _version(
-    backbone: Backbone, prompts: PromptSettings, normalize: bool, adapter: str | None, dim: int | None = None
+    backbone: Backbone,
+    prompts: PromptSettings,
+    normalize: bool,
+    adapter: dict[str, Any] | None,
+    reduced: dict[str, Any] | None = None,
 ) -> str:
     parts: dict[str, Any] = {
         "adapter": adapter,
@@ -221,7 +276,7 @@ def _version(
         "preprocessing": backbone.preprocessing(),
         "prompts": _dumped(prompts),
         "normalize": normalize,
-        **({} if dim is None else {"dim": dim}),
+        "reduced": reduced,
     }
     return sha256_json(parts)[:12]
 
@@ -235,7 +290,9 @@ def _dumped(prompts: PromptSettings) -> dict[str, Any]:
 
 
 def _load_weights(encoder: PromptEncoder, folder: Path) -> None:
-    tensors, parameters = load_file(folder / ADAPTER_FILE), encoder.trainable()
+    with foreign(CheckpointError, f"{folder / ADAPTER_FILE} is damaged"):
+        tensors = load_file(folder / ADAPTER_FILE)
+    parameters = encoder.trainable()
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     expected = {name: tuple(value.shape) for name, value in parameters.items()}
     if shapes != expected:
@@ -249,25 +306,32 @@ def _load_weights(encoder: PromptEncoder, folder: Path) -> None:
             parameters[name].copy_(value)
 
 
-def _load_rotation(folder: Path, dim: int) -> Tensor:
-    """The first `dim` columns of the stored rotation."""
-    try:
-        rotation = load_file(folder / ROTATION_FILE)["rotation"]
-    except OSError:
+def _load_rotation(folder: Path, width: int, dim: int) -> Tensor:
+    """The first `dim` columns of the stored rotation of vectors of dimension `width`."""
+    path = folder / ROTATION_FILE
+    if not path.exists():
         raise CheckpointError(
             f"{folder} has no {ROTATION_FILE}, which --dim needs; `sda-features adapt` writes it. Adapt again, or "
             "leave --dim out."
-        ) from None
-    reduce_vectors(rotation.new_zeros(1, rotation.shape[0]), rotation, dim)  # says so if it is too narrow
+        )
+    with foreign(CheckpointError, f"{path} is damaged"):
+        rotation = load_file(path)["rotation"]
+    if rotation.ndim != 2 or len(rotation) != width or not rotation.isfinite().all():
+        raise CheckpointError(
+            f"{path} is damaged: expected a finite matrix with {width} rows, got shape {tuple(rotation.shape)}."
+        )
+    reduce_vectors(rotation.new_zeros(1, width), rotation, dim)  # says so if it is too narrow
     return rotation[:, :dim]
 
 
 def _read(folder: Path, name: str, parse: Callable[[str], Any]) -> Any:
     try:
         return parse((folder / name).read_text(encoding="utf-8"))
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(
             f"{folder} is not a checkpoint: it has no {name}. Expected a folder that `sda-features adapt` wrote."
         ) from None
-    except ValueError as error:
+    except OSError as error:
+        raise CheckpointError(f"{folder / name} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / name} is damaged: {error}") from None

@@ -10,7 +10,6 @@ whether a step for one modality helps or harms the other.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import tempfile
@@ -26,7 +25,6 @@ from torch import Tensor, nn
 from sda_features.catalog import Catalog
 from sda_features.config import (
     AdapterSettings,
-    AdaptSettings,
     BackboneSettings,
     LossSettings,
     ProjectionSettings,
@@ -34,7 +32,7 @@ from sda_features.config import (
 )
 from sda_features.errors import SettingsError
 from sda_features.lvlm.backbone import Backbone, PromptBatch
-from sda_features.lvlm.checkpoint import MANIFEST_FILE, SETTINGS_FILE, load_checkpoint
+from sda_features.lvlm.checkpoint import load_checkpoint, read_checkpoint
 from sda_features.lvlm.cmsa import alignment_loss
 from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.gradient_cache import Encode, PairLoss
@@ -266,9 +264,9 @@ def diagnose_on_catalog(
 def trained(checkpoint: Path, **overrides: Any) -> Subject:
     """A checkpoint with its own loss and prompts; `overrides` as in `load_checkpoint`."""
     loaded = load_checkpoint(checkpoint, **overrides)
-    settings = AdaptSettings.model_validate_json((checkpoint / SETTINGS_FILE).read_text(encoding="utf-8"))
-    manifest = json.loads((checkpoint / MANIFEST_FILE).read_text(encoding="utf-8"))
-    tau = manifest.get("metrics", {}).get("temperature", settings.loss.temperature)
+    stored = read_checkpoint(checkpoint)
+    settings = stored.settings
+    tau = stored.manifest.get("metrics", {}).get("temperature", settings.loss.temperature)
     return Subject(str(checkpoint), loaded.encoder, settings.adapter, loaded.prompts, settings.loss, tau)
 
 

@@ -7,7 +7,6 @@ similarities are made of.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,10 +23,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from sda_features.artifacts import sha256_json
 from sda_features.config import BackboneSettings, PromptSettings
-from sda_features.errors import BackboneError, SettingsError
+from sda_features.errors import BackboneError, SettingsError, foreign
 from sda_features.images import limit_aspect
 from sda_features.lvlm.backbone import Prompt
-from sda_features.lvlm.loading import fingerprint, load_config, pick_device, pick_dtype
+from sda_features.lvlm.loading import load_config, pick_device, pick_dtype, tokenizer_sha256
+from sda_features.lvlm.weights import fingerprint
 from sda_features.prompts import caption
 
 MODEL_TYPES = ("clip", "siglip", "siglip2")
@@ -91,8 +91,8 @@ class DualEncoder:
         self.model, self.tokenizer, self.image_processor = _load(settings, self.device, self.dtype)
         self.version = sha256_json(
             {
-                "base": fingerprint(settings),
-                "tokenizer": _tokenizer_sha256(self.tokenizer),
+                "base": fingerprint(settings.model),
+                "tokenizer": tokenizer_sha256(self.tokenizer),
                 "image_processor": json.loads(self.image_processor.to_json_string()),
                 "max_field_chars": prompts.max_field_chars,
             }
@@ -175,31 +175,21 @@ def _load(settings: BackboneSettings, device: torch.device, dtype: torch.dtype) 
     """Model, tokenizer and image processor of a checkpoint."""
     disable_progress_bar()
     trust = {"trust_remote_code": settings.trust_remote_code}
-    try:
-        model, read = AutoModel.from_pretrained(
-            settings.model, dtype=dtype, use_safetensors=True, output_loading_info=True, **trust
-        )
-        tokenizer = AutoTokenizer.from_pretrained(settings.model, **trust)
-        image_processor = AutoImageProcessor.from_pretrained(settings.model, backend="pil", **trust)
-    except ImportError as error:  # SentencePiece, which the tokenizer of the first SigLIP needs
-        raise BackboneError(
-            f"{settings.model} needs a package that is not installed (pip install 'sda-features[siglip]' for SigLIP): "
-            f"{error}"
-        ) from error
-    except (OSError, ValueError, RuntimeError) as error:
-        raise BackboneError(f"{settings.model} cannot be loaded: {error}") from error
+    with foreign(BackboneError, f"{settings.model} cannot be loaded"):
+        try:
+            model, read = AutoModel.from_pretrained(
+                settings.model, dtype=dtype, use_safetensors=True, output_loading_info=True, **trust
+            )
+            tokenizer = AutoTokenizer.from_pretrained(settings.model, **trust)
+            image_processor = AutoImageProcessor.from_pretrained(settings.model, backend="pil", **trust)
+        except ImportError as error:  # SentencePiece, which the tokenizer of the first SigLIP needs
+            raise BackboneError(
+                f"{settings.model} needs a package that is not installed (pip install 'sda-features[siglip]' for "
+                f"SigLIP): {error}"
+            ) from error
     if missing := sorted(read["missing_keys"]):  # transformers would go on with random numbers
         raise BackboneError(
             f"{settings.model} lacks {len(missing)} weights of the model, {missing[0]} for one. Expected a whole "
             "CLIP or SigLIP, with its text and its picture model."
         )
     return model.to(device).eval(), tokenizer, image_processor
-
-
-def _tokenizer_sha256(tokenizer: Any) -> str:
-    """SHA-256 (hex) of what decides a text's tokens; before the first call, which changes the tokenizer."""
-    if tokenizer.is_fast:
-        state = tokenizer.backend_tokenizer.to_str()
-    else:  # SentencePiece: its rules are in the class and in this one setting
-        state = json.dumps([tokenizer.get_vocab(), getattr(tokenizer, "do_lower_case", None)], sort_keys=True)
-    return hashlib.sha256(state.encode()).hexdigest()

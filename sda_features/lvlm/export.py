@@ -14,7 +14,6 @@ output/
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import warnings
@@ -30,16 +29,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import cached_file
 
-from sda_features.artifacts import atomic_folder
+from sda_features.artifacts import atomic_folder, check_folder
 from sda_features.config import AdapterSettings, AdaptSettings
-from sda_features.errors import CheckpointError, SettingsError
+from sda_features.errors import BackboneError, CheckpointError, foreign
 from sda_features.lvlm.backbone import Backbone
 from sda_features.lvlm.checkpoint import (
     ADAPTER_FILE,
-    MANIFEST_FILE,
-    SETTINGS_FILE,
     LoadedEncoder,
     load_checkpoint,
+    read_checkpoint,
 )
 from sda_features.lvlm.moda import MODALITIES, adapted_layers, expert_weights, rank_gates
 from sda_features.prompts import text_prompt
@@ -80,6 +78,7 @@ def export_checkpoint(
     target: Target = "conditional-generation",
     *,
     model: str | None = None,
+    trust_remote_code: bool = False,
     merged: bool = False,
     dtype: str = "auto",
 ) -> ExportResult:
@@ -93,6 +92,7 @@ def export_checkpoint(
         target: the class that the adapters load over: "conditional-generation" is
             AutoModelForImageTextToText (vLLM and most tools), "base" AutoModel.
         model: base model, when it is not where it was in training.
+        trust_remote_code: run Python code that ships with the base model.
         merged: also write the base model with each adapter merged into its weights.
         dtype: of merged weights; "auto" is the base model's own.
 
@@ -100,15 +100,15 @@ def export_checkpoint(
         CheckpointError: see `load_checkpoint`, or no adapter was trained.
         SettingsError: `output` holds other files than an export's.
     """
-    _refuse_foreign_files(output)
-    moved: dict[str, Any] = {} if model is None else {"model": model}
+    check_folder(output, {*MODALITIES, PROJECTION_FILE, MERGED}, "an earlier export")
+    moved: dict[str, Any] = {"trust_remote_code": trust_remote_code, **({"model": model} if model else {})}
     loaded = load_checkpoint(checkpoint, quantization="none", device="meta", **moved)
-    settings = AdaptSettings.model_validate_json((checkpoint / SETTINGS_FILE).read_text(encoding="utf-8"))
+    stored = read_checkpoint(checkpoint)
+    settings, manifest = stored.settings, stored.manifest
     if settings.adapter.kind == "none":
         raise CheckpointError(
             f"{checkpoint} trained a projection and no adapter (--adapter none): there is nothing to export as LoRA."
         )
-    manifest = json.loads((checkpoint / MANIFEST_FILE).read_text(encoding="utf-8"))
     tensors = load_file(checkpoint / ADAPTER_FILE)
     layers = list(adapted_layers(loaded.encoder.model))
     backbone = loaded.encoder.backbone
@@ -177,12 +177,14 @@ def _lora_config(settings: AdapterSettings, base_model: str) -> LoraConfig:
 
 def _write_merged(folder: Path, adapter: Path, backbone: Backbone, target: Target, dtype: str) -> None:
     """Save the unquantised base model with `adapter` merged by PEFT, ready for `from_pretrained`."""
-    base = getattr(transformers, LOADER[target]).from_pretrained(
-        backbone.settings.model,
-        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-        use_safetensors=True,
-        trust_remote_code=backbone.settings.trust_remote_code,
-    )
+    as_dtype = dtype if dtype == "auto" else getattr(torch, dtype)
+    with foreign(BackboneError, f"The weights of {backbone.settings.model} cannot be loaded"):
+        base = getattr(transformers, LOADER[target]).from_pretrained(
+            backbone.settings.model,
+            dtype=as_dtype,
+            use_safetensors=True,
+            trust_remote_code=backbone.settings.trust_remote_code,
+        )
     with warnings.catch_warnings():  # PEFT 0.21 asks transformers for a property under its old name
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         adapted = PeftModel.from_pretrained(base, str(adapter))
@@ -253,12 +255,3 @@ def model_card(
             *("\nPrompt:\n", "```text", prompt.rstrip("\n"), "```", ""),
         ]
     )
-
-
-def _refuse_foreign_files(output: Path) -> None:
-    """An export replaces its folder: it must hold nothing else."""
-    ours = {*MODALITIES, PROJECTION_FILE, MERGED}
-    if output.is_file() or (output.is_dir() and {path.name for path in output.iterdir()} - ours):
-        raise SettingsError(
-            f"{output} exists and is not an earlier export; choose a new or empty folder with --output."
-        )

@@ -1,22 +1,22 @@
-"""Published checkpoints from their files: configuration, weights, device, dtype and hash."""
+"""Published checkpoints from their files: configuration, weights, tokenizer, image processor, device and dtype."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, BitsAndBytesConfig
-from transformers.utils import cached_file
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils.logging import disable_progress_bar
 
-from sda_features.artifacts import sha256_files
+from sda_features.artifacts import sha256_json
 from sda_features.config import BackboneSettings
-from sda_features.errors import BackboneError
+from sda_features.errors import BackboneError, foreign
 from sda_features.lvlm.attention import SHARED_PREFIX, WINDOWS
 from sda_features.lvlm.patches import PatchEmbedding
+from sda_features.lvlm.weights import locate, read_config
 
 VISION_TOWER = "visual"  # stays in full precision: it is small, and pictures suffer from 4-bit weights
 
@@ -46,16 +46,18 @@ def load_config(settings: BackboneSettings, model_types: Sequence[str]) -> Any:
     Raises:
         BackboneError: no such checkpoint, or another type.
     """
-    try:
+    read_config(locate(settings.model))
+    with foreign(BackboneError, f"The configuration of {settings.model} cannot be used"):
         config = AutoConfig.from_pretrained(settings.model, trust_remote_code=settings.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise BackboneError(
-            f"No model at {settings.model!r}: expected a folder with config.json or the name of a model in "
-            f"the local hub cache. transformers said: {str(error).splitlines()[0]}"
-        ) from None
     if config.model_type not in model_types:
         raise BackboneError(
             f"{settings.model} is a {config.model_type!r} model; expected one of {', '.join(model_types)}."
+        )
+    if quantized := getattr(config, "quantization_config", None):
+        method = quantized.get("quant_method", "quantised") if isinstance(quantized, dict) else "quantised"
+        raise BackboneError(
+            f"{settings.model} has been quantised already ({method}); expected the model as it was trained, which "
+            "--quantization nf4 or int8 then makes small."
         )
     return config
 
@@ -80,8 +82,8 @@ def load_model(
         "int8": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=[VISION_TOWER]),
         "none": None,
     }[settings.quantization]
-    try:
-        model: nn.Module = AutoModel.from_pretrained(
+    with foreign(BackboneError, f"The weights of {settings.model} cannot be loaded"):
+        model, read = AutoModel.from_pretrained(
             settings.model,
             config=config,
             dtype=dtype,
@@ -89,25 +91,54 @@ def load_model(
             attn_implementation={"text_config": SHARED_PREFIX},
             quantization_config=quantization,
             use_safetensors=True,
+            output_loading_info=True,
             trust_remote_code=settings.trust_remote_code,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise BackboneError(f"The weights of {settings.model} cannot be loaded: {error}") from error
+    if missing := sorted(read["missing_keys"]):  # transformers would go on with random numbers
+        raise BackboneError(
+            f"{settings.model} lacks {len(missing)} weights of the model, {missing[0]} for one; copy or download it "
+            "again."
+        )
     model.visual.patch_embed = PatchEmbedding(model.visual.patch_embed.proj)  # type: ignore
     model.visual.config._attn_implementation = WINDOWS  # type: ignore
-    return model.eval()
+    return model.eval()  # type: ignore[no-any-return]
 
 
-def fingerprint(settings: BackboneSettings) -> str:
-    """SHA-256 (hex) of a checkpoint's configuration and weights; quantisation does not count.
+def load_tokenizer(settings: BackboneSettings) -> Any:
+    """The tokenizer of a checkpoint, which must have a chat template.
 
     Raises:
-        BackboneError: no configuration, or no weights in safetensors beside it.
+        BackboneError: there is none, or it cannot be loaded.
     """
-    config_file = cached_file(settings.model, "config.json")
-    if config_file is None:
-        raise BackboneError(f"{settings.model} has no config.json.")
-    weights = sorted(Path(config_file).parent.glob("*.safetensors"))
-    if not weights:
-        raise BackboneError(f"Expected weights in safetensors beside {config_file}, found none.")
-    return sha256_files([Path(config_file), *weights])
+    with foreign(BackboneError, f"The tokenizer of {settings.model} cannot be loaded"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            settings.model, trust_remote_code=settings.trust_remote_code
+        )
+    if not tokenizer.chat_template:
+        raise BackboneError(
+            f"{settings.model} has no chat template: expected chat_template.jinja or `chat_template` in "
+            "tokenizer_config.json, as the published model has it. Copy the whole folder."
+        )
+    return tokenizer
+
+
+def load_image_processor(settings: BackboneSettings) -> Any:
+    """The image processor of a checkpoint.
+
+    Raises:
+        BackboneError: there is none, or it cannot be loaded.
+    """
+    with foreign(BackboneError, f"The image processor of {settings.model} cannot be loaded"):
+        return AutoImageProcessor.from_pretrained(
+            settings.model, trust_remote_code=settings.trust_remote_code, backend="pil"
+        )
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """SHA-256 (hex) of what decides a text's tokens: vocabulary, merges, and the steps before them."""
+    if tokenizer.is_fast:
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        state |= {"truncation": None, "padding": None}  # arguments of the last call
+    else:  # SentencePiece: its rules are in the class and in this one setting
+        state = [tokenizer.get_vocab(), getattr(tokenizer, "do_lower_case", None)]
+    return sha256_json(state)
