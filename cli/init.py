@@ -32,6 +32,12 @@ import click
     show_default=True,
     help="Folder of the offline parts, relative to the repo.",
 )
+@click.option(
+    "--feast-materialize/--no-feast-materialize",
+    default=None,
+    help="Whether the repo's own `feast materialize` writes the vectors, too; it runs where the source folder is. "
+    "By default it does if its stores can read the folder.",
+)
 @click.option("--force", is_flag=True, help="Replace the file even if it was edited.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
@@ -41,6 +47,7 @@ def command(
     entity: str | None,
     join_key: str,
     source_folder: str,
+    feast_materialize: bool | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -55,7 +62,7 @@ def command(
       sda-features init
       feast apply
     """
-    from sda_features.feature_store.init import init_repo
+    from sda_features.feature_store.init import OUR_ONLINE_STORE, init_repo
 
     result = init_repo(
         repo,
@@ -64,6 +71,7 @@ def command(
         entity=entity,
         join_key=join_key,
         source_folder=source_folder,
+        feast_materialize=feast_materialize,
         force=force,
     )
     if as_json:
@@ -75,6 +83,7 @@ def command(
                     "entity": str(result.entity) if result.entity else None,
                     "views": result.views,
                     "online_store": result.online_store,
+                    "feast_materialize": result.feast_materialize,
                 }
             )
         )
@@ -87,7 +96,17 @@ def command(
             f"  readers of the online store need: --join-key {result.entity.join_key or 'KEY'} "
             f"--id-type {(result.entity.value_type or 'STRING').lower()}"
         )
-    if result.online_store != "redis":
+    if not result.feast_materialize:
+        click.echo(
+            "The repo's own `feast materialize` leaves these views out; `sda-features materialize` writes them."
+        )
+    if result.online_store == OUR_ONLINE_STORE:
+        click.echo(
+            f"The online store of this repo is {result.online_store}. Item vectors are read by EmbeddingClient, which "
+            "needs no store of its own. In feature_store.yaml, switch to what Feast ships and keep the rest:\n"
+            "  online_store:\n    type: redis"
+        )
+    elif result.online_store != "redis":
         click.echo(
             f"The online store of this repo is {result.online_store}; item vectors are served from Redis. "
             "In feature_store.yaml:\n"

@@ -69,6 +69,7 @@ def embedding_view(
     *,
     slot: int = 1,
     store_dtype: StoreDtype = "float32",
+    online: bool = True,
 ) -> FeatureView:
     """The feature view of one slot of a feature set: text and image vector and adapter version.
 
@@ -83,6 +84,8 @@ def embedding_view(
         slot: number of the slot, from 1.
         store_dtype: float32 vectors are Array(Float32), which every Feast client understands;
             float16 and int8 ones are Bytes (serving/codec.py), a half and a quarter of the size.
+        online: whether Feast's own `feast materialize` writes this view, too. False where that cannot
+            read the source; `sda-features materialize` writes it all the same.
 
     Raises:
         FeatureStoreError: the entity's ids have another type.
@@ -98,6 +101,7 @@ def embedding_view(
         entities=[entity],
         source=source,
         ttl=timedelta(0),
+        online=online,
         schema=[
             Field(name=entity.join_key, dtype=_FIELD_TYPES[entity.value_type]),
             Field(name=TEXT, dtype=vector, description="Vector of the item's text."),

@@ -17,14 +17,31 @@ from typing import Literal
 
 from sda_features.artifacts import atomic_file
 from sda_features.errors import FeatureStoreError, SettingsError
+from sda_features.feature_store.empty_slot import keep_readable
 from sda_features.serving.codec import STORE_DTYPES, StoreDtype
-from sda_features.serving.layout import view_name
+from sda_features.serving.layout import IdType, view_name
 from sda_features.serving.repo_config import read_repo_config
 
 FILE_NAME = "sda_item_embeddings.py"
 SEAL = "# Written by `sda-features init`. sha256 of the lines below: "
 SKIPPED_FOLDERS = {"__pycache__", "node_modules", "site-packages", "venv"}
 SUPPORTED_VALUE_TYPES = ("STRING", "INT32", "INT64")
+ID_TYPE_OF: dict[str | None, IdType] = {
+    "STRING": "string",
+    "INT32": "int32",
+    "INT64": "int64",
+    None: "string",
+}
+OUR_ONLINE_STORE = "sda_features.feature_store.online.VectorRedisOnlineStore"
+OUR_OFFLINE_STORE = "sda_features.feature_store.offline_store.VectorFileOfflineStore"
+OUR_ENGINE = "sda_features.feature_store.engine.VectorEngine"
+FILE_STORES = (
+    "file",
+    "dask",
+    "duckdb",
+    OUR_OFFLINE_STORE,
+)  # offline stores that read folders of parquet files
+ENGINES_HERE = ("local", OUR_ENGINE)  # batch engines that run where the folder is
 
 
 @dataclass(frozen=True)
@@ -59,6 +76,7 @@ class Initialized:
         entity: where the item entity comes from; None: the file defines one.
         views: names of the feature views.
         online_store: type of the repo's online store; EmbeddingClient reads redis.
+        feast_materialize: whether the repo's own `feast materialize` writes the views, too.
     """
 
     path: Path
@@ -66,6 +84,7 @@ class Initialized:
     entity: FoundEntity | None
     views: tuple[str, ...]
     online_store: str
+    feast_materialize: bool = True
 
 
 def init_repo(
@@ -76,9 +95,13 @@ def init_repo(
     entity: str | None = None,
     join_key: str = "item_id",
     source_folder: str = "data/item_embeddings",
+    feast_materialize: bool | None = None,
     force: bool = False,
 ) -> Initialized:
     """Write the definitions of item-vector views into a Feast repo.
+
+    Each slot gets a parquet file without rows, because Feast fails on a source that has no file,
+    and on the views that it would materialise afterwards.
 
     Args:
         repo_path: folder with feature_store.yaml.
@@ -89,6 +112,9 @@ def init_repo(
             None: the one with this join key, or a new one.
         join_key: join key of the item entity.
         source_folder: folder of parquet parts, one folder a feature set below it; relative to the repo.
+        feast_materialize: whether the repo's own `feast materialize` writes the views, too; it runs
+            where the source folder is. None: yes, if its offline store reads folders of parquet files
+            and its engine runs in one process.
         force: replace a file that was edited, or that something else wrote.
 
     Raises:
@@ -106,7 +132,9 @@ def init_repo(
         )
     views = tuple(view_name(name, slot) for name in names for slot in range(1, slots + 1))
     found = _choose_entity(list(_entities(repo)), entity, join_key)
-    content = _seal(_source(dtypes, slots, found, join_key, source_folder))
+    if feast_materialize is None:
+        feast_materialize = config.offline_type in FILE_STORES and config.engine_type in ENGINES_HERE
+    content = _seal(_source(dtypes, slots, found, join_key, source_folder, feast_materialize))
     path = repo / FILE_NAME
     action: Literal["created", "updated", "unchanged"] = "created"
     if path.exists():
@@ -120,7 +148,15 @@ def init_repo(
     if action != "unchanged":
         with atomic_file(path) as temporary:
             temporary.write_text(content, encoding="utf-8")
-    return Initialized(path, action, found, views, config.online_type)
+    id_type = ID_TYPE_OF[found.value_type if found else None]
+    for name, dtype in dtypes.items():
+        for slot in range(1, slots + 1):
+            keep_readable(repo / _slot_folder(source_folder, name, slot), id_type, dtype)
+    return Initialized(path, action, found, views, config.online_type, feast_materialize)
+
+
+def _slot_folder(source_folder: str, feature_set: str, slot: int) -> str:
+    return f"{source_folder.rstrip('/')}/{feature_set}{f'_{slot}' if slot > 1 else ''}"
 
 
 def _name_and_dtype(feature_set: str) -> tuple[str, StoreDtype]:
@@ -140,6 +176,7 @@ def _source(
     found: FoundEntity | None,
     join_key: str,
     source_folder: str,
+    feast_materialize: bool,
 ) -> str:
     """Text of the definition file, without its seal."""
     names = ["embedding_source", "embedding_view", *([] if found else ["item_entity"])]
@@ -158,10 +195,11 @@ def _source(
     for feature_set, dtype in feature_sets.items():
         name = json.dumps(feature_set)
         stored = f", store_dtype={json.dumps(dtype)}" if dtype != "float32" else ""
+        stored += "" if feast_materialize else ", online=False"
         lines.append("")
         for slot in range(1, slots + 1):
             suffix, option = (f"_{slot}", f", slot={slot}") if slot > 1 else ("", "")
-            path = json.dumps(f"{source_folder.rstrip('/')}/{feature_set}{suffix}")
+            path = json.dumps(_slot_folder(source_folder, feature_set, slot))
             source = f"{feature_set}_source{suffix}"
             lines += [
                 f"{source} = embedding_source({name}, {path}, {item}{option})",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from sda_features.errors import FeatureStoreError
+from sda_features.feature_store.empty_slot import keep_readable
 from sda_features.feature_store.lock import writing
 from sda_features.feature_store.online_rows import delete_online
 from sda_features.feature_store.parts import part_paths, remove_leftovers, stored_dim, stored_rows
@@ -149,4 +150,5 @@ def _empty_slot(versions: Versions, state: VersionState) -> None:
         delete_online(opened, stored_rows(opened.folder)[ITEM_ID].to_pylist())
         for path in part_paths(opened.folder):
             Path(path).unlink()
+        keep_readable(opened.folder, opened.id_type, opened.store_dtype)
         remove_leftovers(opened.folder)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
+from tqdm import tqdm
 
 from sda_features.errors import FeatureStoreError, OnlineStoreError
 from sda_features.feature_store.offline import pull_latest
@@ -17,6 +20,9 @@ from sda_features.feature_store.repo import FeatureSet, open_feature_set, quiet_
 from sda_features.feature_store.schema import ITEM_ID
 from sda_features.serving import layout
 from sda_features.serving.connection import RedisAddress, redis_errors
+
+if TYPE_CHECKING:
+    from feast import FeatureStore, FeatureView
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 ENGINE = "sda_features.feature_store.engine.VectorEngine"  # imported by Feast, when it needs it
@@ -72,35 +78,53 @@ def materialize_view(
             f"There are no rows of {opened.view.name} up to {end.isoformat()}. "
             "Write them with `sda-features materialize`."
         )
-    _use_fast_engine(opened)
     with redis_errors(address or opened.config.online_type), quiet_feast():
         _materialize(opened, end)
     checked = _check_redis(opened, address, rows) if address else _check_sample(opened, rows)
     return Materialized(opened.view.name, len(rows), checked, end, time.monotonic() - started)
 
 
-def _use_fast_engine(opened: FeatureSet) -> None:
-    """Put the fast engine in the place of Feast's local one, which it is wherever it is not faster."""
-    config = opened.store.config
-    engine = config.batch_engine_config
+def _materialize(opened: FeatureSet, end: datetime) -> None:
+    """Copy rows with the fast engine, which is Feast's local one wherever it is not faster."""
+    from feast import FeatureStore
+    from feast.errors import FeastError
+    from feast.repo_config import load_repo_config
+
+    store, view = opened.store, opened.view
+    if not view.online:  # neither the repo's offline store nor its engine may be able to read the folder
+        store = FeatureStore(store.repo_path, load_repo_config(store.repo_path, opened.config.path))
+        store.config.offline_config = "dask"
+        store.config.batch_engine_config = "local"
+    engine = store.config.batch_engine_config
     settings = engine if isinstance(engine, dict) else {"type": engine}
     if settings["type"] == "local":
-        config.batch_engine_config = {**settings, "type": ENGINE}
+        store.config.batch_engine_config = {**settings, "type": ENGINE}
     # Without a batch size Feast writes the first Arrow chunk of a table and drops the others.
-    batches = config.materialization_config
+    batches = store.config.materialization_config
     batches.online_write_batch_size = batches.online_write_batch_size or BATCH_ROWS
-
-
-def _materialize(opened: FeatureSet, end: datetime) -> None:
-    from feast.errors import FeastError
-
     try:
-        opened.store.materialize(EPOCH, end, feature_views=[opened.view.name])
+        if view.online:
+            store.materialize(EPOCH, end, feature_views=[view.name])
+        else:
+            _materialize_hidden(store, view, end)
     except FeastError as error:
         raise FeatureStoreError(
             f"Feast could not materialize {opened.view.name}: {error}. If an entity is missing, import it by name in "
             "the file that defines the view, as `sda-features init` does, and run `feast apply`."
         ) from error
+
+
+def _materialize_hidden(store: FeatureStore, view: FeatureView, end: datetime) -> None:
+    """Write a view that the repo's own `feast materialize` leaves out."""
+    from feast.infra.provider import get_provider
+
+    view = copy.copy(view)
+    view.online = True
+    provider = get_provider(store.config)
+    provider.update_infra(store.project, [], [view], [], [], partial=True)  # tables of SQL stores
+    provider.materialize_single_feature_view(
+        store.config, view, EPOCH, end, store.registry, store.project, lambda rows: tqdm(disable=True)
+    )
 
 
 def _newest_rows(opened: FeatureSet, end: datetime) -> pa.Table:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from sda_features.artifacts import atomic_file
 from sda_features.errors import FeatureMismatchError, FeatureStoreError
+from sda_features.feature_store.empty_slot import EMPTY_FILE, keep_readable
 from sda_features.feature_store.latest import latest_batches
 from sda_features.feature_store.schema import (
     CONTENT_HASH,
@@ -73,7 +74,9 @@ def write_part(folder: Path | str, table: pa.Table, *, id_type: IdType = "string
         )
     _check_alike(folder, table)
     _check_later(folder, table)
-    return save_part(folder, table, dim)
+    path = save_part(folder, table, dim)
+    keep_readable(folder)
+    return path
 
 
 def save_part(folder: Path, table: pa.Table, dim: int | None) -> Path:
@@ -94,7 +97,9 @@ def part_paths(folder: Path | str) -> list[str]:
     both an old part and the one that has taken its place.
     """
     paths = None
-    while paths != (again := [str(path) for path in sorted(Path(folder).glob("*.parquet"))]):
+    while paths != (
+        again := [str(path) for path in sorted(Path(folder).glob("*.parquet")) if path.name != EMPTY_FILE]
+    ):
         paths = again
     return again
 

@@ -30,11 +30,15 @@ class RepoConfig:
         path: the file that was read.
         project: Feast project, part of every Redis key.
         online_store: the `online_store` mapping; may hold a password.
+        offline_type: type of the offline store.
+        engine_type: type of the batch engine.
     """
 
     path: Path
     project: str
     online_store: Mapping[str, Any] = field(repr=False)
+    offline_type: str = "dask"
+    engine_type: str = "local"
 
     @property
     def online_type(self) -> str:
@@ -105,4 +109,16 @@ def read_repo_config(repo_path: Path | str) -> RepoConfig:
     online_store = content.get("online_store")
     if isinstance(online_store, str):
         online_store = {"type": online_store}
-    return RepoConfig(path, content["project"], online_store or {})
+    return RepoConfig(
+        path,
+        content["project"],
+        online_store or {},
+        _type_of(content.get("offline_store"), "dask"),
+        _type_of(content.get("batch_engine"), "local"),
+    )
+
+
+def _type_of(setting: Any, default: str) -> str:
+    """The type that a setting of feature_store.yaml names, alone or in a mapping."""
+    named = setting.get("type") if isinstance(setting, dict) else setting
+    return str(named or default)
