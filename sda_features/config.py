@@ -85,7 +85,10 @@ class PromptSettings(Settings):
         100, gt=0, le=MANY, description="Length at which each field value is cut, in characters."
     )
     max_text_tokens: int = Field(
-        2048, gt=0, description="Length at which a text prompt is cut, in tokens; what is cut is counted."
+        2048,
+        gt=0,
+        le=MANY,
+        description="Length at which a text prompt is cut, in tokens; what is cut is counted.",
     )
     max_image_side: int = Field(
         256, ge=28, le=WIDEST, description="Longest side of an image after scaling down, in pixels."
