@@ -28,6 +28,8 @@ VERBS = {
     "rollback": "Serve the version that was served before.",
     "prune": "Delete versions of a feature set that are not served.",
     "verify": "Compare catalogue, offline rows, online bytes and the trainers' matrix.",
+    "inspect": "Measure a version's vectors: alignment, spread, neighbours, duplicates.",
+    "report": "Write a page to look at: numbers, a map of items, neighbours side by side.",
     "lookup": "Read item vectors from the online store.",
     "export": "Write a checkpoint as PEFT LoRA adapters, and as merged models.",
     "diagnose": "Measure gradient conflict between text and pictures (paper, section 3.3.3).",

@@ -29,6 +29,20 @@ def version_options(function: Decorated) -> Decorated:
     return function
 
 
+def space_options(function: Decorated) -> Decorated:
+    """Decorate a command with `--version` and `--against`, the two sides of a comparison."""
+    for option in (
+        click.option(
+            "--against",
+            metavar="[SET][@VERSION]",
+            help="Compare with another feature set or version; @ alone is the live version.",
+        ),
+        click.option("--version", "version", help="Adapter version.  [default: the live one]"),
+    ):
+        function = option(function)
+    return function
+
+
 def show_versions(states: Sequence[VersionState], feature_set: str, as_json: bool) -> None:
     """Print versions, one a line."""
     if as_json:

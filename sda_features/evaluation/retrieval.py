@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from sda_features.evaluation.metrics import Floats, hit_at_k, mean, ranks_of_targets
+from sda_features.evaluation.neighbours import unit_rows
 
 QUERIES_AT_ONCE = 2048
 
@@ -24,7 +23,7 @@ def retrieval_ranks(queries: Floats, candidates: Floats, *, centre: bool = True)
     Returns:
         float64 [n], from 1.
     """
-    left, right = _unit_rows(queries, centre), _unit_rows(candidates, centre)
+    left, right = unit_rows(queries, centre=centre), unit_rows(candidates, centre=centre)
     ranks = [
         ranks_of_targets(left[rows] @ right.T, rows)
         for rows in np.array_split(np.arange(len(left)), max(1, len(left) // QUERIES_AT_ONCE))
@@ -35,12 +34,3 @@ def retrieval_ranks(queries: Floats, candidates: Floats, *, centre: bool = True)
 def recall_at_k(queries: Floats, candidates: Floats, k: int, *, centre: bool = True) -> float | None:
     """R@k: the share of queries whose counterpart is among the k nearest candidates; None for no rows."""
     return mean(hit_at_k(retrieval_ranks(queries, candidates, centre=centre), k))
-
-
-def _unit_rows(matrix: Floats, centre: bool) -> NDArray[np.float32]:
-    rows = np.asarray(matrix, np.float32)
-    if centre and len(rows):
-        rows = rows - rows.mean(axis=0)
-    norms: NDArray[Any] = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit: NDArray[np.float32] = rows / np.maximum(norms, np.finfo(np.float32).tiny)
-    return unit

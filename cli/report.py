@@ -1,0 +1,87 @@
+"""`sda-features report`: one HTML file about a version's vectors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sda_features.config import CatalogSettings
+
+from .options import collect, settings_options
+from .version_options import space_options, version_options
+
+
+@click.command(name="report")
+@click.argument("catalog")
+@space_options
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    default="report.html",
+    show_default=True,
+    help="HTML file.",
+)
+@click.option(
+    "--run", type=click.Path(path_type=Path), help="Folder that `adapt` wrote: curves, experts, conflict."
+)
+@click.option(
+    "--recommender",
+    "recommenders",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Run of a recommender for the table; may be repeated.",
+)
+@click.option(
+    "--max-megabytes",
+    type=click.FloatRange(min=0),
+    default=40.0,
+    show_default=True,
+    help="Largest size of the pictures in the file.",
+)
+@settings_options(CatalogSettings, skip=("path",))
+@version_options
+def command(
+    catalog: str,
+    version: str | None,
+    against: str | None,
+    output: Path,
+    run: Path | None,
+    recommenders: tuple[Path, ...],
+    max_megabytes: float,
+    repo: Path,
+    feature_set: str,
+    as_json: bool,
+    **values: Any,
+) -> None:
+    """Write a page to look at: numbers, a map of items, neighbours side by side, training.
+
+    The file holds everything it shows, thumbnails too, and needs no network.
+
+    \b
+    Example:
+      sda-features report items.parquet --repo shop/feature_repo -o report.html
+      sda-features report items.parquet --repo shop/feature_repo --version 526f --against @ --run runs/sda
+    """
+    settings = CatalogSettings.parse(path=catalog, **collect(CatalogSettings, values))
+    from sda_features.workflows.report import write_report
+
+    found = write_report(
+        output,
+        repo,
+        feature_set,
+        settings,
+        version=version,
+        against=against,
+        run=run,
+        recommenders=recommenders,
+        max_megabytes=max_megabytes,
+        progress=not as_json,
+    )
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    click.echo(f"{found['path']}  {found['bytes'] / 1e6:.1f} MB; open it in a browser")

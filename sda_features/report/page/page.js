@@ -1,0 +1,249 @@
+"use strict";
+// Everything is in the page: items, their places on the map, their neighbours, and sheets of thumbnails.
+const D = JSON.parse(document.getElementById("data").textContent);
+const $ = (id) => document.getElementById(id);
+const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer;
+const place = new Float32Array(bytes(D.places));
+const spaces = D.spaces.map((space) => ({ name: space.name, lists: Object.fromEntries(
+  Object.entries(space.neighbours).map(([view, text]) => [view, new Int32Array(bytes(text))])) }));
+const COUNT = D.ids.length, K = D.k;
+const COLOURS = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee7733", "#009988", "#cc3311",
+  "#33bbee", "#997700", "#994455"];
+const OTHER = "#9aa0a6";
+const VIEW_NAMES = { text: "Near by text", image: "Near by picture", both: "Near by both" };
+
+function cell(item, side = D.side) {
+  const box = document.createElement("span");
+  box.className = "cell";
+  box.style.width = box.style.height = side + "px";
+  paint(box, item, side);
+  return box;
+}
+function paint(box, item, side) {
+  const per = D.perRow, sheet = Math.floor(item / (per * per)), at = item % (per * per), scale = side / D.side;
+  box.style.width = box.style.height = side + "px";
+  if (sheet >= D.sheets.length || !D.pictured[item]) return;
+  box.style.backgroundImage = `url(${D.sheets[sheet]})`;
+  box.style.backgroundSize = `${per * D.side * scale}px auto`;
+  box.style.backgroundPosition = `${-(at % per) * side}px ${-Math.floor(at / per) * side}px`;
+}
+document.querySelectorAll("[data-item]").forEach((box) => {
+  paint(box, +box.dataset.item, D.side);
+  box.addEventListener("click", () => open(+box.dataset.item));
+});
+
+// ---- search
+const haystack = D.names.map((name, item) => (name + " " + D.ids[item]).toLowerCase());
+function find(text, most = Infinity) {
+  const words = text.toLowerCase().split(/\s+/).filter(Boolean), found = [];
+  if (!words.length) return found;
+  const exact = D.ids.indexOf(text.trim());
+  if (exact >= 0) found.push(exact);
+  for (let item = 0; item < COUNT && found.length < most; item++)
+    if (item !== exact && words.every((word) => haystack[item].includes(word))) found.push(item);
+  return found;
+}
+
+// ---- map
+const canvas = $("map"), pen = canvas.getContext("2d"), tip = $("tip");
+let view = { x: 0, y: 0, zoom: 1 }, hits = null, chosen = -1, column = D.columns[0], codes = null, pending = false;
+const mapped = D.mapped, GRID = 64, grid = new Map();
+mapped.forEach((item, at) => {
+  const key = Math.floor(place[2 * at] * GRID) * 4096 + Math.floor(place[2 * at + 1] * GRID);
+  (grid.get(key) || grid.set(key, []).get(key)).push(at);
+});
+const size = () => ({ w: canvas.clientWidth, h: canvas.clientHeight });
+function project(at) {
+  const { w, h } = size(), scale = Math.min(w, h) * 0.94 * view.zoom;
+  return [w / 2 + (place[2 * at] - 0.5 - view.x) * scale, h / 2 + (place[2 * at + 1] - 0.5 - view.y) * scale];
+}
+function unproject(px, py) {
+  const { w, h } = size(), scale = Math.min(w, h) * 0.94 * view.zoom;
+  return [(px - w / 2) / scale + 0.5 + view.x, (py - h / 2) / scale + 0.5 + view.y];
+}
+function draw() {
+  pending = false;
+  const { w, h } = size(), ratio = window.devicePixelRatio || 1;
+  if (canvas.width !== Math.round(w * ratio) || canvas.height !== Math.round(h * ratio)) {
+    canvas.width = Math.round(w * ratio); canvas.height = Math.round(h * ratio);
+  }
+  pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+  pen.clearRect(0, 0, w, h);
+  const radius = Math.min(8, Math.sqrt(view.zoom) * Math.min(5, Math.max(1.6, 120 / Math.sqrt(mapped.length))));
+  const groups = COLOURS.concat(OTHER).map(() => []);
+  mapped.forEach((item, at) => groups[codes ? codes[item] : COLOURS.length].push(at));
+  groups.forEach((group, code) => {
+    pen.fillStyle = code < COLOURS.length ? COLOURS[code] : OTHER;
+    pen.globalAlpha = hits ? 0.12 : 0.75;
+    pen.beginPath();
+    for (const at of group) dot(at, radius, w, h);
+    pen.fill();
+    if (!hits) return;
+    pen.globalAlpha = 1;
+    pen.beginPath();
+    for (const at of group) if (hits.has(mapped[at])) dot(at, radius + 1.5, w, h);
+    pen.fill();
+  });
+  pen.globalAlpha = 1;
+  const at = mapped.indexOf(chosen);
+  if (at >= 0) {
+    const [x, y] = project(at);
+    pen.strokeStyle = getComputedStyle(document.body).color; pen.lineWidth = 2;
+    pen.beginPath(); pen.arc(x, y, radius + 5, 0, 7); pen.stroke();
+  }
+}
+function dot(at, radius, w, h) {
+  const [x, y] = project(at);
+  if (x < -9 || y < -9 || x > w + 9 || y > h + 9) return;
+  pen.moveTo(x + radius, y); pen.arc(x, y, radius, 0, 7);
+}
+function redraw() { if (!pending) { pending = true; requestAnimationFrame(draw); } }
+function zoom(px, py, factor) {
+  const before = unproject(px, py);
+  view.zoom = Math.min(200, Math.max(0.7, view.zoom * factor));
+  const after = unproject(px, py);
+  view.x += before[0] - after[0]; view.y += before[1] - after[1];
+  redraw();
+}
+function nearestOnMap(px, py) {
+  const [x, y] = unproject(px, py), cx = Math.floor(x * GRID), cy = Math.floor(y * GRID);
+  let best = -1, distance = 14 * 14;
+  for (let i = cx - 1; i <= cx + 1; i++) for (let j = cy - 1; j <= cy + 1; j++)
+    for (const at of grid.get(i * 4096 + j) || []) {
+      const [a, b] = project(at), d = (a - px) ** 2 + (b - py) ** 2;
+      if (d < distance) { distance = d; best = mapped[at]; }
+    }
+  return best;
+}
+const pointers = new Map();
+let moved = false, spread = 0;
+const local = (event) => { const box = canvas.getBoundingClientRect(); return [event.clientX - box.left, event.clientY - box.top]; };
+canvas.addEventListener("pointerdown", (event) => {
+  canvas.setPointerCapture(event.pointerId);
+  pointers.set(event.pointerId, local(event)); moved = false; spread = 0;
+});
+canvas.addEventListener("pointermove", (event) => {
+  const now = local(event), before = pointers.get(event.pointerId);
+  if (!before) return hover(now);
+  pointers.set(event.pointerId, now);
+  const scale = Math.min(size().w, size().h) * 0.94 * view.zoom;
+  if (pointers.size === 1) {
+    if (Math.hypot(now[0] - before[0], now[1] - before[1]) > 2) moved = true;
+    view.x -= (now[0] - before[0]) / scale; view.y -= (now[1] - before[1]) / scale;
+    redraw();
+  } else {
+    const [a, b] = [...pointers.values()], width = Math.hypot(a[0] - b[0], a[1] - b[1]);
+    if (spread) zoom((a[0] + b[0]) / 2, (a[1] + b[1]) / 2, width / spread);
+    spread = width; moved = true;
+  }
+});
+for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, (event) => {
+  pointers.delete(event.pointerId); spread = 0;
+  if (name === "pointerup" && !moved && !pointers.size) {
+    const item = nearestOnMap(...local(event));
+    if (item >= 0) open(item);
+  }
+});
+canvas.addEventListener("pointerleave", () => { tip.hidden = true; });
+canvas.addEventListener("wheel", (event) => { event.preventDefault(); zoom(...local(event), Math.exp(-event.deltaY / 400)); },
+  { passive: false });
+canvas.addEventListener("keydown", (event) => {
+  const { w, h } = size(), step = 0.1 / view.zoom;
+  const moves = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] };
+  if (event.key === "+" || event.key === "-") zoom(w / 2, h / 2, event.key === "+" ? 1.4 : 1 / 1.4);
+  else if (moves[event.key]) { view.x += moves[event.key][0]; view.y += moves[event.key][1]; redraw(); }
+  else return;
+  event.preventDefault();
+});
+function hover([px, py]) {
+  const item = nearestOnMap(px, py);
+  tip.hidden = item < 0;
+  if (item < 0) return;
+  const label = document.createElement("div");
+  label.textContent = D.names[item];
+  const kind = document.createElement("div");
+  kind.className = "soft"; kind.textContent = column ? column.name + ": " + (labelOf(column, item) ?? "none") : D.ids[item];
+  tip.replaceChildren(cell(item, 96), label, kind);
+  tip.style.left = Math.min(px + 14, Math.max(0, size().w - 200)) + "px";
+  tip.style.top = Math.min(py + 14, Math.max(0, size().h - 180)) + "px";
+}
+const labelOf = (col, item) => (col.codes[item] < 0 ? null : col.values[col.codes[item]]);
+function colour() {
+  column = D.columns[$("colour").selectedIndex];
+  if (!column) return;
+  const counts = new Map();
+  column.codes.forEach((code) => code >= 0 && counts.set(code, (counts.get(code) || 0) + 1));
+  const common = [...counts].sort((a, b) => b[1] - a[1]).slice(0, COLOURS.length).map(([code]) => code);
+  const rank = new Map(common.map((code, at) => [code, at]));
+  codes = column.codes.map((code) => rank.get(code) ?? COLOURS.length);
+  const entries = common.map((code, at) => [COLOURS[at], column.values[code]]);
+  if (counts.size > COLOURS.length) entries.push([OTHER, `${counts.size - COLOURS.length} others`]);
+  $("legend").replaceChildren(...entries.map(([shade, name]) => {
+    const entry = document.createElement("span"), mark = document.createElement("i");
+    mark.style.background = shade; entry.append(mark, name);
+    return entry;
+  }));
+  redraw();
+}
+D.columns.forEach((col) => $("colour").add(new Option(col.name)));
+$("colour").addEventListener("change", colour);
+$("search").addEventListener("input", () => {
+  const text = $("search").value;
+  hits = text.trim() ? new Set(find(text)) : null;
+  $("hits").textContent = hits ? `${hits.size.toLocaleString("en")} items` : "";
+  redraw();
+});
+$("search").addEventListener("keydown", (event) => { if (event.key === "Enter" && hits && hits.size) open([...hits][0]); });
+$("reset").addEventListener("click", () => { view = { x: 0, y: 0, zoom: 1 }; redraw(); });
+new ResizeObserver(redraw).observe(canvas);
+
+// ---- gallery
+function open(item, jump = true) {
+  chosen = item;
+  const facts = document.createElement("dl");
+  for (const [name, value] of [["id", D.ids[item]], ["name", D.names[item]], ...D.columns.map((col) => [col.name, labelOf(col, item)])]) {
+    if (value == null) continue;
+    const term = document.createElement("dt"), meaning = document.createElement("dd");
+    term.textContent = name; meaning.textContent = value; facts.append(term, meaning);
+  }
+  $("item").replaceChildren(cell(item, 128), facts);
+  const blocks = [];
+  for (const name of Object.keys(VIEW_NAMES)) {
+    const title = document.createElement("h3"), sides = document.createElement("div");
+    title.textContent = VIEW_NAMES[name];
+    sides.className = "sides" + (spaces.length > 1 ? " two" : "");
+    const lists = spaces.map((space) => [...space.lists[name].slice(item * K, item * K + K)].filter((other) => other >= 0));
+    spaces.forEach((space, at) => {
+      const side = document.createElement("div"), row = document.createElement("div"), head = document.createElement("div");
+      head.className = "soft"; head.textContent = space.name;
+      row.className = "row";
+      const theirs = new Set(lists[1 - at] || []);
+      row.append(...lists[at].map((other) => card(other, theirs.has(other))));
+      if (!lists[at].length) row.append("no vector");
+      side.append(head, row); sides.append(side);
+    });
+    blocks.push(title, sides);
+  }
+  $("neighbours").replaceChildren(...blocks);
+  if (jump) $("gallery").scrollIntoView({ behavior: "smooth" });
+  redraw();
+}
+function card(item, kept) {
+  const button = document.createElement("button"), name = document.createElement("span");
+  button.type = "button"; button.className = "card" + (kept ? " kept" : "");
+  button.title = D.names[item] + (kept ? " (near in both)" : "");
+  name.textContent = D.names[item];
+  button.append(cell(item, 80), name);
+  button.addEventListener("click", () => open(item, false));
+  return button;
+}
+$("pick").addEventListener("change", () => { const [item] = find($("pick").value, 1); if (item !== undefined) open(item, false); });
+$("random").addEventListener("click", () => open(Math.floor(Math.random() * COUNT), false));
+$("theme").addEventListener("click", () => {
+  const dark = getComputedStyle(document.documentElement).colorScheme === "dark" ||
+    (!document.documentElement.dataset.theme && matchMedia("(prefers-color-scheme: dark)").matches);
+  document.documentElement.dataset.theme = dark ? "light" : "dark";
+  redraw();
+});
+colour();
+if (COUNT) open(0, false);
