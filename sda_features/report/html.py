@@ -173,4 +173,4 @@ def _coded(values: Sequence[str | None]) -> tuple[list[str], list[int]]:
 
 
 def _packed(matrix: NDArray[Any], dtype: str) -> str:
-    return base64.b64encode(np.ascontiguousarray(matrix, dtype)).decode()
+    return base64.b64encode(np.ascontiguousarray(matrix, dtype).tobytes()).decode()

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,8 @@ from sda_features.workflows.inspection import (
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+T = TypeVar("T")
 
 MOST_ITEMS = 20_000  # on one page; of a larger catalogue a random choice
 LANDMARKS = 3_000  # items that the projection is computed for; the others are put between their nearest
@@ -76,7 +78,10 @@ class Shelf:
 
     def only(self, chosen: NDArray[np.int64]) -> Shelf:
         """Some of the items."""
-        pick = lambda values: [values[item] for item in chosen]  # noqa: E731
+
+        def pick(values: list[T]) -> list[T]:
+            return [values[item] for item in chosen]
+
         columns = {name: pick(values) for name, values in self.columns.items()}
         return Shelf(
             pick(self.ids), pick(self.names), columns, pick(self.thumbnails), pick(self.picture_hashes)

@@ -16,9 +16,11 @@ def test_nearest_is_a_full_sort(seed: int, n: int, k: int, excluded: bool) -> No
     found = nearest(base, base, k, own=range(n) if excluded else None)
     for row in range(n):
         scores = base @ base[row]
-        candidates = [
-            other for other in range(n) if base[other].any() and not (excluded and other == row)
-        ] if base[row].any() else []
+        candidates = (
+            [other for other in range(n) if base[other].any() and not (excluded and other == row)]
+            if base[row].any()
+            else []
+        )
         best = sorted(candidates, key=lambda other: (-scores[other], other))[:k]
         got = [other for other in found[row] if other >= 0]
         assert [scores[other] for other in got] == [scores[other] for other in best]
@@ -64,7 +66,11 @@ def test_a_collapsed_space_shows() -> None:
     assert one_modality(collapsed, everything).spread == pytest.approx(1, abs=1e-4)
     assert (one_modality(spread, everything).spread or 1) < 0.3
     one_way = np.outer(np.arange(200) - 99.5, np.ones(16)).astype(np.float32)
-    assert (one_modality(one_way, everything).effective_rank or 9) < 1.1 < (one_modality(spread, everything).effective_rank or 0)
+    assert (
+        (one_modality(one_way, everything).effective_rank or 9)
+        < 1.1
+        < (one_modality(spread, everything).effective_rank or 0)
+    )
 
 
 def test_equal_vectors_are_aligned() -> None:
