@@ -308,7 +308,7 @@ def _plain_type(column: pa.Array) -> pa.Array:
     if isinstance(kind, pa.BaseExtensionType):
         return _plain_type(column.storage)
     if kinds.is_dictionary(kind):
-        return _plain_type(column.dictionary_decode())
+        return _plain_type(column.dictionary.take(column.indices))  # decoding would check UTF-8
     if kinds.is_run_end_encoded(kind):
         return _plain_type(pc.run_end_decode(column))
     if kinds.is_string_view(kind):
@@ -319,8 +319,11 @@ def _plain_type(column: pa.Array) -> pa.Array:
         return column.take(
             pa.array(range(len(column)), pa.int64())
         )  # a slice would bring all values of its column
-    is_list = kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind)
-    if is_list or kinds.is_list_view(kind) or kinds.is_large_list_view(kind):
+    if kinds.is_list_view(kind) or kinds.is_large_list_view(kind):
+        return pa.array(
+            column.to_pylist(), pa.list_(kind.value_type)
+        )  # Arrow 26 casts some to invalid arrays
+    if kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind):
         return column.cast(pa.list_(kind.value_type)).take(pa.array(range(len(column)), pa.int64()))
     return column
 

@@ -342,8 +342,12 @@ def _parquet_parts(files: Any, name: str, location: Path | str) -> list[Part]:
         with _path_of(fragment.path):
             schema = fragment.physical_schema
         given = pa_dataset.get_partition_keys(fragment.partition_expression)
-        for key in keys - set(schema.names):
-            schema = schema.append(pa.field(key, pa.string() if key in given else pa.null()))
+        for key in sorted(keys):  # of a column that the file has too, the folder's name counts
+            kind = pa.string() if key in given else pa.null()
+            if key not in schema.names:
+                schema = schema.append(pa.field(key, kind))
+            elif key in given:
+                schema = schema.set(schema.get_field_index(key), pa.field(key, kind))
         parts.append(ParquetPart(fragment.path, fragment, schema))
     return parts
 

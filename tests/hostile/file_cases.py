@@ -1,0 +1,481 @@
+"""Hostile files and folders: CSV and JSON as people and programs write them, parquet that is damaged."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tests.hostile.table_cases import ID_COLUMNS, IMAGE_COLUMNS, PNG, TEXT_COLUMNS, Case
+
+BIG = "123456789012345678901234567890"
+
+# name, a JSON value, its text; None: the row has a problem
+JSON_TEXTS: list[tuple[str, str, str | None]] = [
+    ("integer of 30 digits", BIG, BIG),
+    ("integer of 5000 digits", "9" * 5000, "9" * 5000),
+    ("minus", "-5", "-5"),
+    ("decimal as written", "9.50", "9.50"),
+    ("exponent", "1e3", "1e3"),
+    ("beyond floats", "1e999", "1e999"),
+    ("true", "true", "true"),
+    ("false", "false", "false"),
+    ("null", "null", ""),
+    ("NaN", "NaN", ""),
+    ("Infinity", "-Infinity", ""),
+    ("a date", '"2020-01-01"', "2020-01-01"),
+    ("a timestamp", '"2020-01-01T00:00:00Z"', "2020-01-01T00:00:00Z"),
+    ("white space", '" a\\n\\tb "', "a b"),
+    ("NUL", '"a\\u0000b"', "a\x00b"),
+    ("list", '["a", null, "b"]', "a, b"),
+    ("empty list", "[]", ""),
+    ("object", '{"wood_type": "oak", "x": null}', "wood type oak"),
+    ("list of objects", '[{"k": "wood"}, {"k": 1}]', "k wood, k 1"),
+    ("deep", '{"a": {"b": {"c": [1.0]}}}', "a b c 1.0"),
+    ("emoji as a pair", '"\\ud83d\\ude00"', "\U0001f600"),
+    ("half a pair", '"\\ud83d"', None),
+    ("half a pair in a list", '["a", "\\ud83d"]', None),
+    ("markup", '"<b>a</b>"', "<b>a</b>"),
+]
+
+# name, a JSON value, the id; or the reason why there is none
+JSON_IDS: list[tuple[str, str, str | None, str]] = [
+    ("integer of 30 digits", BIG, BIG, ""),
+    ("integer", "7", "7", ""),
+    ("minus", "-7", "-7", ""),
+    ("a date", '"2020-01-01"', "2020-01-01", ""),
+    ("zeros", '"007"', "007", ""),
+    ("whole number", "100.0", "100", ""),
+    ("whole with exponent", "1e2", "100", ""),
+    ("text with a point", '"100.0"', "100.0", ""),
+    ("white space kept", '" a "', " a ", ""),
+    ("broken number", "1.5", None, "unusable_id"),
+    ("huge exponent", "1e999999999", None, "unusable_id"),
+    ("true", "true", None, "unusable_id"),
+    ("list", '["a"]', None, "unusable_id"),
+    ("object", '{"a": 1}', None, "unusable_id"),
+    ("half a pair", '"\\ud83d"', None, "unusable_id"),
+    ("null", "null", None, "missing_id"),
+    ("NaN", "NaN", None, "missing_id"),
+    ("empty", '""', None, "missing_id"),
+    ("blank", '"\\u2003 "', None, "missing_id"),
+]
+
+JSON_IMAGES: list[tuple[str, str, str | None]] = [
+    ("path", '"a.png"', None),
+    ("struct", '{"bytes": null, "path": "a.png"}', None),
+    ("null", "null", "missing_image"),
+    ("NaN", "NaN", "missing_image"),
+    ("empty", '""', "missing_image"),
+    ("number", "0", "image_not_found"),
+    ("broken number", "1.5", "unusable_image"),
+    ("true", "true", "unusable_image"),
+    ("list", '["a.png"]', "unusable_image"),
+    ("object", '{"href": "a.png"}', "unusable_image"),
+    ("half a pair", '"\\ud83d"', "unusable_image"),
+    ("a folder", '"."', "image_not_found"),
+    ("a URL", '"http://127.0.0.1:1/a.png"', "host_not_allowed"),
+    ("no host", '"http://["', None),
+]
+
+# name, a line, the reason of its row
+JSON_LINES: list[tuple[str, bytes, str]] = [
+    ("cut off", b'{"item_id": "b", "title"', "damaged_row"),
+    ("a list", b'["b", "x"]', "damaged_row"),
+    ("a number", b"7", "damaged_row"),
+    ("text after it", b'{"item_id": "b"} x', "damaged_row"),
+    ("two in a line", b'{"item_id": "b"}{"item_id": "c"}', "damaged_row"),
+    ("single quotes", b"{'item_id': 'b'}", "damaged_row"),
+    ("nested 100,000 deep", b'{"item_id": ' + b"[" * 100_000, "damaged_row"),
+    ("a comment", b"// b", "damaged_row"),
+    ("control character", b'{"item_id": "b\x01"}', "damaged_row"),
+    ("bytes in the title", b'{"item_id": "b", "title": "M\xf6bel"}', "unusable_text"),
+    ("bytes in the id", b'{"item_id": "\xff"}', "unusable_id"),
+    ("no id", b'{"title": "x"}', "missing_id"),
+    ("empty object", b"{}", "missing_id"),
+    ("no text", b'{"item_id": "b"}', "missing_text"),
+]
+
+# name, what stands below the head line, rows, problems
+CSV_FILES: list[tuple[str, bytes, dict[str, str], tuple[tuple[int, str], ...]]] = [
+    ("line ends of Windows", b"a,x\r\nb,y\r\n", {"a": "x", "b": "y"}, ()),
+    ("line ends of old Macs", b"a,x\rb,y\r", {"a": "x", "b": "y"}, ()),
+    ("no line end at the end", b"a,x\nb,y", {"a": "x", "b": "y"}, ()),
+    ("empty lines", b"a,x\n\n\nb,y\n\n", {"a": "x", "b": "y"}, ()),
+    ("quotes", b'a,"x ""y"", z"\n', {"a": 'x "y", z'}, ()),
+    ("inches", b'a,5" pipe\nb,y\n', {"a": '5" pipe', "b": "y"}, ()),
+    ("several lines", b'a,"x\ny\n\nz"\nb,y\n', {"a": "x y z", "b": "y"}, ()),
+    (
+        "quote opened, next closes",
+        b'a,"x\nb,y\nc,"z"\nd,w\n',
+        {"d": "w"},
+        tuple((n, "damaged_row") for n in (1, 2, 3)),
+    ),
+    (
+        "quote never closed",
+        b'z,y\na,"x\nb,y\nc,z\n',
+        {"z": "y"},
+        tuple((n, "damaged_row") for n in (2, 3, 4)),
+    ),
+    ("text after a quote", b'a,"x"y\nb,y\n', {"b": "y"}, ((1, "damaged_row"),)),
+    ("too many columns", b"a,x,z\nb,y\n", {"b": "y"}, ((1, "damaged_row"),)),
+    ("too few columns", b"a\nb,y\n", {"b": "y"}, ((1, "damaged_row"),)),
+    ("an empty column more", b"a,x,\nb,y\n", {"b": "y"}, ((1, "damaged_row"),)),
+    ("Latin-1 in a text", b"a,M\xf6bel\nb,y\n", {"a": "", "b": "y"}, ((1, "unusable_text"),)),
+    ("Latin-1 in an id", b"\xf6,x\nb,y\n", {"b": "y"}, ((1, "unusable_id"),)),
+    ("NUL", b"a,x\x00y\nb,y\n", {"a": "x\x00y", "b": "y"}, ()),
+    ("all NUL", b"\x00" * 20 + b"\nb,y\n", {"b": "y"}, ((1, "damaged_row"),)),
+    ("end of file of DOS", b"a,x\nb,y\n\x1a", {"a": "x", "b": "y"}, ((3, "damaged_row"),)),
+    ("line of separators of Unicode", "a,x\u2028y\u0085z\n".encode(), {"a": "x y z"}, ()),
+    ("a text of a megabyte", b"a," + b"x" * 1_000_000 + b"\nb,y\n", {"a": "x" * 1_000_000, "b": "y"}, ()),
+    ("words that mean null", b"NULL,NaN\nNA,null\n", {"NULL": "NaN", "NA": "null"}, ()),
+    ("empty cells", b"a,\n,y\n", {"a": ""}, ((1, "missing_text"), (2, "missing_id"))),
+    ("quoted empty cells", b'a,""\n"",y\n', {"a": ""}, ((1, "missing_text"), (2, "missing_id"))),
+    ("ids as written", b"007,x\n100.0,y\n1e5,z\n", {"007": "x", "100.0": "y", "1e5": "z"}, ()),
+    ("ids with space", b" a,x\na,y\na ,z\n", {" a": "x", "a": "y", "a ": "z"}, ()),
+    ("an id of two lines", b'"a\nb",x\n', {"a\nb": "x"}, ()),
+    ("dates and integers", b"2020-01-01," + BIG.encode() + b"\n", {"2020-01-01": BIG}, ()),
+    ("repeated ids", b"a,x\na,y\n", {"a": "x"}, ((2, "duplicate_id"),)),
+    ("head line again", b"item_id,title\na,x\n", {"item_id": "title", "a": "x"}, ()),
+    ("formulas", b"=1+1,@x\n", {"=1+1": "@x"}, ()),
+    ("bidirectional marks", "a,\u202ex\n".encode(), {"a": "\u202ex"}, ()),
+]
+
+GOOD = pa.table({"item_id": ["a", "b"], "title": ["x", "y"]})
+BOTH = {"a": {"title": "x"}, "b": {"title": "y"}}
+
+
+def parquet(table: pa.Table) -> bytes:
+    stream = io.BytesIO()
+    pq.write_table(table, stream)
+    return stream.getvalue()
+
+
+def one(**columns: Any) -> pa.Table:
+    return pa.table({"item_id": ["c"], **columns})
+
+
+def _flipped(at: int) -> bytes:
+    data = bytearray(parquet(pa.table({"item_id": [f"i{n}" for n in range(500)], "title": ["x"] * 500})))
+    data[at] ^= 0xFF
+    return bytes(data)
+
+
+_WHOLE = parquet(GOOD)
+PARTS: list[tuple[str, dict[str, Any], dict[str, dict[str, str]] | str]] = [
+    (
+        "text missing in the first",
+        {"0": GOOD, "1": one(title=["z"], brand=["oak"])},
+        {**BOTH, "c": {"title": "z", "brand": "oak"}},
+    ),
+    (
+        "text null in the first",
+        {"0": pa.table({"item_id": ["a"], "t": pa.nulls(1)}), "1": one(t=["z"])},
+        {"a": {}, "c": {"t": "z"}},
+    ),
+    (
+        "integers, then floats",
+        {"0": pa.table({"item_id": ["a"], "n": [10]}), "1": one(n=[9.5])},
+        {"a": {"n": "10"}, "c": {"n": "9.5"}},
+    ),
+    (
+        "integers, then text",
+        {"0": pa.table({"item_id": ["a"], "n": [10]}), "1": one(n=["x"])},
+        {"a": {"n": "10"}, "c": {"n": "x"}},
+    ),
+    (
+        "ids of integers, then text",
+        {"0": pa.table({"item_id": [1], "t": ["x"]}), "1": one(t=["z"])},
+        {"1": {"t": "x"}, "c": {"t": "z"}},
+    ),
+    (
+        "ids of floats, then integers",
+        {"0": pa.table({"item_id": [1.0], "t": ["x"]}), "1": pa.table({"item_id": [2], "t": ["z"]})},
+        {"1": {"t": "x"}, "2": {"t": "z"}},
+    ),
+    (
+        "dates, then text",
+        {"0": one(t=pa.array([0], pa.date32())), "1": pa.table({"item_id": ["d"], "t": ["x"]})},
+        {"c": {"t": "1970-01-01"}, "d": {"t": "x"}},
+    ),
+    (
+        "other order of columns",
+        {"0": GOOD, "1": pa.table({"title": ["z"], "item_id": ["c"]})},
+        {**BOTH, "c": {"title": "z"}},
+    ),
+    (
+        "dictionary, then text",
+        {"0": one(t=pa.array(["x"]).dictionary_encode()), "1": pa.table({"item_id": ["d"], "t": ["y"]})},
+        {"c": {"t": "x"}, "d": {"t": "y"}},
+    ),
+    (
+        "list in one, text in the other",
+        {"0": one(t=[["x"]]), "1": pa.table({"item_id": ["d"], "t": ["y"]})},
+        "1.parquet: column 't' is string, and in ",
+    ),
+    (
+        "struct in one, text in the other",
+        {"0": one(t=[{"x": 1}]), "1": pa.table({"item_id": ["d"], "t": ["y"]})},
+        "column 't' is string, and in ",
+    ),
+    ("an empty part", {"0": GOOD.slice(0, 0), "1": GOOD}, BOTH),
+    (
+        "a part without rows and types",
+        {"0": pa.table({"item_id": pa.nulls(0), "title": pa.nulls(0)}), "1": GOOD},
+        BOTH,
+    ),
+    ("a part that is cut", {"0": GOOD, "1": _WHOLE[: len(_WHOLE) // 2]}, "1.parquet cannot be read"),
+    ("a part of no bytes", {"0": GOOD, "1": b""}, "1.parquet cannot be read"),
+    ("a part that is text", {"0": GOOD, "1": b"not parquet, but text"}, "1.parquet cannot be read"),
+    ("no part with the id", {"0": pa.table({"title": ["x"]})}, "no column 'item_id'. Its columns are title"),
+]
+
+FOLDERS: list[tuple[str, dict[str, Any], dict[str, dict[str, str]] | str]] = [
+    ("nothing in it", {}, "is a folder without files"),
+    ("only hidden files", {".x.parquet": GOOD}, "is a folder without files"),
+    ("only Spark's mark", {"_SUCCESS": b""}, "is a folder without files"),
+    ("of Spark", {"_SUCCESS": b"", ".part-0.crc": b"x", "part-0.snappy.parquet": GOOD}, BOTH),
+    (
+        "of Spark, CSV",
+        {"_SUCCESS": b"", "p0.csv": b"item_id,title\na,x\n", "p1.csv": b"item_id,title\nb,y\n"},
+        BOTH,
+    ),
+    (
+        "of Spark, JSON",
+        {
+            "_SUCCESS": b"",
+            "p0.json": b'{"item_id":"a","title":"x"}\n{"item_id":"b","title":"y"}\n',
+            "p1.json": b"",
+        },
+        BOTH,
+    ),
+    (
+        "CSV with other columns",
+        {"0.csv": b"item_id,title\na,x\nb,y\n", "1.csv": b"wood,item_id\noak,c\n"},
+        {**BOTH, "c": {"wood": "oak"}},
+    ),
+    ("of Hive, without suffix", {"000000_0": _WHOLE}, BOTH),
+    ("a readme in it", {"0.parquet": GOOD, "README.md": b"x"}, "expected files of one format"),
+    ("two formats", {"0.parquet": GOOD, "1.csv": b"item_id\nc\n"}, "expected files of one format"),
+    ("a Delta table", {"0.parquet": GOOD, "_delta_log/0.json": b"{}"}, "is a Delta table"),
+    (
+        "keys as text",
+        {"shelf=007/0.parquet": GOOD},
+        {name: {**row, "shelf": "007"} for name, row in BOTH.items()},
+    ),
+    (
+        "keys with spaces",
+        {"shelf=a%20b/0.parquet": GOOD},
+        {name: {**row, "shelf": "a b"} for name, row in BOTH.items()},
+    ),
+    ("null keys", {"shelf=__HIVE_DEFAULT_PARTITION__/0.parquet": GOOD}, BOTH),
+    (
+        "keys of dates",
+        {"day=2020-01-01/0.parquet": GOOD},
+        {name: {**row, "day": "2020-01-01"} for name, row in BOTH.items()},
+    ),
+    ("keys that the files have too", {"title=z/0.parquet": GOOD}, {"a": {"title": "z"}, "b": {"title": "z"}}),
+    (
+        "files at two depths",
+        {"0.parquet": GOOD, "s=1/0.parquet": one(title=["z"])},
+        {**BOTH, "c": {"title": "z", "s": "1"}},
+    ),
+    ("a suffix in capitals", {"0.PARQUET": GOOD}, BOTH),
+]
+
+
+def _json_cases() -> list[Case]:
+    made = []
+    for name, value, text in JSON_TEXTS:
+        line = f'{{"item_id": "a", "t": {value}, "u": "x"}}\n'
+        rows = {"a": {"t": text, "u": "x"} if text else {"u": "x"}}
+        problems = ((1, "unusable_text"),) if text is None else ()
+        made.append(Case(f"JSON text: {name}", {"c.jsonl": line.encode()}, rows, problems))
+    for name, value, item_id, reason in JSON_IDS:
+        line = f'{{"item_id": {value}, "t": "x"}}\n'
+        rows = {} if item_id is None else {item_id: {"t": "x"}}
+        made.append(
+            Case(f"JSON id: {name}", {"c.jsonl": line.encode()}, rows, ((1, reason),) if reason else ())
+        )
+    for name, value, reason in JSON_IMAGES:
+        if name == "no host":
+            continue  # belongs to the URL check
+        line = f'{{"item_id": "a", "t": "x", "image": {value}}}\n'
+        made.append(
+            Case(
+                f"JSON image: {name}",
+                {"c.jsonl": line.encode(), "a.png": PNG},
+                {"a": {"t": "x"}},
+                ((1, reason),) if reason else (),
+                path="c.jsonl",
+            )
+        )
+    for name, line_, reason in JSON_LINES:
+        content = b'{"item_id": "a", "title": "x"}\n' + line_ + b'\n{"item_id": "z", "title": "y"}\n'
+        rows = (
+            {"a": {"title": "x"}}
+            | ({"b": {}} if reason in ("unusable_text", "missing_text") else {})
+            | {"z": {"title": "y"}}
+        )
+        made.append(Case(f"JSON line: {name}", {"c.ndjson": content}, rows, ((2, reason),)))
+    late = [json.dumps({"item_id": f"i{n}", "t": "x" * 1000}) for n in range(1200)]
+    for name, last, fields in [
+        ("column after 1.2 MB", '{"item_id": "z", "brand": "oak"}', {"brand": "oak"}),
+        ("a float after integers", '{"item_id": "z", "n": 9.5}', {"n": "9.5"}),
+        ("a list after text", '{"item_id": "z", "t": ["a", "b"]}', {"t": "a, b"}),
+        ("an object after text", '{"item_id": "z", "t": {"a": "b"}}', {"t": "a b"}),
+    ]:
+        rows = {f"i{n}": {"t": "x" * 1000} for n in range(1200)} | {"z": fields}
+        made.append(Case(f"JSON: {name}", {"c.jsonl": "\n".join([*late, last]).encode()}, rows))
+    return made
+
+
+def _csv_cases() -> list[Case]:
+    made = [
+        Case(
+            f"CSV: {name}",
+            {"c.csv": b"item_id,title\n" + body},
+            {i: {"title": t} if t else {} for i, t in rows.items()},
+            problems,
+        )
+        for name, body, rows, problems in CSV_FILES
+    ]
+    heads: list[tuple[str, bytes, dict[str, dict[str, str]] | str]] = [
+        ("byte order mark", b"\xef\xbb\xbfitem_id,title\na,x\nb,y\n", BOTH),
+        ("quoted names", b'"item_id","title"\na,x\nb,y\n', BOTH),
+        ("UTF-16", "item_id,title\na,x\n".encode("utf-16"), "UTF-16"),
+        ("UTF-16, big end first", b"\xfe\xff" + "item_id,title\na,x\n".encode("utf-16-be"), "UTF-16"),
+        ("names twice", b"item_id,title,title\na,x,y\n", "several are named 'title'"),
+        ("the id twice", b"item_id,item_id\na,b\n", "several are named 'item_id'"),
+        ("Latin-1 in a name", b"item_id,h\xf6he\na,x\n", "does not name columns"),
+        ("an open quote", b'"item_id,title\na,x\n', "does not name columns"),
+        ("semicolons", b"item_id;title\na;x\n", "no column 'item_id'. Its columns are item_id;title"),
+        ("tabs", b"item_id\ttitle\na\tx\n", "no column 'item_id'"),
+        ("no head line", b"a,x\nb,y\n", "no column 'item_id'. Its columns are a, x"),
+        ("only a head line", b"item_id,title\n", "has no rows"),
+        ("only line ends", b"\n\n\n", "no column 'item_id'"),
+        ("no bytes", b"", "has no rows"),
+        ("binary rubbish", bytes(range(256)) * 4, "has no column 'item_id'"),
+        ("index of pandas", b",item_id,title\n0,a,x\n1,b,y\n", BOTH),
+        ("index of pandas, read and written", b"Unnamed: 0,item_id,title\n0,a,x\n1,b,y\n", BOTH),
+        ("control tokens as a name", b"item_id,<|im_end|>\na,x\n", {"a": {"<|im_end|>": "x"}}),
+        ("our own name", b"item_id,__row,row\na,x,y\n", {"a": {"__row": "x", "row": "y"}}),
+        ("space in a name", b"item_id, title\na,x\n", {"a": {" title": "x"}}),
+    ]
+    for name, content, result in heads:
+        right = {"error": result} if isinstance(result, str) else {"rows": result}
+        made.append(Case(f"CSV head: {name}", {"c.csv": content}, **right))
+    return made
+
+
+def _parquet_cases() -> list[Case]:
+    made = []
+    for name, column, texts, bad in TEXT_COLUMNS:
+        files = {"c.parquet": pa.table({"item_id": ["a", "b"], "t_x": column, "u": ["x", "y"]})}
+        if isinstance(texts, str):
+            made.append(Case(f"text column: {name}", files, error=texts))
+            continue
+        rows = {i: ({"t_x": t} if t else {}) | {"u": u} for i, t, u in zip("ab", texts, "xy", strict=True)}
+        made.append(Case(f"text column: {name}", files, rows, tuple((row, "unusable_text") for row in bad)))
+        # The same rows as two row groups of a folder's second file.
+        made.append(
+            Case(
+                f"text column in parts: {name}",
+                {"d/0.parquet": one(u=["z"]), "d/1.parquet": files["c.parquet"]},
+                {"c": {"u": "z"}, **rows},
+                tuple((row + 1, "unusable_text") for row in bad),
+                path="d",
+            )
+        )
+    for name, column, ids, problems in ID_COLUMNS:
+        files = {"c.parquet": pa.table({"item_id": column, "t": ["x", "y", "z"]})}
+        if isinstance(ids, str):
+            made.append(Case(f"id column: {name}", files, error=ids))
+            continue
+        bad = {row for row, _ in problems}
+        used = [text for row, text in enumerate("xyz", start=1) if row not in bad]
+        made.append(
+            Case(f"id column: {name}", files, {i: {"t": t} for i, t in zip(ids, used, strict=True)}, problems)
+        )
+    for name, column, pictures, problems in IMAGE_COLUMNS:
+        files = {
+            "c.parquet": pa.table({"item_id": ["a", "b", "c"], "t": ["x", "y", "z"], "image": column}),
+            "a.png": PNG,
+        }
+        if isinstance(pictures, str):
+            made.append(Case(f"image column: {name}", files, error=pictures, path="c.parquet"))
+        else:
+            rows = {i: {"t": t} for i, t in zip("abc", "xyz", strict=True)}
+            made.append(Case(f"image column: {name}", files, rows, problems, path="c.parquet"))
+    return made
+
+
+def _file_cases() -> list[Case]:
+    made = []
+    for kind, table in (("parts", PARTS), ("folder", FOLDERS)):
+        for name, files, result in table:
+            inside = {
+                f"d/{p}" + (".parquet" if kind == "parts" else ""): content for p, content in files.items()
+            }
+            right = {"error": result} if isinstance(result, str) else {"rows": result}
+            made.append(Case(f"{kind}: {name}", inside, path="d", **right))
+    index = pa.table({"item_id": ["a", "b"], "title": ["x", "y"], "__index_level_0__": [5, 9]})
+    made.append(Case("parquet: index of pandas", {"c.parquet": index}, BOTH))
+    made.append(
+        Case(
+            "parquet: our own names",
+            {"c.parquet": pa.table({"item_id": ["a"], "row": ["x"], "__row": ["y"], "texts": ["z"]})},
+            {"a": {"row": "x", "__row": "y", "texts": "z"}},
+        )
+    )
+    twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["x"]), pa.array(["y"])], ["item_id", "t", "t"])
+    made.append(
+        Case("parquet: names twice", {"c.parquet": twice}, error="several of its columns are named 't'")
+    )
+    made.append(
+        Case(
+            "parquet: no columns beside the id",
+            {"c.parquet": pa.table({"item_id": ["a", "b"]})},
+            {"a": {}, "b": {}},
+        )
+    )
+    made.append(Case("parquet: no rows", {"c.parquet": GOOD.slice(0, 0)}, error="has no rows"))
+    for share in (1, 4, 12, len(_WHOLE) // 3, len(_WHOLE) // 2, len(_WHOLE) - 9, len(_WHOLE) - 1):
+        made.append(
+            Case(
+                f"parquet: cut after {share} bytes",
+                {"c.parquet": _WHOLE[:share]},
+                error="c.parquet cannot be read",
+            )
+        )
+    made.append(Case("suffix: capitals", {"C.CSV": b"item_id,title\na,x\nb,y\n"}, BOTH))
+    made.append(Case("suffix: none", {"c": b"item_id,title\na,x\n"}, error="ends in ''"))
+    made.append(Case("suffix: Excel", {"c.xlsx": b"PK"}, error="ends in '.xlsx'"))
+    made.append(Case("suffix: compressed", {"c.csv.gz": b"\x1f\x8b"}, error="ends in '.gz'"))
+    made.append(
+        Case("suffix: CSV in a parquet file", {"c.parquet": b"item_id,title\na,x\n"}, error="cannot be read")
+    )
+    made.append(Case("suffix: parquet in a CSV file", {"c.csv": _WHOLE}, error="c.csv"))
+    made.append(Case("suffix: parquet in a JSON file", {"c.jsonl": _WHOLE}, error="c.jsonl"))
+    made.append(Case("path: absent", {}, error="does not exist", path="none.parquet"))
+    made.append(Case("path: NUL", {}, error="none", path="none\x00.csv"))
+    made.append(Case("path: too long", {}, error="cannot be read", path="x" * 300 + ".csv"))
+    made.append(
+        Case("path: a file as a folder", {"c.csv": b"item_id\na\n"}, error="d.csv", path="c.csv/d.csv")
+    )
+    many = pa.table({"item_id": ["a"], **{f"column_{n}": [f"value {n}"] for n in range(500)}})
+    made.append(
+        Case(
+            "parquet: 500 text columns",
+            {"c.parquet": many},
+            {"a": {f"column_{n}": f"value {n}" for n in range(500)}},
+        )
+    )
+    return made
+
+
+CASES = [*_parquet_cases(), *_json_cases(), *_csv_cases(), *_file_cases()]
+DAMAGED = [(at, _flipped(at)) for at in range(0, len(_flipped(0)), 23)]  # one byte of a file is another
