@@ -12,8 +12,12 @@ so it has fields of its own in the same hashes (pointer.py says which slot is se
 
 from __future__ import annotations
 
+import math
+import numbers
+import operator
 import re
 import struct
+import uuid
 from collections.abc import Iterable
 from typing import Literal, TypeAlias
 
@@ -55,8 +59,9 @@ def parse_item_id(item_id: str | int, id_type: IdType) -> str | int:
     Raises:
         FeatureMismatchError: the id is not a value of `id_type`.
     """
+    item_id = id_text(item_id)
     if id_type == "string":
-        return str(item_id)
+        return item_id
     _, packer = _INTEGERS[id_type]
     try:
         number = int(item_id)
@@ -71,6 +76,28 @@ def parse_item_id(item_id: str | int, id_type: IdType) -> str | int:
     return number
 
 
+def id_text(item_id: str | int | float) -> str:
+    """An id as catalogue and log write it: text as it is, a number that is whole as an integer.
+
+    Raises:
+        FeatureMismatchError: neither; or a float from 2^53 on, which stands for several numbers.
+    """
+    if isinstance(item_id, str | uuid.UUID):
+        return str(item_id)
+    try:
+        number = operator.index(item_id)  # type: ignore[arg-type]
+    except TypeError:
+        whole = isinstance(item_id, numbers.Real) and math.isfinite(item_id) and int(item_id) == item_id
+        if not whole or abs(item_id) >= 2**53:
+            raise FeatureMismatchError(
+                f"Expected ids as text or integers, got {item_id!r} ({type(item_id).__name__})."
+            ) from None
+        number = int(item_id)
+    if isinstance(item_id, bool):
+        raise FeatureMismatchError(f"Expected ids as text or integers, got {item_id!r}.")
+    return str(number)
+
+
 def redis_keys(
     item_ids: Iterable[str | int], *, project: str, join_key: str = "item_id", id_type: IdType = "string"
 ) -> list[bytes]:
@@ -80,7 +107,7 @@ def redis_keys(
     suffix = project.encode()
     if id_type == "string":
         prefix += struct.pack("<I", _STRING)
-        values = [str(item_id).encode() for item_id in item_ids]
+        values = [(item_id if type(item_id) is str else id_text(item_id)).encode() for item_id in item_ids]
         heads = {size: prefix + size.to_bytes(4, "little") for size in set(map(len, values))}
         return [heads[len(value)] + value + suffix for value in values]
     code, packer = _INTEGERS[id_type]
