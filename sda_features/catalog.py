@@ -10,9 +10,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -27,11 +26,8 @@ from sda_features.catalog_files import BATCH_ROWS, CatalogColumns, CatalogSlice,
 from sda_features.cells import ID
 from sda_features.config import CatalogSettings
 from sda_features.errors import CatalogError
-from sda_features.images import ImageProblem, decode_image, read_image_bytes
+from sda_features.pictures import Picture, pictures_ahead
 from sda_features.tables import open_table
-
-DECODE_AHEAD = 128  # pictures held decoded
-DECODERS = 4  # threads; Pillow releases the GIL while it decodes
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,8 @@ class Item:
         fields: text column -> value, in prompt order, blanks left out; empty when there is no text.
         image: RGB picture, or None when missing, not usable, or of an item known already.
         content_hash: 128 bits (hex) over fields, picture bytes and what is wrong with the picture;
-            changes when the item does.
+            changes when the item does. With a suffix if the picture could not be reached.
+        shrunk: whether `image` is as small already as the encoder needs it.
     """
 
     row: int
@@ -52,6 +49,7 @@ class Item:
     fields: dict[str, str]
     image: Image | None
     content_hash: str
+    shrunk: bool = False
 
 
 @dataclass
@@ -59,16 +57,23 @@ class CatalogReport:
     """The rows that are not fully usable, each with the reason.
 
     A row is counted once however many problems it has; its other modality is still used.
+
+    Attributes:
+        rows: rows of the catalogue.
+        problems: row, item_id, reason and detail of each.
+        unreachable: pictures that could not be reached; what is stored of such an item is kept.
     """
 
     rows: int
     problems: list[dict[str, Any]] = field(default_factory=list)
+    unreachable: int = 0
     _bad: set[int] = field(default_factory=set)
 
     def add(self, row: int, item_id: str | None, reason: str, detail: str) -> None:
         """Quarantine one row, or one modality of it."""
         self.problems.append({"row": row, "item_id": item_id, "reason": reason, "detail": detail})
         self._bad.add(row)
+        self.unreachable += reason == "image_unreachable"
 
     @property
     def bad_rows(self) -> int:
@@ -145,7 +150,9 @@ class Catalog:
         given = {"path": self.settings.path, "image_root": self.settings.image_root}
         absolute = {name: path.resolve() for name, path in given.items() if isinstance(path, Path)}
         other = copy.copy(self)
-        other.settings = self.settings.model_copy(update={**absolute, "max_bad_rows": 1.0})
+        other.settings = self.settings.model_copy(
+            update={**absolute, "max_bad_rows": 1.0, "max_unreachable": 1.0}
+        )
         return other
 
     def add_problems(self, problems: Iterable[Mapping[str, Any]]) -> None:
@@ -159,55 +166,38 @@ class Catalog:
         self._check_share()
 
     def items(
-        self, known: Mapping[str, str] | None = None, batches: Iterable[pa.RecordBatch] | None = None
+        self,
+        known: Mapping[str, str] | None = None,
+        batches: Iterable[pa.RecordBatch] | None = None,
+        shrink: Callable[[Image], Image] | None = None,
     ) -> Iterator[Item]:
         """Yield usable items in file order, pictures decoded ahead in threads; fills `self.report`.
 
         Args:
             known: item id -> content hash from an earlier reading; an item that has not changed
-                comes without its picture, which saves the decoding.
+                comes without its picture, which saves the decoding. One whose picture cannot be
+                reached now keeps its hash, and counts as unchanged.
             batches: rows of this catalogue, as `CatalogSlice.batches` gives them; None: all rows.
+            shrink: makes a picture as small as it is needed, as `ItemEncoder.shrink`.
 
         Raises:
-            CatalogError: as soon as the share of bad rows is sure to exceed `max_bad_rows`.
+            CatalogError: as soon as the share of bad rows is sure to exceed `max_bad_rows`, or that of
+                pictures that cannot be reached `max_unreachable`.
         """
         self.report = CatalogReport(self.rows)
-        ahead: deque[tuple[_Row, Future[_Picture]]] = deque()
-        with ThreadPoolExecutor(DECODERS) as decoders:
-            try:
-                for row in self._unique_rows(batches):
-                    known_hash = known.get(row.item_id) if known else None
-                    ahead.append((row, decoders.submit(self._picture, row, known_hash)))
-                    if len(ahead) > DECODE_AHEAD:
-                        yield self._item(*ahead.popleft())
-                while ahead:
-                    yield self._item(*ahead.popleft())
-            finally:
-                decoders.shutdown(wait=False, cancel_futures=True)
+        rows = self._unique_rows(batches)
+        with_pictures = self.image_column is not None
+        for row, picture in pictures_ahead(rows, self.settings, known or {}, shrink, with_pictures):
+            yield self._item(row, picture, shrunk=shrink is not None)
         self._check_share()
 
-    def _item(self, row: _Row, decoded: Future[_Picture]) -> Item:
-        picture = decoded.result()
+    def _item(self, row: _Row, picture: Picture, shrunk: bool) -> Item:
         if self.text_columns and not row.fields and "unusable_text" not in row.reported:
             self.report.add(row.number, row.item_id, "missing_text", "every text column is empty")
         if picture.problem is not None and "unusable_image" not in row.reported:
             self.report.add(row.number, row.item_id, picture.problem.reason, picture.problem.detail)
         self._check_share()
-        return Item(row.number, row.item_id, row.fields, picture.image, picture.content_hash)
-
-    def _picture(self, row: _Row, known_hash: str | None) -> _Picture:
-        digest = hashlib.blake2b(json.dumps(row.fields).encode(), digest_size=16)
-        image = problem = None
-        try:
-            if self.image_column is not None:
-                encoded = read_image_bytes(row.image, self.settings)
-                digest.update(encoded)
-                if digest.hexdigest() != known_hash:
-                    image = decode_image(encoded, self.settings)
-        except ImageProblem as error:
-            problem = error
-            digest.update(error.reason.encode())  # so that a bad picture is decoded, and reported, every time
-        return _Picture(digest.hexdigest(), image, problem)
+        return Item(row.number, row.item_id, row.fields, picture.image, picture.content_hash, shrunk)
 
     def _unique_rows(self, batches: Iterable[pa.RecordBatch] | None) -> Iterator[_Row]:
         """Rows whose id is present and in no earlier row."""
@@ -259,16 +249,21 @@ class Catalog:
         return first
 
     def _check_share(self) -> None:
-        report = self.report
-        if report.bad_rows > self.settings.max_bad_rows * self.rows:
-            examples = "\n".join(
-                f"  row {problem['row']} ({problem['item_id']}): {problem['reason']}: {problem['detail']}"
-                for problem in report.problems[:5]
-            )
-            raise CatalogError(
-                f"{self._table.name}: {report}. That is above --max-bad-rows "
-                f"{self.settings.max_bad_rows:g}; repair rows or raise the limit. The first ones:\n{examples}"
-            )
+        report, settings = self.report, self.settings
+        if report.unreachable > settings.max_unreachable * self.rows:
+            option, limit, advice = "--max-unreachable", settings.max_unreachable, "run again later"
+        elif report.bad_rows - report.unreachable > settings.max_bad_rows * self.rows:
+            option, limit, advice = "--max-bad-rows", settings.max_bad_rows, "repair rows"
+        else:
+            return
+        examples = "\n".join(
+            f"  row {problem['row']} ({problem['item_id']}): {problem['reason']}: {problem['detail']}"
+            for problem in report.problems[:5]
+        )
+        raise CatalogError(
+            f"{self._table.name}: {report}. That is above {option} {limit:g}; {advice} or raise the limit. "
+            f"The first ones:\n{examples}"
+        )
 
 
 @dataclass(frozen=True)
@@ -278,13 +273,6 @@ class _Row:
     fields: dict[str, str]
     image: bytes | str | None
     reported: frozenset[str]  # reasons that are in the report already
-
-
-@dataclass(frozen=True)
-class _Picture:
-    content_hash: str
-    image: Image | None
-    problem: ImageProblem | None
 
 
 def _id_hash(item_id: str) -> int:

@@ -6,6 +6,7 @@ verbatim. A setting that a model does not know is an error, and all faults are r
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -57,18 +58,38 @@ class CatalogSettings(Settings):
         None, description="Folder that image paths are relative to and may not leave."
     )
     image_hosts: tuple[str, ...] = Field(
-        (), description="Hosts that image URLs may name, e.g. img.shop.example."
+        (),
+        description="Hosts that image URLs may name, e.g. img.shop.example or img.shop.example:8080; "
+        "an address that is not public is listed itself.",
+    )
+    image_timeout: float = Field(
+        30.0, gt=0, le=3600, description="Seconds that the picture of a URL may take, retries included."
     )
     max_image_bytes: int = Field(20_000_000, gt=0, le=MANY, description="Largest encoded image, in bytes.")
     max_image_pixels: int = Field(
         50_000_000, gt=0, le=MANY, description="Largest image as stored, in pixels."
     )
     max_bad_rows: float = Field(0.1, ge=0, le=1, description="Share of bad rows above which the run stops.")
+    max_unreachable: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Share of rows whose picture cannot be reached now above which the run stops; such a row "
+        "keeps what is stored of it.",
+    )
 
     @field_validator("path")
     @classmethod
     def _path_or_url(cls, value: Path | str) -> Path | str:
         return Path(value) if isinstance(value, str) and "://" not in value else value
+
+    @field_validator("image_hosts")
+    @classmethod
+    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        pattern = r"[\w.-]+(:\d{1,5})?|\[[0-9a-fA-F:.]+\](:\d{1,5})?|[0-9a-fA-F:.]+"
+        if wrong := [host for host in value if not re.fullmatch(pattern, host)]:
+            raise ValueError(f"{wrong[0]!r} is no host; expected one such as img.shop.example, or host:port")
+        return value
 
 
 class PromptSettings(Settings):

@@ -58,6 +58,25 @@ class RankingError(SDAError, ValueError):
     """Scores cannot be ranked (NaN, wrong shape, empty)."""
 
 
+class ImageProblem(SDAError, ValueError):
+    """Why the picture of one catalogue row is not usable.
+
+    Attributes:
+        reason: stable name for reports, e.g. "broken_image".
+        detail: one sentence for a person.
+    """
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+    @property
+    def transient(self) -> bool:
+        """Whether nothing is known of the picture: it may be there at the next try."""
+        return self.reason == "image_unreachable"
+
+
 @contextlib.contextmanager
 def foreign(kind: type[SDAError], message: str) -> Iterator[None]:
     """A boundary around code of others: whatever it raises becomes an error of ours that names the cause.

@@ -24,6 +24,8 @@ LAYER = {
     "catalog": 1,
     "catalog_files": 1,
     "images": 1,
+    "fetch": 1,
+    "pictures": 1,
     "prompts": 1,
     "interactions": 1,
     "splits": 1,
@@ -36,7 +38,9 @@ LAYER = {
     "errors": -2,
 }
 SAME_LAYER = {
-    ("catalog", "images"),
+    ("catalog", "pictures"),
+    ("pictures", "images"),
+    ("pictures", "fetch"),
     ("catalog", "artifacts"),
     ("catalog", "catalog_files"),
     ("splits", "interactions"),

@@ -1,11 +1,8 @@
 from __future__ import annotations
 
-import http.server
 import io
 import json
 import pickle
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,7 @@ from PIL import Image
 from sda_features.catalog import Catalog, Item
 from sda_features.config import CatalogSettings
 from sda_features.errors import CatalogError
-from sda_features.images import ImageProblem, decode_image, fit_within, read_image_bytes
+from sda_features.images import fit_within, open_image
 
 
 def png(colour: str = "red", size: tuple[int, int] = (8, 6), mode: str = "RGB") -> bytes:
@@ -161,9 +158,9 @@ def test_a_known_item_is_not_decoded_and_a_bad_picture_is_reported_again(
 
     def count(encoded: bytes, settings: CatalogSettings) -> Image.Image:
         decoded.append(encoded)
-        return decode_image(encoded, settings)
+        return open_image(encoded, settings)
 
-    monkeypatch.setattr("sda_features.catalog.decode_image", count)
+    monkeypatch.setattr("sda_features.pictures.open_image", count)
     again = list(catalog.items(known))
     assert [(item.item_id, item.fields, item.content_hash) for item in again] == [
         (item.item_id, item.fields, item.content_hash) for item in items
@@ -205,76 +202,6 @@ def test_an_unknown_column_lists_the_known_ones(tmp_path: Path) -> None:
         CatalogError, match=r"no column 'name', 'photo'. Its columns are item_id, title, image"
     ):
         read(path, text_columns=("name",), image_column="photo")
-
-
-def test_a_path_may_not_leave_the_image_root(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    root.mkdir()
-    (tmp_path / "secret.png").write_bytes(png())
-    (root / "link.png").symlink_to(tmp_path / "secret.png")
-    settings = CatalogSettings.parse(path=tmp_path / "items.parquet", image_root=root)
-    for value in ("../secret.png", str(tmp_path / "secret.png"), "link.png"):
-        with pytest.raises(ImageProblem) as problem:
-            read_image_bytes(value, settings)
-        assert problem.value.reason == "path_outside_root"
-    with pytest.raises(ImageProblem) as problem:
-        read_image_bytes("absent.png", settings)
-    assert problem.value.reason == "image_not_found"
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        if self.path == "/moved":
-            self.send_response(302)
-            self.send_header("Location", "/ok")
-            self.end_headers()
-            return
-        body = png() if self.path == "/ok" else b"x" * 5000
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server() -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{httpd.server_address[1]}"
-        httpd.shutdown()
-        thread.join()
-
-
-def test_urls_are_fetched_from_allowed_hosts_only_without_redirects_and_within_limits(server: str) -> None:
-    allowed = CatalogSettings.parse(path="items.csv", image_hosts=("127.0.0.1",), max_image_bytes=1000)
-    assert read_image_bytes(f"{server}/ok", allowed) == png()
-    refused = CatalogSettings.parse(path="items.csv")
-    for url, settings, reason in [
-        (f"{server}/ok", refused, "host_not_allowed"),
-        (f"{server}/moved", allowed, "download_failed"),
-        (f"{server}/large", allowed, "oversized_image"),
-        ("http://127.0.0.1:1/ok", allowed, "download_failed"),
-        (f"http://127.0.0.1@{server[7:]}/ok", refused, "host_not_allowed"),
-    ]:
-        with pytest.raises(ImageProblem) as problem:
-            read_image_bytes(url, settings)
-        assert problem.value.reason == reason, url
-
-
-def test_transparency_becomes_white_and_orientation_is_applied() -> None:
-    settings = CatalogSettings.parse(path="items.csv")
-    clear = io.BytesIO()
-    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(clear, "PNG")
-    assert decode_image(clear.getvalue(), settings).getpixel((0, 0)) == (255, 255, 255)
-
-    turned = io.BytesIO()
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (8, 4)).save(turned, "JPEG", exif=exif)
-    assert decode_image(turned.getvalue(), settings).size == (4, 8)
 
 
 def test_fit_within_keeps_the_aspect_and_never_enlarges() -> None:

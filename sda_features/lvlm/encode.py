@@ -160,7 +160,7 @@ def _sources(loaded: ItemEncoder, items: Iterable[Item]) -> Iterator[_Source]:
     """The items that have a text or a picture."""
     for item in items:
         text = loaded.prompt(item.fields)
-        picture = None if item.image is None else loaded.shrink(item.image)
+        picture = item.image if item.image is None or item.shrunk else loaded.shrink(item.image)
         if text is not None or picture is not None:
             yield _Source(item.item_id, item.content_hash, text, picture)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from sda_features.catalog import Catalog, Item
 from sda_features.config import AdaptSettings
 from sda_features.errors import CatalogError
+from sda_features.images import fit_within
 from sda_features.lvlm.backbone import Backbone, PromptBatch
 from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.prompts import text_prompt
@@ -58,7 +60,8 @@ def plan(settings: AdaptSettings, catalog: Catalog) -> Plan:
     Raises:
         CatalogError: none of the first items has both a text and a picture.
     """
-    complete = (item for item in catalog.items() if item.fields and item.image is not None)
+    shrink = partial(fit_within, longest_side=settings.prompts.max_image_side)
+    complete = (item for item in catalog.items(shrink=shrink) if item.fields and item.image is not None)
     items = list(islice(complete, SAMPLE))
     if not items:
         raise CatalogError(f"{catalog.settings.path} has no item with both a text and a picture.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,10 @@ def write_pairs(catalog: Catalog, prompts: PromptSettings, path: Path, progress:
         CatalogError: fewer than two items have both.
     """
     count = 0
-    items = tqdm(catalog.items(), "reading catalogue", catalog.rows, unit="item", disable=not progress)
+    shrink = partial(fit_within, longest_side=prompts.max_image_side)
+    items = tqdm(
+        catalog.items(shrink=shrink), "reading catalogue", catalog.rows, unit="item", disable=not progress
+    )
     with atomic_file(path) as temporary, pa.ipc.new_file(str(temporary), SCHEMA) as writer:
         pairs = (pair for item in items if (pair := _pair(item, prompts)))
         while rows := list(islice(pairs, ROWS_A_BATCH)):
@@ -106,7 +109,7 @@ def _pair(item: Item, prompts: PromptSettings) -> dict[str, Any] | None:
     if prompt is None or item.image is None:
         return None
     picture = io.BytesIO()
-    fit_within(item.image, prompts.max_image_side).save(picture, "PNG", compress_level=1)
+    item.image.save(picture, "PNG", compress_level=1)
     return {
         "item_id": item.item_id,
         "prompt": prompt,

@@ -107,7 +107,7 @@ class LocalEncoding:
         self, catalog: Catalog, known: Mapping[str, str], progress: Progress
     ) -> Iterator[EncodedItems]:
         """Yield `shard_rows` items at a time; see `Encoding`."""
-        return self.encode(catalog.items(known), known, progress)
+        return self.encode(catalog.items(known, shrink=self.loaded.shrink), known, progress)
 
     def encode(
         self, items: Iterable[Item], known: Mapping[str, str], progress: Progress

@@ -59,7 +59,7 @@ class Worker:
         progress = Progress()
         stored = rows[STORED].to_pylist()
         known = {row["item_id"]: row["content_hash"] for row in stored if row["content_hash"] is not None}
-        items = self.catalog.items(known, rows.drop_columns(STORED).to_batches())
+        items = self.catalog.items(known, rows.drop_columns(STORED).to_batches(), self.loaded.shrink)
         encoding = LocalEncoding(self.loaded, self.batch_size, max(1, len(rows)))
         tables = [_table(shard) for shard in encoding.encode(items, known, progress)]
         counts = {"unchanged": progress.unchanged, "texts_cut": progress.texts_cut}

@@ -1,0 +1,72 @@
+"""Peak memory of reading a catalogue of pictures that are small files and large pictures.
+
+    python -m tests.hostile.bombs [--rows 200] [--kind one-bit]
+
+Prints one JSON object: rows read, pictures found, peak resident memory of the process in MB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import resource
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from sda_features.catalog import Catalog
+from sda_features.config import CatalogSettings
+from sda_features.images import fit_within
+
+SIDE = 7000
+KINDS = {
+    "one-bit": ("1", "PNG"),
+    "grey": ("L", "PNG"),
+    "grey16": ("I;16", "PNG"),
+    "colour": ("RGB", "PNG"),
+    "clear": ("RGBA", "PNG"),
+    "palette": ("P", "GIF"),
+    "webp": ("RGBA", "WEBP"),
+    "jpeg": ("RGB", "JPEG"),
+}
+
+
+def bomb(kind: str, side: int = SIDE) -> bytes:
+    """One colour, so that the file is small."""
+    mode, form = KINDS[kind]
+    stream = io.BytesIO()
+    options = {"progressive": True} if form == "JPEG" else {}
+    Image.new(mode, (side, side)).save(stream, form, **options)
+    return stream.getvalue()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, default=200)
+    parser.add_argument("--kind", choices=KINDS, default="one-bit")
+    parser.add_argument("--whole", action="store_true", help="pictures are not scaled down by the reader")
+    parser.add_argument("--file", type=Path, help="a picture made before: making it takes memory, too")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "items.parquet"
+        encoded = given.file.read_bytes() if given.file else bomb(given.kind)
+        pq.write_table(
+            pa.table({"item_id": [f"i{n}" for n in range(given.rows)], "image": [encoded] * given.rows}), path
+        )
+        shrink = None if given.whole else partial(fit_within, longest_side=256)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        items = Catalog(CatalogSettings.parse(path=path, max_bad_rows=1)).items(shrink=shrink)
+        found = sum(item.image is not None for item in items)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(
+        json.dumps({"rows": given.rows, "pictures": found, "before_mb": before >> 10, "peak_mb": peak >> 10})
+    )
+
+
+if __name__ == "__main__":
+    main()
