@@ -3,12 +3,13 @@
     batch_engine: {type: sda_features.feature_store.engine.VectorEngine}
 
 It is Feast's local engine, and stays so for whatever lies outside the fast path: other online
-stores, a Redis cluster, several join keys, features of other types, transformations. What is stored
+stores, several join keys, features of other types, transformations. What is stored
 is the same either way. A log line says why a view took Feast's path.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -16,21 +17,24 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pa_dataset
+import redis
 from feast import FeatureView
 from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
 from feast.infra.compute_engines.local.compute import LocalComputeEngine, LocalComputeEngineConfig
 from feast.infra.compute_engines.local.job import LocalMaterializationJob
 from feast.infra.offline_stores.dask import DaskOfflineStore
-from feast.infra.online_stores.redis import RedisOnlineStore, RedisType
+from feast.infra.online_stores.redis import RedisOnlineStore
 from feast.types import Array, Bytes, Float32, String
 
 from sda_features.feature_store.latest import latest_batches
+from sda_features.feature_store.lease import RETRIES, TIMEOUT, current_lease
 from sda_features.feature_store.local_parquet import Unsupported, check_columns, read_source
 from sda_features.feature_store.offline_store import VectorFileOfflineStore
 from sda_features.feature_store.redis_commands import UnsupportedRows, value_kind
 from sda_features.feature_store.redis_writer import OnlineView, write_batches
 from sda_features.feature_store.schema import ID_TYPES
 from sda_features.serving.codec import ValueKind
+from sda_features.serving.connection import RedisAddress
 from sda_features.serving.layout import IdType
 
 logger = logging.getLogger(__name__)
@@ -74,18 +78,20 @@ class VectorEngine(LocalComputeEngine):  # type: ignore[misc]
         self._check_stores()
         view = _online_view(self.repo_config.project, task, join_keys)
         columns, created = _source_columns(task.feature_view, view)
-        store, config = self.online_store, self.repo_config.online_store
+        config, lease = self.repo_config.online_store, current_lease()
         renamed = [view.join_key, *view.features, _TIME]
 
         def write(batches: Iterable[pa.RecordBatch]) -> int:
-            return write_batches(
-                store._get_client(config),
-                view,
-                (batch.rename_columns(renamed) for batch in batches),
-                timestamp=_TIME,
-                expire=config.key_ttl_seconds,
-                overwrite=config.skip_dedup,
-            )
+            with contextlib.nullcontext(lease.client) if lease else _client(config) as client:
+                return write_batches(
+                    client,
+                    view,
+                    (batch.rename_columns(renamed) for batch in batches),
+                    timestamp=_TIME,
+                    expire=config.key_ttl_seconds,
+                    overwrite=config.skip_dedup,
+                    guard=lease.check if lease else None,
+                )
 
         def write_dataset(dataset: pa_dataset.FileSystemDataset) -> int:
             times = [columns[-1], *([created] if created else [])]
@@ -132,12 +138,18 @@ class VectorEngine(LocalComputeEngine):  # type: ignore[misc]
             raise Unsupported(f"the online store is {type(store).__name__}")
         if type(store).online_write_batch is not RedisOnlineStore.online_write_batch:
             raise Unsupported(f"{type(store).__name__} writes in its own way")
-        if config.online_store.redis_type == RedisType.redis_cluster:
-            raise Unsupported("a Redis cluster")
         if config.entity_key_serialization_version != 3 or (
             config.registry.enable_online_feature_view_versioning
         ):
             raise Unsupported("another layout of keys")
+
+
+def _client(config: Any) -> redis.Redis:
+    """A client with time-outs, which Feast's own has not."""
+    address = RedisAddress.parse(
+        config.connection_string, config.redis_type.value, sentinel_master=config.sentinel_master
+    )
+    return address.connect(timeout=TIMEOUT, retries=RETRIES)
 
 
 def _online_view(project: str, task: MaterializationTask, join_keys: list[str]) -> OnlineView:

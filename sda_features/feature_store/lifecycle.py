@@ -10,11 +10,11 @@ from typing import Literal
 from sda_features.errors import FeatureStoreError
 from sda_features.feature_store.empty_slot import keep_readable
 from sda_features.feature_store.lock import writing
-from sda_features.feature_store.online_rows import delete_online
+from sda_features.feature_store.online_rows import delete_online, sweep_online
 from sda_features.feature_store.parts import part_paths, remove_leftovers, stored_dim, stored_rows
 from sda_features.feature_store.schema import ITEM_ID
 from sda_features.feature_store.versions import Versions, held_versions, match_version
-from sda_features.serving.pointer import Pointer, move_pointer
+from sda_features.serving.pointer import Pointer
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ def list_versions(versions: Versions) -> list[VersionState]:
     record = versions.record()
     listed = []
     for opened in versions.slots:
-        held = held_versions(opened)
-        complete = [stored for stored in record.versions.values() if stored.slot == opened.slot]
-        for stored in complete:
+        held, writer = held_versions(opened), record.writers.get(opened.slot)
+        stored = record.in_slot(opened.slot)
+        if stored:
             names: dict[str | None, Literal["live", "previous"]] = {
                 record.previous: "previous",
                 record.live: "live",
@@ -65,9 +65,12 @@ def list_versions(versions: Versions) -> list[VersionState]:
                     stored.written,
                 )
             )
-        if held and not complete:
+        elif held or writer:
+            names_held = held or (writer.version,) if writer else held
             items, dim = len(stored_rows(opened.folder)), stored_dim(opened.folder) or 0
-            listed.append(VersionState("+".join(held), opened.slot, "unrecorded", items, dim, None, None))
+            listed.append(
+                VersionState("+".join(names_held), opened.slot, "unrecorded", items, dim, None, None)
+            )
     return listed
 
 
@@ -77,30 +80,36 @@ def promote(versions: Versions, version: str) -> Pointer:
     Raises:
         FeatureStoreError: no such complete version, or several begin like that.
     """
-    return move_pointer(
-        versions.server,
-        versions.key,
-        lambda record: record.promoted(match_version(version, list(record.versions), versions.name)),
-    )
+    goal = match_version(version, list(versions.record().versions), versions.name)
+    return _serve(versions, goal, "promote")
 
 
 def rollback(versions: Versions) -> Pointer:
     """Make the version live that was live before; a second call returns.
 
+    Which one that is, is decided before the record is changed: a change that is tried again, because
+    its reply was lost, does nothing twice.
+
     Raises:
         FeatureStoreError: none was, or it has been pruned.
     """
+    record = versions.record()
+    if record.previous is None:
+        others = [version for version in record.versions if version != record.live]
+        raise FeatureStoreError(
+            f"There is nothing to roll back to: no version of feature set {versions.name!r} was live before "
+            f"{record.live or 'now'}, or it has been pruned. Stored besides: {', '.join(others) or 'none'}."
+        )
+    return _serve(versions, record.previous, "rollback")
 
+
+def _serve(versions: Versions, goal: str, action: str) -> Pointer:
     def change(record: Pointer) -> Pointer:
-        if record.previous is None:
-            others = [version for version in record.versions if version != record.live]
-            raise FeatureStoreError(
-                f"There is nothing to roll back to: no version of feature set {versions.name!r} was live before "
-                f"{record.live or 'now'}, or it has been pruned. Stored besides: {', '.join(others) or 'none'}."
-            )
-        return record.promoted(record.previous)
+        if goal not in record.versions:
+            raise FeatureStoreError(f"Version {goal} of feature set {versions.name!r} has just been pruned.")
+        return record.promoted(goal)
 
-    return move_pointer(versions.server, versions.key, change)
+    return versions.move(change, action)
 
 
 def prune(
@@ -145,10 +154,21 @@ def _empty_slot(versions: Versions, state: VersionState) -> None:
             )
         return record.without_version(state.version)
 
-    with writing(opened.folder):
-        move_pointer(versions.server, versions.key, forget)
-        delete_online(opened, stored_rows(opened.folder)[ITEM_ID].to_pylist())
+    def choose(record: Pointer, now: float) -> int:
+        forget(record)
+        return state.slot
+
+    with versions.lease(state.version, choose) as lease, writing(opened.folder):
+        versions.move(forget, f"prune {state.version}")
+        rows = stored_rows(opened.folder)
+        deleted = delete_online(opened, rows[ITEM_ID].to_pylist())
+        if state.state == "unrecorded" or deleted < state.items:
+            sweep_online(opened, rows.slice(0, 0))  # rows that another machine wrote
         for path in part_paths(opened.folder):
             Path(path).unlink()
         keep_readable(opened.folder, opened.id_type, opened.store_dtype)
         remove_leftovers(opened.folder)
+        lease.began_to_write = False
+        versions.move(
+            lambda record: record.without_writer(state.slot) if lease.expect(record) else record, ""
+        )

@@ -13,8 +13,9 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from sda_features.errors import FeatureStoreError, OnlineStoreError
+from sda_features.feature_store.lease import TIMEOUT
 from sda_features.feature_store.offline import pull_latest
-from sda_features.feature_store.online_rows import TIMEOUT, check_online_store, missing_online
+from sda_features.feature_store.online_rows import check_online_store, delete_online, missing_online
 from sda_features.feature_store.parts import stored_rows
 from sda_features.feature_store.repo import FeatureSet, open_feature_set, quiet_feast
 from sda_features.feature_store.schema import ITEM_ID
@@ -28,6 +29,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 ENGINE = "sda_features.feature_store.engine.VectorEngine"  # imported by Feast, when it needs it
 BATCH_ROWS = 10_000
 SAMPLE = 100
+ATTEMPTS = 3  # to write what did not arrive
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ def materialize_view(
     """Copy the newest row of each item of a slot into the online store, through Feast.
 
     Registry and stores are those of the repo's feature_store.yaml. A Redis server is looked up
-    first, and afterwards each item's event timestamp is read back from it. With another online
-    store, or a Redis cluster, Feast reads back a sample of items instead.
+    first, and afterwards each item's version and event timestamp are read back from it; what did not
+    arrive is written again. With another online store, Feast reads back a sample of items instead.
 
     Args:
         repo_path: an applied Feast repo.
@@ -78,9 +80,22 @@ def materialize_view(
             f"There are no rows of {opened.view.name} up to {end.isoformat()}. "
             "Write them with `sda-features materialize`."
         )
-    with redis_errors(address or opened.config.online_type), quiet_feast():
-        _materialize(opened, end)
-    checked = _check_redis(opened, address, rows) if address else _check_sample(opened, rows)
+    for attempt in range(ATTEMPTS):
+        with redis_errors(address or opened.config.online_type), quiet_feast():
+            _materialize(opened, end)
+        if not address:
+            checked = _check_sample(opened, rows)
+        elif not (missing := _missing(opened, address, rows)):
+            checked = len(rows)
+        elif attempt == ATTEMPTS - 1:
+            raise OnlineStoreError(
+                f"Expected {len(rows)} items of {opened.view.name} in Redis at {address}, but {len(missing)} did not "
+                f"arrive, such as {rows[ITEM_ID][missing[0]].as_py()!r}. Does the server evict keys "
+                "(maxmemory-policy), or does key_ttl_seconds expire them? Correct that and materialize again."
+            )
+        else:
+            continue
+        break
     return Materialized(opened.view.name, len(rows), checked, end, time.monotonic() - started)
 
 
@@ -136,17 +151,17 @@ def _newest_rows(opened: FeatureSet, end: datetime) -> pa.Table:
     return stored_rows(folder, end=end)  # some hundred times faster than Feast: it reads no vectors
 
 
-def _check_redis(opened: FeatureSet, address: RedisAddress, rows: pa.Table) -> int:
-    """Every row must be in Redis, with its event timestamp or a later one."""
+def _missing(opened: FeatureSet, address: RedisAddress, rows: pa.Table) -> list[int]:
+    """Positions of the rows that are not in Redis; those of another version are deleted, to be written again.
+
+    A server that failed over has lost its last seconds, and a writer that was overtaken may have
+    left rows that are newer than ours.
+    """
     with redis_errors(address), address.connect(timeout=TIMEOUT) as server:
-        absent = missing_online(server, opened, rows)
-    if absent:
-        raise OnlineStoreError(
-            f"Expected {len(rows)} items of {opened.view.name} in Redis at {address}, but {len(absent)} did not "
-            f"arrive, such as {rows[ITEM_ID][absent[0]].as_py()!r}. Does the server evict keys (maxmemory-policy), "
-            "or does key_ttl_seconds expire them? Correct that and materialize again."
-        )
-    return len(rows)
+        missing, foreign = missing_online(server, opened, rows)
+    if foreign:
+        delete_online(opened, rows[ITEM_ID].take(pa.array(foreign)).to_pylist())
+    return missing
 
 
 def _check_sample(opened: FeatureSet, rows: pa.Table) -> int:

@@ -1,15 +1,18 @@
-"""What a slot has in Redis: which of its rows are missing there, and their deletion by exact key."""
+"""What a slot has in Redis: rows that are missing there, rows that nobody knows, deletion by exact key."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import redis
+from redis.cluster import RedisCluster
 
-from sda_features.feature_store.redis_writer import OnlineView, delete_view_rows
+from sda_features.feature_store.lease import TIMEOUT, current_lease
+from sda_features.feature_store.redis_writer import Guard, OnlineView, delete_view_keys, delete_view_rows
 from sda_features.feature_store.repo import FeatureSet
 from sda_features.feature_store.schema import EVENT_TIMESTAMP, ITEM_ID
 from sda_features.serving import codec, layout
@@ -17,16 +20,15 @@ from sda_features.serving.connection import RedisAddress, redis_errors
 from sda_features.serving.wire import fetch_fields
 
 BATCH_KEYS = 10_000
-TIMEOUT = 10.0  # seconds; a busy server that loads a catalogue may take a while
 
 
 def check_online_store(opened: FeatureSet) -> RedisAddress | None:
-    """Look whether the repo's Redis server answers; None for another kind of online store, unchecked.
+    """Look whether the repo's Redis answers; None for another kind of online store, unchecked.
 
     Raises:
         OnlineStoreError: it does not.
     """
-    if not opened.config.has_plain_redis:
+    if not opened.config.has_redis:
         return None
     address = opened.config.redis_address()
     with redis_errors(address), address.connect(timeout=TIMEOUT) as server:
@@ -43,7 +45,7 @@ def online_view(opened: FeatureSet) -> OnlineView:
 
 @contextlib.contextmanager
 def online_server(opened: FeatureSet) -> Iterator[redis.Redis | None]:
-    """A client of the repo's Redis server, closed after the block; None for another kind of online store.
+    """A client of the repo's Redis, closed after the block; None for another kind of online store.
 
     Raises:
         OnlineStoreError: the server does not answer, or fails in the block.
@@ -56,34 +58,93 @@ def online_server(opened: FeatureSet) -> Iterator[redis.Redis | None]:
         yield server
 
 
-def missing_online(server: redis.Redis, opened: FeatureSet, rows: pa.Table) -> list[int]:
-    """Positions of the rows whose event timestamp, or a later one, is not in Redis.
+def missing_online(server: redis.Redis, opened: FeatureSet, rows: pa.Table) -> tuple[list[int], list[int]]:
+    """Rows that are not in Redis as they should be.
 
     Args:
         server: the online store.
         opened: the slot.
-        rows: item_id and event_timestamp.
+        rows: item_id, adapter_version and event_timestamp.
+
+    Returns:
+        Positions of the rows that are not there with their event timestamp or a later one; and of
+        those that are there with another version, which are among the first.
     """
     view = online_view(opened)
     keys = view.keys(rows[ITEM_ID].to_pylist())
     expected = pc.cast(rows[EVENT_TIMESTAMP], pa.int64()).to_pylist()  # microseconds
-    missing = []
+    versions = list(map(codec.encode_string, rows[layout.VERSION].to_pylist()))
+    fields = [view.time_field, layout.hash_field(view.view, layout.VERSION)]
+    missing, foreign = [], []
     for start in range(0, len(keys), BATCH_KEYS):
-        stored, _ = fetch_fields(server, keys[start : start + BATCH_KEYS], [view.time_field])
-        for row, (value,) in enumerate(stored, start):
+        stored, _ = fetch_fields(server, keys[start : start + BATCH_KEYS], fields)
+        for row, (value, version) in enumerate(stored, start):
             nanoseconds = codec.decode_timestamp(value)
-            if nanoseconds is None or nanoseconds // 1000 < expected[row]:
-                missing.append(row)
-    return missing
+            if version and version != versions[row]:
+                foreign.append(row)
+            elif nanoseconds is not None and nanoseconds // 1000 >= expected[row] and version:
+                continue
+            missing.append(row)
+    return missing, foreign
 
 
-def delete_online(opened: FeatureSet, item_ids: Sequence[str | int]) -> None:
+def delete_online(opened: FeatureSet, item_ids: Sequence[str | int]) -> int:
     """Delete the fields of one view from the hashes of items; other views and other keys stay.
 
-    Feast has no deletion of rows, so with an online store that is not a Redis server nothing
-    happens: there, a removed item keeps its last vectors.
+    Feast has no deletion of rows, so with an online store that is not Redis nothing happens:
+    there, a removed item keeps its last vectors.
+
+    Returns:
+        Items that had a row.
     """
-    if item_ids:
+    if not item_ids:
+        return 0
+    with writing_client(opened) as (server, guard):
+        return delete_view_rows(server, online_view(opened), item_ids, guard) if server is not None else 0
+
+
+@contextlib.contextmanager
+def writing_client(opened: FeatureSet) -> Iterator[tuple[redis.Redis | None, Guard | None]]:
+    """The client of the lease that this process holds, and its guard; without a lease, a client."""
+    if lease := current_lease():
+        with redis_errors(opened.config.redis_address()):
+            yield lease.client, lease.check
+    else:
         with online_server(opened) as server:
-            if server is not None:
-                delete_view_rows(server, online_view(opened), item_ids)
+            yield server, None
+
+
+def view_keys(server: redis.Redis, opened: FeatureSet) -> Iterator[list[bytes]]:
+    """Keys of all hashes that hold a row of a slot, some at a time: a scan of the whole server."""
+    view = online_view(opened)
+    nodes: list[Any] = [server]
+    if isinstance(server, RedisCluster):
+        nodes = [server.get_redis_connection(node) for node in server.get_primaries()]
+    for node in nodes:
+        cursor = -1
+        while cursor:
+            cursor, keys = node.scan(max(cursor, 0), match=view.key_pattern, count=BATCH_KEYS, _type="hash")
+            keys = [key for key in keys if view.owns(key)]
+            stored, _ = fetch_fields(server, keys, [view.time_field, *view.fields])
+            if found := [
+                key for key, row in zip(keys, stored, strict=True) if any(v is not None for v in row)
+            ]:
+                yield found
+
+
+def orphans_online(server: redis.Redis, opened: FeatureSet, rows: pa.Table) -> Iterator[list[bytes]]:
+    """Keys that hold a row of a slot which the offline store does not have, some at a time."""
+    known = set(online_view(opened).keys(rows[ITEM_ID].to_pylist()))
+    for keys in view_keys(server, opened):
+        if orphans := [key for key in keys if key not in known]:
+            yield orphans
+
+
+def sweep_online(opened: FeatureSet, rows: pa.Table) -> int:
+    """Delete the rows of a slot online that are not among `rows`; return how many there were."""
+    swept = 0
+    with writing_client(opened) as (server, guard):
+        if server is not None:
+            for keys in orphans_online(server, opened, rows):
+                swept += delete_view_keys(server, online_view(opened), keys, guard)
+    return swept

@@ -8,8 +8,9 @@ TLS, users, time-outs and retries are redis-py's.
 from __future__ import annotations
 
 import contextlib
+import struct
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -19,17 +20,27 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import redis
+from redis.backoff import ExponentialBackoff
+from redis.cluster import RedisCluster
+from redis.retry import Retry
 
 from sda_features.feature_store.latest import epoch_nanoseconds
 from sda_features.feature_store.redis_commands import UnsupportedRows, commands, encode_times, hash_commands
 from sda_features.serving import codec, layout
 from sda_features.serving.layout import IdType
-from sda_features.serving.wire import drain
+from sda_features.serving.wire import by_node, drain
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
+Guard: TypeAlias = Callable[..., None]
+"""Called before each send, with `connected=True` when the connection is new; raises if this process may not write."""
+
 CHUNK_ROWS = 256  # in one send
 AHEAD = 3  # chunks on their way while the next is prepared
+CLUSTER_RETRIES = 12  # of one command, some twenty seconds in all: a replica takes over in that time
+
+_GONE = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
+_ELSEWHERE = (redis.exceptions.AskError, redis.exceptions.TryAgainError, redis.exceptions.ClusterDownError)
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,19 @@ class OnlineView:
         """Redis keys of entities."""
         return layout.redis_keys(ids, project=self.project, join_key=self.join_key, id_type=self.id_type)
 
+    @property
+    def key_pattern(self) -> bytes:
+        """What SCAN matches: a few keys of others besides."""
+        return b"*" + self.project.encode()
+
+    def owns(self, key: bytes) -> bool:
+        """Whether a key is one of this project's entities, by its lengths: `coffeeshop` ends in `shop`, too."""
+        prefix, size = layout.key_prefix(self.join_key, self.id_type), struct.Struct("<I")
+        if not key.startswith(prefix) or len(key) < len(prefix) + size.size:
+            return False
+        (length,) = size.unpack_from(key, len(prefix))
+        return key[len(prefix) + size.size + length :] == self.project.encode()
+
 
 def write_batches(
     client: redis.Redis,
@@ -73,6 +97,7 @@ def write_batches(
     timestamp: str = "event_timestamp",
     expire: int | None = None,
     overwrite: bool = False,
+    guard: Guard | None = None,
 ) -> int:
     """Write rows whose keys differ, with Feast's rule: a stored row that is as new or newer stays.
 
@@ -84,6 +109,7 @@ def write_batches(
         timestamp: column of event times; without a time zone they are UTC.
         expire: Feast's `key_ttl_seconds`: a written hash, with all its views, is dropped after so long.
         overwrite: Feast's `skip_dedup`: do not look at stored rows.
+        guard: see `Guard`.
 
     Returns:
         Rows written, without those that stayed.
@@ -95,22 +121,26 @@ def write_batches(
     """
     write = _Write(view, timestamp, expire or None)
     written = 0
-    with _pipeline(client) as pipeline:
-        waiting: deque[tuple[pa.RecordBatch, list[bytes]]] = deque()
-        for batch in _chunks(batches):
+    with _pipelines(client, guard) as pipelines:
+        for batch in _chunks(batches, CHUNK_ROWS * pipelines.nodes):
             keys = write.keys(batch)
-            if overwrite:
-                written += write.send(pipeline, batch, keys)
-                pipeline.drain(keep=AHEAD)
-                continue
-            # Stored times are asked for some chunks ahead, so that no write waits for an answer.
-            pipeline.send(commands(b"HGET", keys, view.time_field), len(keys), asked=True)
-            waiting.append((batch, keys))
-            if len(waiting) > AHEAD:
-                written += write.send_newer(pipeline, *waiting.popleft())
-        for chunk in waiting:
-            written += write.send_newer(pipeline, *chunk)
-        pipeline.drain()
+            for pipeline, rows in pipelines.of(keys):
+                part, part_keys = (
+                    (batch.take(pa.array(rows)), [keys[row] for row in rows]) if rows else (batch, keys)
+                )
+                if overwrite:
+                    written += write.send(pipeline, part, part_keys)
+                    pipeline.drain(keep=AHEAD)
+                    continue
+                # Stored times are asked for some chunks ahead, so that no write waits for an answer.
+                pipeline.send(commands(b"HGET", part_keys, view.time_field), len(part_keys), asked=True)
+                pipeline.waiting.append((part, part_keys))
+                if len(pipeline.waiting) > AHEAD:
+                    written += write.send_newer(pipeline, *pipeline.waiting.popleft())
+        for pipeline in pipelines:
+            for chunk in pipeline.waiting:
+                written += write.send_newer(pipeline, *chunk)
+            pipeline.drain()
     return written
 
 
@@ -122,6 +152,7 @@ def write_table(
     timestamp: str = "event_timestamp",
     expire: int | None = None,
     overwrite: bool = False,
+    guard: Guard | None = None,
 ) -> int:
     """Write rows whose keys may repeat: the newest of a key counts, the first of several as new.
 
@@ -130,10 +161,14 @@ def write_table(
     """
     kept = table.take(pa.array(_last_written(table, view.join_key, timestamp, overwrite)))
     batches = kept.to_batches(max_chunksize=CHUNK_ROWS)
-    return write_batches(client, view, batches, timestamp=timestamp, expire=expire, overwrite=overwrite)
+    return write_batches(
+        client, view, batches, timestamp=timestamp, expire=expire, overwrite=overwrite, guard=guard
+    )
 
 
-def delete_view_rows(client: redis.Redis, view: OnlineView, ids: Sequence[str | int]) -> int:
+def delete_view_rows(
+    client: redis.Redis, view: OnlineView, ids: Sequence[str | int], guard: Guard | None = None
+) -> int:
     """Delete the fields of one view for some entities, by their exact keys.
 
     Other views of the entities stay, and so does everything of other projects. Redis drops a hash
@@ -142,13 +177,22 @@ def delete_view_rows(client: redis.Redis, view: OnlineView, ids: Sequence[str | 
     Returns:
         Entities that had a row of the view.
     """
+    return delete_view_keys(client, view, view.keys(ids), guard)
+
+
+def delete_view_keys(
+    client: redis.Redis, view: OnlineView, keys: Sequence[bytes], guard: Guard | None = None
+) -> int:
+    """As `delete_view_rows`, for keys."""
     deleted = 0
     fields = [view.time_field, *view.fields]
-    with _pipeline(client) as pipeline:
-        for start in range(0, len(ids), CHUNK_ROWS):
-            keys = view.keys(ids[start : start + CHUNK_ROWS])
-            pipeline.send(commands(b"HDEL", keys, *fields), len(keys))
-            deleted += sum(map(bool, pipeline.receive()))
+    with _pipelines(client, guard) as pipelines:
+        for start in range(0, len(keys), CHUNK_ROWS):
+            chunk = keys[start : start + CHUNK_ROWS]
+            for pipeline, rows in pipelines.of(chunk):
+                part = [chunk[row] for row in rows] if rows else chunk
+                pipeline.send(commands(b"HDEL", part, *fields), len(part))
+                deleted += sum(map(bool, pipeline.receive()))
     return deleted
 
 
@@ -193,8 +237,12 @@ class _Pipeline:
     command here may run twice. How often, and after which wait, is the client's own setting.
     """
 
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
+    def __init__(self, connection: Any, guard: Guard | None) -> None:
+        self.waiting: deque[tuple[pa.RecordBatch, list[bytes]]] = (
+            deque()
+        )  # chunks whose stored times were asked
+        self._connection, self._guard = connection, guard
+        self._is_new = True
         self._sends: deque[tuple[bytes, int, bool]] = deque()  # without replies: data, replies, asked
         self._on_wire = 0  # how many of them this connection has been given
         self._received: deque[Any] = deque()  # replies that came along with earlier ones
@@ -206,7 +254,7 @@ class _Pipeline:
 
     def receive(self) -> list[Any]:
         """The replies to the oldest send."""
-        received = self._exchange(self._sends[0][1])
+        received = self._replies()
         self._sends.popleft()
         self._on_wire -= 1
         for reply in received:
@@ -225,12 +273,19 @@ class _Pipeline:
         while len(self._sends) > keep:
             self.receive()
 
+    def _replies(self) -> list[Any]:
+        return self._exchange(self._sends[0][1])
+
     def _exchange(self, replies: int) -> list[Any]:
         """Send what is not on the wire, then read so many replies."""
 
         def attempt() -> list[Any]:
             waiting = [data for data, _, _ in islice(self._sends, self._on_wire, None)]
             if waiting:
+                if self._guard:
+                    self._connection.connect()
+                    self._guard(connected=self._is_new)
+                    self._is_new = False
                 # A health check would read a reply that is not its own.
                 self._connection.send_packed_command(waiting, check_health=False)
                 self._on_wire = len(self._sends)
@@ -238,6 +293,7 @@ class _Pipeline:
 
         def reset(error: Exception) -> None:
             self._connection.disconnect()
+            self._is_new = True
             self._on_wire = 0
             self._received.clear()
 
@@ -254,23 +310,119 @@ class _Pipeline:
         return [self._received.popleft() for _ in range(count)]
 
 
+class _NodePipeline(_Pipeline):
+    """A pipeline to one node of a cluster. What the node does not answer goes through redis-py's cluster client.
+
+    So it is when a slot of keys moves to another node, and when the node is gone.
+    """
+
+    def __init__(self, connection: Any, guard: Guard | None, cluster: RedisCluster) -> None:
+        super().__init__(connection, guard)
+        self._cluster = cluster
+
+    def send(self, data: bytes, replies: int, *, asked: bool = False) -> None:
+        with contextlib.suppress(*_GONE):  # found again when its replies are read
+            super().send(data, replies, asked=asked)
+
+    def _replies(self) -> list[Any]:
+        data, count, _ = self._sends[0]
+        try:
+            replies = super()._replies()
+        except _GONE:
+            self._connection.disconnect()
+            self._is_new, self._on_wire = True, 1  # this one is done below; those behind it are sent again
+            self._received.clear()
+            replies = [redis.exceptions.ConnectionError()] * count
+        missing = [row for row, reply in enumerate(replies) if isinstance(reply, _GONE + _ELSEWHERE)]
+        if missing:
+            sent = _parse(data)
+            for row in missing:
+                replies[row] = self._redo(sent[row])
+        return replies
+
+    def _redo(self, command: list[bytes]) -> Any:
+        def attempt() -> Any:
+            if self._guard:
+                self._guard(connected=True)
+            return self._cluster.execute_command(*command)  # type: ignore[no-untyped-call]
+
+        patience = Retry(ExponentialBackoff(cap=2, base=0.1), CLUSTER_RETRIES, (*_GONE, *_ELSEWHERE))  # type: ignore[no-untyped-call]
+        return patience.call_with_retry(attempt, lambda _: None)
+
+
+class _Pipelines:
+    """The pipeline of one server, or one for each node of a cluster, opened on first use."""
+
+    def __init__(self, client: redis.Redis, guard: Guard | None) -> None:
+        self._client, self._guard = client, guard
+        self._open: dict[str, tuple[_Pipeline, Any, Any]] = {}
+        self.nodes = len(client.get_primaries()) if isinstance(client, RedisCluster) else 1
+
+    def of(self, keys: Sequence[bytes]) -> Iterator[tuple[_Pipeline, list[int]]]:
+        """The pipelines for keys, each with the rows of its keys; without rows: all."""
+        if not isinstance(self._client, RedisCluster):
+            yield self._pipeline("", self._client), []
+            return
+        for node, rows in by_node(self._client, keys):
+            yield self._pipeline(node.name, self._client.get_redis_connection(node)), rows
+
+    def __iter__(self) -> Iterator[_Pipeline]:
+        return iter([pipeline for pipeline, _, _ in self._open.values()])
+
+    def _pipeline(self, name: str, client: redis.Redis) -> _Pipeline:
+        if name not in self._open:
+            pool: Any = client.connection_pool
+            connection = pool.get_connection()
+            pipeline = (
+                _NodePipeline(connection, self._guard, self._client)
+                if isinstance(self._client, RedisCluster)
+                else _Pipeline(connection, self._guard)
+            )
+            self._open[name] = pipeline, connection, pool
+        return self._open[name][0]
+
+    def close(self, *, finished: bool) -> None:
+        for _, connection, pool in self._open.values():
+            if not finished:
+                connection.disconnect()  # replies may be on their way: not for the next user
+            pool.release(connection)
+
+
 @contextlib.contextmanager
-def _pipeline(client: redis.Redis) -> Iterator[_Pipeline]:
-    connection: Any = client.connection_pool.get_connection()
-    finished = False
+def _pipelines(client: redis.Redis, guard: Guard | None) -> Iterator[_Pipelines]:
+    pipelines, finished = _Pipelines(client, guard), False
     try:
-        yield _Pipeline(connection)
+        yield pipelines
         finished = True
     finally:
-        if not finished:
-            connection.disconnect()  # replies may be on their way: not for the next user
-        client.connection_pool.release(connection)
+        pipelines.close(finished=finished)
 
 
-def _chunks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _parse(data: bytes) -> list[list[bytes]]:
+    """The commands that `data` holds."""
+    commands, position = [], 0
+
+    def line(mark: bytes) -> int:
+        nonlocal position
+        end = data.index(b"\r\n", position)
+        number = int(data[position:end].removeprefix(mark))
+        position = end + 2
+        return number
+
+    while position < len(data):
+        command = []
+        for _ in range(line(b"*")):
+            size = line(b"$")
+            command.append(data[position : position + size])
+            position += size + 2
+        commands.append(command)
+    return commands
+
+
+def _chunks(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
     for batch in batches:
-        for start in range(0, len(batch), CHUNK_ROWS):
-            yield batch.slice(start, CHUNK_ROWS)
+        for start in range(0, len(batch), size):
+            yield batch.slice(start, size)
 
 
 def _newer(times: npt.NDArray[np.int64], stored: Sequence[bytes | None]) -> Mask:

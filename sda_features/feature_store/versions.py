@@ -1,16 +1,18 @@
 """Versions of a feature set: which slot holds which, which one is live, and where a new one goes.
 
 A slot is a feature view with a folder of parts (definitions.py). The record in Redis
-(serving/pointer.py) names complete versions only, so a version is not in it before its first
-materialisation has ended, and leaves it before its rows are deleted. Whatever is interrupted leaves
-a slot that holds rows and is not in the record: *unrecorded*. Materialise that version again to
-complete it, or prune it (lifecycle.py).
+(serving/pointer.py) names complete versions, so a version is not among them before its first
+materialisation has ended, and leaves them before its rows are deleted; and it names the writer of
+each slot (lease.py). Whatever is interrupted leaves a slot that holds rows of a version which is not
+among them: *unrecorded*. Materialise that version again to complete it, or prune it (lifecycle.py).
+A copy of the record lies beside the offline rows (record_copy.py).
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,12 +21,22 @@ import pyarrow.compute as pc
 import redis
 
 from sda_features.errors import FeatureStoreError, OnlineStoreError
+from sda_features.feature_store.lease import Choose, Lease, current_lease, leased
 from sda_features.feature_store.lock import writing
 from sda_features.feature_store.online_rows import missing_online, online_server
 from sda_features.feature_store.parts import stored_dim, stored_rows
+from sda_features.feature_store.record_copy import write_copy
 from sda_features.feature_store.repo import FeatureSet, open_slots
+from sda_features.serving.connection import RedisAddress
 from sda_features.serving.layout import VERSION
-from sda_features.serving.pointer import Pointer, StoredVersion, move_pointer, pointer_key, read_pointer
+from sda_features.serving.pointer import (
+    Pointer,
+    StoredVersion,
+    audit_key,
+    move_pointer,
+    pointer_key,
+    read_pointer,
+)
 
 Held = Mapping[int, Collection[str]]
 
@@ -37,17 +49,49 @@ class Versions:
         name: name of the feature set.
         slots: its slots; slot k is `slots[k - 1]`.
         server: the online store.
+        address: where it is.
         key: key of the record.
     """
 
     name: str
     slots: Sequence[FeatureSet]
     server: redis.Redis
+    address: RedisAddress
     key: bytes
 
     def record(self) -> Pointer:
-        """The record as it is now."""
-        return read_pointer(self.server, self.key)
+        """The record as it is now.
+
+        Raises:
+            FeatureStoreError: it is lost, or names a slot that the repo lacks.
+        """
+        record = read_pointer(self.server, self.key)
+        if record == Pointer():
+            filled = [slot for slot, names in self.held().items() if names]
+            if len(filled) > 1 or self.server.exists(audit_key(self.key)):
+                raise FeatureStoreError(
+                    f"The version record of feature set {self.name!r} is gone from Redis at {self.address}: it had "
+                    f"changes, or there are rows in {len(filled)} slots. Nothing says which version is live. Restore "
+                    "it with `sda-features versions --repair`, and let Redis keep it (docs/runbook.md)."
+                )
+        last = max([*(stored.slot for stored in record.versions.values()), *record.writers], default=0)
+        if last > len(self.slots):
+            raise FeatureStoreError(
+                f"The version record of feature set {self.name!r} names slot {last}, and the repo has "
+                f"{len(self.slots)}. Add it again with `sda-features init --slots {last}` and `feast apply`, then "
+                "prune what it holds."
+            )
+        return record
+
+    def move(self, change: Callable[[Pointer], Pointer], action: str) -> Pointer:
+        """Change the record, see `move_pointer`, and keep a copy of it beside the offline rows."""
+        moved = move_pointer(self.server, self.key, change, action)
+        write_copy(self.slots[0], moved)
+        return moved
+
+    def lease(self, version: str, choose: Choose) -> AbstractContextManager[Lease]:
+        """Hold a slot, see `lease.leased`."""
+        return leased(self.server, self.key, self.address, version, choose)
 
     def held(self) -> dict[int, tuple[str, ...]]:
         """Slot -> versions of its newest offline rows, sorted; none for an empty slot."""
@@ -60,7 +104,7 @@ def open_versions(repo_path: Path | str, feature_set: str) -> Iterator[Versions]
 
     Raises:
         FeatureStoreError: it has one slot, or see `open_feature_set`.
-        OnlineStoreError: the online store is not a Redis server, or cannot be reached.
+        OnlineStoreError: the online store is not Redis, or cannot be reached.
     """
     slots = open_slots(repo_path, feature_set)
     with open_record(slots) as versions:
@@ -86,8 +130,8 @@ def open_record(slots: Sequence[FeatureSet]) -> Iterator[Versions | None]:
         if server is None or len(slots) == 1 or not slots[0].is_local:
             yield None
         else:
-            name = slots[0].name
-            yield Versions(name, slots, server, pointer_key(slots[0].config.project, name))
+            name, config = slots[0].name, slots[0].config
+            yield Versions(name, slots, server, config.redis_address(), pointer_key(config.project, name))
 
 
 def choose_slot(record: Pointer, version: str, held: Held) -> int:
@@ -104,12 +148,16 @@ def choose_slot(record: Pointer, version: str, held: Held) -> int:
     if slot := record.slot_of(version):
         return slot
     taken = {stored.slot: stored.version for stored in record.versions.values()}
+    filling = {slot: writer.version for slot, writer in record.writers.items()}
     free = [slot for slot in sorted(held) if slot not in taken]
+    for slot in free:
+        if filling.get(slot) == version:
+            return slot
     for contents in ({version}, set()):
-        if fitting := [slot for slot in free if set(held[slot]) == contents]:
+        if fitting := [slot for slot in free if slot not in filling and set(held[slot]) == contents]:
             return fitting[0]
     contents_of = ", ".join(
-        f"slot {slot} holds {taken.get(slot) or ' and '.join(held[slot]) + ' (incomplete)'}"
+        f"slot {slot} holds {taken.get(slot) or (filling.get(slot) or ' and '.join(held[slot])) + ' (incomplete)'}"
         + (" (live)" if taken.get(slot) and taken[slot] == record.live else "")
         for slot in sorted(held)
     )
@@ -138,12 +186,14 @@ def slot_for(slots: Sequence[FeatureSet], versions: Versions | None, version: st
         with writing(slots[0].folder) if slots[0].is_local else contextlib.nullcontext():
             yield slots[0]
         return
-    _adopt(versions, version)
-    chosen = choose_slot(versions.record(), version, versions.held())
-    with writing(slots[chosen - 1].folder):
-        if choose_slot(versions.record(), version, versions.held()) != chosen:
-            raise FeatureStoreError(f"Another run has just taken slot {chosen}. Run again.")
-        yield slots[chosen - 1]
+    adopt(versions)
+    versions.record()
+    held = versions.held()
+    with (
+        versions.lease(version, lambda record, now: choose_slot(record, version, held)) as lease,
+        writing(slots[lease.writer.slot - 1].folder),
+    ):
+        yield slots[lease.writer.slot - 1]
 
 
 def record_version(versions: Versions, opened: FeatureSet, version: str, *, promote: bool) -> Pointer:
@@ -151,13 +201,18 @@ def record_version(versions: Versions, opened: FeatureSet, version: str, *, prom
 
     The first version of a feature set becomes live, a later one only with `promote`.
     """
-    stored = _stored_version(opened, version)
+    stored = stored_version(opened, version)
+
+    lease = current_lease()
 
     def change(record: Pointer) -> Pointer:
         entered = record.with_version(stored)
+        if lease:
+            lease.expect(record)
+            entered = entered.without_writer(opened.slot)
         return entered.promoted(version) if promote or entered.live is None else entered
 
-    return move_pointer(versions.server, versions.key, change)
+    return versions.move(change, f"complete {version} in slot {opened.slot}")
 
 
 def match_version(name: str, known: Collection[str], feature_set: str) -> str:
@@ -207,23 +262,25 @@ def held_versions(opened: FeatureSet) -> tuple[str, ...]:
     return tuple(sorted(pc.unique(rows[VERSION]).to_pylist()))
 
 
-def _adopt(versions: Versions, version: str) -> None:
+def adopt(versions: Versions) -> None:
     """Record what slot 1 holds as live if there is no record and all of it is online, as one version."""
     first = versions.slots[0]
+    if read_pointer(versions.server, versions.key) != Pointer():
+        return
     held = held_versions(first)
-    if len(held) != 1 or held[0] == version or versions.record() != Pointer():
+    if len(held) != 1 or versions.record() != Pointer():
         return
-    if missing_online(versions.server, first, stored_rows(first.folder)):
+    if missing_online(versions.server, first, stored_rows(first.folder))[0]:
         return
-    stored = _stored_version(first, held[0])
-    move_pointer(
-        versions.server,
-        versions.key,
+    stored = stored_version(first, held[0])
+    versions.move(
         lambda record: record if record != Pointer() else record.with_version(stored).promoted(held[0]),
+        f"found {held[0]} in slot 1",
     )
 
 
-def _stored_version(opened: FeatureSet, version: str) -> StoredVersion:
+def stored_version(opened: FeatureSet, version: str) -> StoredVersion:
+    """What the record says of a version whose rows are complete in a slot."""
     return StoredVersion(
         version,
         opened.slot,

@@ -117,8 +117,9 @@ class EmbeddingClient(BaseClient):
         dim: the dimension that vectors must have. Give it in a service: a store that was filled
             by another model then fails at once, and unknown items have rows of d zeros.
         version: the adapter version to read instead of the live one.
-        max_age: items whose vectors are older count as not found, as a ranking that goes on without
-            one item beats a request that fails.
+        max_age: items that were last seen unchanged longer ago count as not found, as a ranking that
+            goes on without one item beats a request that fails. A materialisation that ends has seen
+            all items; without a version record the time of the vectors counts.
         cache_items: keep the rows of so many items in this process. Only the version record is then
             asked for when all are there. Without a record nothing is kept.
         timeout: seconds to wait for a connection and for a reply; what is tried again waits again.

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import redis
 from redis import asyncio as async_redis
-from redis.backoff import NoBackoff
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
 from redis.retry import Retry
 from redis.sentinel import Sentinel
@@ -104,16 +104,19 @@ class RedisAddress:
         text = ",".join(f"{host}:{port}" if port else host for host, port in servers)
         return f"{text} (master {self.sentinel_master})" if self.redis_type == "redis_sentinel" else text
 
-    def connect(self, *, timeout: float) -> redis.Redis:
+    def connect(self, *, timeout: float, retries: int = 1, name: str | None = None) -> redis.Redis:
         """A client; it connects on first use. For a cluster it is a `RedisCluster`, which connects at once.
 
         Args:
-            timeout: seconds to wait for a connection and for a reply; one retry after a lost connection.
+            timeout: seconds to wait for a connection and for a reply.
+            retries: after a lost connection; from the second on with a wait that doubles up to two seconds.
+            name: of its connections, as CLIENT LIST shows it.
 
         Raises:
             OnlineStoreError: an option is unknown, or no node of the cluster answers.
         """
-        settings = self._settings(timeout, Retry(NoBackoff(), 1))
+        backoff = NoBackoff() if retries == 1 else ExponentialBackoff(cap=2, base=0.1)  # type: ignore[no-untyped-call]
+        settings = {**self._settings(timeout, Retry(backoff, retries)), "client_name": name}
         with self._unknown_options():
             if self.redis_type == "redis_cluster":
                 nodes = [ClusterNode(host, port) for host, port in self._servers()]  # type: ignore[no-untyped-call]

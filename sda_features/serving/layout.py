@@ -102,17 +102,22 @@ def redis_keys(
     item_ids: Iterable[str | int], *, project: str, join_key: str = "item_id", id_type: IdType = "string"
 ) -> list[bytes]:
     """Redis keys of items, in the order of `item_ids`."""
-    name = join_key.encode()
-    prefix = struct.pack("<III", 1, _STRING, len(name)) + name
+    prefix = key_prefix(join_key, id_type)
     suffix = project.encode()
     if id_type == "string":
-        prefix += struct.pack("<I", _STRING)
         values = [(item_id if type(item_id) is str else id_text(item_id)).encode() for item_id in item_ids]
         heads = {size: prefix + size.to_bytes(4, "little") for size in set(map(len, values))}
         return [heads[len(value)] + value + suffix for value in values]
-    code, packer = _INTEGERS[id_type]
-    prefix += struct.pack("<II", code, packer.size)
+    _, packer = _INTEGERS[id_type]
+    prefix += struct.pack("<I", packer.size)
     return [prefix + packer.pack(parse_item_id(item_id, id_type)) + suffix for item_id in item_ids]
+
+
+def key_prefix(join_key: str, id_type: IdType) -> bytes:
+    """The beginning of a key, up to the length of its value."""
+    name = join_key.encode()
+    code = _STRING if id_type == "string" else _INTEGERS[id_type][0]
+    return struct.pack("<III", 1, _STRING, len(name)) + name + struct.pack("<I", code)
 
 
 def hash_field(view: str, feature: str) -> bytes:

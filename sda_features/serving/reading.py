@@ -7,11 +7,13 @@ again, what is refused.
 Why a result never mixes versions: the version record is read after the vectors, in the same round
 trip. If it is the record by which the slot was chosen, the slot held that version all the while,
 since a slot is emptied only after the record has let go of it. If it moved, the reader asks again.
-Each item's own adapter version is compared on top of that.
+Each item's own adapter version is compared on top of that: a row of another one is not found.
 """
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,7 +23,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from sda_features.errors import FeatureMismatchError
+from sda_features.errors import FeatureMismatchError, OnlineStoreError
 from sda_features.serving import codec, layout
 from sda_features.serving.blocks import Block
 from sda_features.serving.cache import RowCache
@@ -33,6 +35,13 @@ from sda_features.serving.wire import Row
 ItemId: TypeAlias = str | int
 Times: TypeAlias = npt.NDArray[np.datetime64]
 
+logger = logging.getLogger(__name__)
+
+_LOST = (
+    "The version record of feature set {!r} is gone from the online store, and items may have rows in several "
+    "slots: nothing says which version is live. Restore it with `sda-features versions --repair`."
+)
+OTHER_SLOTS = range(2, 5)  # looked into once when there is no record
 ATTEMPTS = 4  # reads of one request before giving up on a record that keeps moving
 NOT_A_TIME = int(np.iinfo(np.int64).min)  # how numpy stores NaT
 
@@ -49,6 +58,8 @@ class Embeddings:
         image_found: bool [n].
         versions: n adapter versions; None where the item is unknown.
         event_times: datetime64[us] [n] in UTC, when the vectors were made; NaT where the item is unknown.
+        seen: when the last materialisation of this version ended: then, every item was unchanged.
+            None without a version record.
     """
 
     item_ids: tuple[ItemId, ...]
@@ -58,6 +69,7 @@ class Embeddings:
     image_found: Mask
     versions: tuple[str | None, ...]
     event_times: Times
+    seen: datetime | None = None
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -110,6 +122,7 @@ class Reader:
         # A view that was named has no record, which is as good as an absent one.
         self._record_key = None if view else pointer_key(project, feature_set)
         self._sizes: dict[tuple[bytes, ...], tuple[int, ...]] = {}  # of the values that came last, by fields
+        self._warned = False
         self._record: tuple[bytes | None, Pointer] | None = (None, Pointer()) if view else None
 
     def read(self, item_ids: Sequence[ItemId], version: str | None = None) -> Reading:
@@ -122,10 +135,12 @@ class Reader:
         version = version or self.version
         if self._record is None:
             _, record = yield Ask(then_get=self._record_key)
+            if record is None:
+                yield from self._refuse_a_lost_record(ids)
             known, pointer = self._record = record, Pointer.parse(record)
         else:
             known, pointer = self._record
-        for attempt in range(1, ATTEMPTS + 1):
+        for _ in range(ATTEMPTS):
             place = self._place(pointer, version)
             cache = self.cache if place.stored else None
             cached = cache.get(place.stored, ids) if cache else {}
@@ -135,19 +150,16 @@ class Reader:
             )
             sizes = self._sizes.get(place.fields, ())
             rows, record = yield Ask(keys, place.fields, self._record_key, sizes)
-            if record != known:
+            if record is None and pointer.versions:
+                self._warn_of_a_lost_record()  # and go by what it said: each row says its version
+            elif record != known:
                 known, pointer = self._record = record, Pointer.parse(record)
                 if self._place(pointer, version) != place:
                     continue
             if cached:
                 fetched = {**cached, **dict(zip(wanted, _rows_of(rows), strict=True))}
                 rows = [fetched[item_id] for item_id in ids]
-            try:
-                found = self._decode(ids, rows, place)
-            except _OtherVersion as error:
-                if place.stored is None or attempt == ATTEMPTS:
-                    raise FeatureMismatchError(str(error)) from None
-                continue
+            found = self._decode(ids, rows, place)
             if cache:
                 cache.put(place.stored, dict(zip(ids, _rows_of(rows), strict=True)))
             return found
@@ -156,14 +168,30 @@ class Reader:
             "Ask again; if it goes on, look for jobs that promote or materialize all the time."
         )
 
+    def _refuse_a_lost_record(
+        self, ids: Sequence[ItemId]
+    ) -> Generator[Ask, tuple[list[Row] | Block, bytes | None]]:
+        """Without a record slot 1 is served, unless items have rows in other slots as well."""
+        keys = layout.redis_keys(ids, project=self.project, join_key=self.join_key, id_type=self.id_type)
+        others = [layout.timestamp_field(layout.view_name(self.feature_set, slot)) for slot in OTHER_SLOTS]
+        rows, _ = yield Ask(keys, others)
+        if any(value is not None for row in _rows_of(rows) for value in row):
+            raise OnlineStoreError(_LOST.format(self.feature_set))
+
+    def _warn_of_a_lost_record(self) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning("%s Until then this client goes by the last one.", _LOST.format(self.feature_set))
+
     def _place(self, pointer: Pointer, version: str | None) -> _Place:
         """The slot that holds a version, by default the live one; without a record slot 1."""
         stored = pointer.versions.get(version or pointer.live or "")
         if stored is not None:
             return _place_of(layout.view_name(self.feature_set, stored.slot), stored.version, stored)
-        if not pointer.versions:
+        if not pointer.versions and not pointer.writers:
             return _place_of(self.view, version)
-        held = ", ".join(sorted(pointer.versions))
+        filling = [f"{writer.version} (incomplete)" for _, writer in sorted(pointer.writers.items())]
+        held = ", ".join(sorted(pointer.versions) or filling)
         if version is None:
             raise FeatureMismatchError(
                 f"No version of feature set {self.feature_set!r} is live; the online store holds {held}. "
@@ -198,7 +226,14 @@ class Reader:
             times = np.array([_microseconds(stamp.tobytes()) for stamp in stamps], np.int64)
         there = np.ones((2, len(ids)), np.bool_)
         return Embeddings(
-            ids, text, there[0], image, there[1], (version,) * len(ids), times.view("datetime64[us]")
+            ids,
+            text,
+            there[0],
+            image,
+            there[1],
+            (version,) * len(ids),
+            times.view("datetime64[us]"),
+            place.seen,
         )
 
     def _decode_rows(self, ids: tuple[ItemId, ...], rows: Sequence[Row], place: _Place) -> Embeddings:
@@ -206,55 +241,59 @@ class Reader:
         texts, images, encoded, stamps = columns
         decoded = {value: codec.decode_string(value) for value in set(encoded)}  # they repeat
         versions = tuple(map(decoded.__getitem__, encoded))
-        self._check_versions(ids, versions, texts, images, place.version)
+        foreign = self._foreign(ids, columns, versions, place)
+        if foreign:
+            gone = [(None,) * len(columns) if item in foreign else row for item, row in enumerate(rows)]
+            texts, images, _, stamps = columns = tuple(zip(*gone, strict=True))
+            versions = tuple(None if item in foreign else version for item, version in enumerate(versions))
         dim = self._dim(place) or _first_dim(texts, ids) or _first_dim(images, ids)
         text, text_found = codec.decode_vectors(texts, dim, names=ids)
         image, image_found = codec.decode_vectors(images, dim, names=ids)
         times = np.fromiter(map(_microseconds, stamps), np.int64, len(stamps)).view("datetime64[us]")
         self._sizes[place.fields] = _common_sizes(columns)
-        return Embeddings(ids, text, text_found, image, image_found, versions, times)
+        return Embeddings(ids, text, text_found, image, image_found, versions, times, place.seen)
 
     def _dim(self, place: _Place) -> int:
         """The dimension that vectors must have; 0 if nobody said."""
         return self.dim or (place.stored.dim if place.stored else 0)
 
-    def _check_versions(
+    def _foreign(
         self,
         ids: Sequence[ItemId],
+        columns: Sequence[Sequence[bytes | None]],
         versions: Sequence[str | None],
-        texts: Sequence[bytes | None],
-        images: Sequence[bytes | None],
-        expected: str | None,
-    ) -> None:
-        """All items with a vector must be of the expected version; of one, if none is expected."""
-        known = set(versions)
-        if None in known:  # unknown items, or vectors without a version
-            rows = zip(versions, texts, images, strict=True)
-            known = {version for version, text, image in rows if version is not None or text or image}
-        if expected is None and len(known) > 1:
-            raise _OtherVersion(
-                f"The items have vectors of several adapter versions ({', '.join(sorted(map(str, known)))}), "
-                f"which do not lie in one space. Materialize all of {self.view} with one checkpoint."
-            )
-        if expected is not None and known - {expected}:
-            other = next(iter(known - {expected}))
-            raise _OtherVersion(
-                f"Item {ids[versions.index(other)]!r} has vectors of adapter version {other!r}, expected "
+        place: _Place,
+    ) -> set[int]:
+        """Rows of another version than the others: without a record, than most of them.
+
+        Raises:
+            FeatureMismatchError: the caller named a version, and all that is there is of another.
+        """
+        texts, images, *_ = columns
+        there = [row for row, values in enumerate(zip(texts, images, versions, strict=True)) if any(values)]
+        counts = Counter(versions[row] for row in there)
+        if not counts:
+            return set()
+        # Of as many the later one by name, so that requests agree.
+        expected = place.version or max(counts, key=lambda version: (counts[version], str(version)))
+        foreign = {row for row in there if versions[row] != expected}
+        if place.stored is None and place.version and len(foreign) == len(there):
+            raise FeatureMismatchError(
+                f"Item {ids[there[0]]!r} has vectors of adapter version {versions[there[0]]!r}, expected "
                 f"{expected!r}. Materialize {self.view} with that checkpoint, or ask for the version that is stored."
             )
+        return foreign
 
 
 def forget_older(found: Embeddings, limit: datetime) -> None:
-    """Mark vectors made before `limit`, or at an unknown time, as not found, in place."""
+    """Mark vectors last seen unchanged before `limit`, or at an unknown time, as not found, in place."""
+    if found.seen is not None and found.seen >= limit:
+        return
     instant = np.datetime64(limit.astimezone(UTC).replace(tzinfo=None), "us")
     old = ~(found.event_times >= instant)  # NaT is neither
     for matrix, mask in ((found.text, found.text_found), (found.image, found.image_found)):
         matrix[old] = 0
         mask[old] = False
-
-
-class _OtherVersion(Exception):
-    """Items are of another version than the expected one, or of several."""
 
 
 @dataclass(frozen=True)
@@ -264,12 +303,23 @@ class _Place:
     fields: tuple[bytes, ...]
     version: str | None
     stored: StoredVersion | None
+    seen: datetime | None
 
 
 @lru_cache(maxsize=64)
 def _place_of(view: str, version: str | None, stored: StoredVersion | None = None) -> _Place:
     fields = [layout.hash_field(view, feature) for feature in layout.FEATURES]
-    return _Place((*fields, layout.timestamp_field(view)), version, stored)
+    seen = _time(stored.written) if stored else None
+    return _Place((*fields, layout.timestamp_field(view)), version, stored, seen)
+
+
+def _time(written: str) -> datetime | None:
+    """An ISO time; None if it is none."""
+    try:
+        time = datetime.fromisoformat(written)
+    except ValueError:
+        return None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 @lru_cache(maxsize=4096)

@@ -46,9 +46,9 @@ class RepoConfig:
         return str(self.online_store.get("type", "sqlite"))
 
     @property
-    def has_plain_redis(self) -> bool:
-        """Whether the online store is one Redis server: no cluster, no Sentinel."""
-        return self.online_type in REDIS_STORES and self.online_store.get("redis_type", "redis") == "redis"
+    def has_redis(self) -> bool:
+        """Whether the online store is Redis: one server, a cluster, or one that Sentinel watches."""
+        return self.online_type in REDIS_STORES
 
     def redis_address(self) -> RedisAddress:
         """Address of the repo's Redis server, cluster or Sentinel.

@@ -3,8 +3,9 @@
 redis-py's pipeline builds and reads every command by itself; here the commands that differ in their
 key only are joined from prepared pieces, and replies are taken from hiredis as they are, one call
 for all that have arrived, or, where their lengths are known, as one block (blocks.py). Pools,
-time-outs, retries, TLS and log-ins are redis-py's. A cluster is read through redis-py's own
-pipeline, which knows where keys live and follows them when they move.
+time-outs, retries, TLS and log-ins are redis-py's. In a cluster each node gets its own commands, all
+nodes before the first is waited for; keys that a node does not have, or that no longer answers, are
+read through redis-py's own pipeline, which follows them.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import redis
 from redis.cluster import RedisCluster
+from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from sda_features.serving.blocks import Block, receive_block
@@ -30,6 +33,8 @@ Row: TypeAlias = "list[bytes | None]"  # the values of one hash, in the order of
 READ_BYTES = 1 << 14
 """`socket_read_size` for connections: hiredis moves what is left in its buffer after each reply, so
 reading much at once makes it slow."""
+_GONE = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
+_ELSEWHERE = (redis.exceptions.AskError, redis.exceptions.TryAgainError, redis.exceptions.ClusterDownError)
 CHUNK = 128  # keys that are packed and sent before the next are packed: the server starts meanwhile
 
 
@@ -86,7 +91,7 @@ def fetch_alike(
         A block if every value is there with its size; else, as in `fetch_fields`, n rows. And the string.
     """
     if isinstance(server, RedisCluster):
-        return _fetch_from_cluster(server, keys, fields, then_get, deadline)
+        return _fetch_from_cluster(server, keys, fields, sizes, then_get, deadline)
     count, more = len(keys), int(then_get is not None)
     if not count + more:
         return [], None
@@ -94,16 +99,7 @@ def fetch_alike(
     def attempt() -> tuple[list[Any] | Block, list[Any]]:
         check_deadline(deadline)
         connection.send_packed_command(pack_commands(keys, fields, then_get))
-        replies: list[Any] = []
-        if count and sizes and (reader := _hiredis_of(connection)):
-            block, received = receive_block(connection, count, sizes, lambda: check_deadline(deadline))
-            if block:
-                return block, _read_replies(connection, more, deadline, [])
-            for start in range(0, len(received), READ_BYTES):
-                reader.feed(received, start, min(READ_BYTES, len(received) - start))
-                replies += drain(connection)()
-        replies = _read_replies(connection, count + more, deadline, replies)
-        return replies[:count], replies[count:]
+        return _receive(connection, count, sizes, deadline, more)
 
     pool: Any = server.connection_pool
     connection: Any = pool.get_connection()
@@ -195,20 +191,100 @@ def _wait(connection: Any, deadline: float) -> None:
         raise redis.exceptions.TimeoutError("Timeout reading from socket")
 
 
+def _receive(
+    connection: Any, count: int, sizes: Sequence[int], deadline: float | None, more: int = 0
+) -> tuple[list[Any] | Block, list[Any]]:
+    """`count` replies, as a block if they have the sizes, and `more` others."""
+    replies: list[Any] = []
+    if count and sizes and (reader := _hiredis_of(connection)):
+        block, received = receive_block(connection, count, sizes, lambda: check_deadline(deadline))
+        if block:
+            return block, _read_replies(connection, more, deadline, [])
+        for start in range(0, len(received), READ_BYTES):
+            reader.feed(received, start, min(READ_BYTES, len(received) - start))
+            replies += drain(connection)()
+    replies = _read_replies(connection, count + more, deadline, replies)
+    return replies[:count], replies[count:]
+
+
+def by_node(server: RedisCluster, keys: Sequence[bytes]) -> list[tuple[Any, list[int]]]:
+    """The nodes that have keys, each with the rows of its keys in `keys`."""
+    slots = server.nodes_manager.slots_cache
+    rows: dict[str, list[int]] = {}
+    nodes = {}
+    for row, key in enumerate(keys):
+        held_by = slots.get(key_slot(key))
+        node = held_by[0] if held_by else server.get_default_node()  # type: ignore[no-untyped-call]
+        rows.setdefault(node.name, []).append(row)
+        nodes[node.name] = node
+    return [(nodes[name], rows[name]) for name in rows]
+
+
 def _fetch_from_cluster(
     server: RedisCluster,
     keys: Sequence[bytes],
     fields: Sequence[bytes],
+    sizes: Sequence[int],
     then_get: bytes | None,
     deadline: float | None,
-) -> tuple[list[Row], bytes | None]:
+) -> tuple[list[Row] | Block, bytes | None]:
     check_deadline(deadline)
-    rows: list[Row] = []
-    if keys:
+    parts: list[tuple[list[int], list[Any] | Block]] = []
+    asked: list[tuple[list[int], Any, Any]] = []  # rows, connection, its pool
+    left: list[int] = []  # rows without an answer
+    try:
+        for node, rows in by_node(server, keys):
+            pool: Any = server.get_redis_connection(node).connection_pool
+            try:
+                connection = pool.get_connection()
+                asked.append((rows, connection, pool))
+                connection.send_packed_command(pack_commands([keys[row] for row in rows], fields, None))
+            except _GONE:
+                left += rows
+        for rows, connection, _ in asked:
+            if left and rows[0] in left:
+                continue
+            try:
+                replies, _ = _receive(connection, len(rows), sizes, deadline)
+            except _GONE:
+                left += rows
+                connection.disconnect()
+                continue
+            if not isinstance(replies, Block):
+                moved = [at for at, reply in enumerate(replies) if isinstance(reply, _ELSEWHERE)]
+                left += [rows[at] for at in moved]
+                for at in moved:
+                    replies[at] = []
+                check_replies(replies, None)
+            parts.append((rows, replies))
+    except BaseException:
+        for _, connection, _ in asked:
+            connection.disconnect()  # replies may be left in it
+        raise
+    finally:
+        for _, connection, pool in asked:
+            pool.release(connection)
+    if left:
+        check_deadline(deadline)
         pipeline = server.pipeline()  # type: ignore[no-untyped-call]
-        for key in keys:
-            pipeline.execute_command("HMGET", key, *fields)
-        rows = pipeline.execute()
+        for row in left:
+            pipeline.execute_command("HMGET", keys[row], *fields)
+        parts.append((left, pipeline.execute()))
     check_deadline(deadline)
     record: Any = server.get(then_get) if then_get is not None else None
-    return rows, record
+    return _gather(parts, len(keys)), record
+
+
+def _gather(parts: Sequence[tuple[list[int], list[Any] | Block]], count: int) -> list[Row] | Block:
+    """Replies of several nodes in the order of the request; one block if all are blocks."""
+    blocks = [block for _, block in parts if isinstance(block, Block)]
+    if blocks and len(blocks) == len(parts):
+        data = np.empty((count, blocks[0].data.shape[1]), np.uint8)
+        for (rows, _), block in zip(parts, blocks, strict=True):
+            data[rows] = block.data
+        return Block(data, blocks[0].starts, blocks[0].sizes)
+    gathered: list[Row] = [[]] * count
+    for rows, part in parts:
+        for row, reply in zip(rows, part.rows() if isinstance(part, Block) else part, strict=True):
+            gathered[row] = reply
+    return gathered
