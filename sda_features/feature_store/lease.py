@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import redis
@@ -144,14 +146,14 @@ def leased(
         nonlocal writer, before
         slot = choose(record, now)
         before = record.writers.get(slot)
-        if before and before.expires > now:
+        if before and before.expires > now and not _is_dead(before):
             raise FeatureStoreError(
                 f"Another run is writing version {before.version} to slot {slot}: {before.owner}. Wait until it has "
                 "ended and run again; what it has finished is not done twice. If it is dead, the slot is free in "
                 f"{before.expires - now:.0f} s."
             )
         token = max([int(now * 1e6), *(held.token + 1 for held in record.writers.values())])
-        writer = Writer(version, slot, token, owner, now + SECONDS)
+        writer = Writer(version, slot, token, owner, now + SECONDS, _place())
         return record.with_writer(writer)
 
     move_pointer(server, key, claim, f"write {version}", timed=True)
@@ -181,6 +183,27 @@ def _release(server: redis.Redis, key: bytes, lease: Lease, *, incomplete: bool)
         return record.without_writer(writer.slot)
 
     move_pointer(server, key, let_go)
+
+
+def _place() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""  # not Linux: a dead writer's lease ends by itself
+
+
+def _is_dead(writer: Writer) -> bool:
+    """Whether the process of a writer ran here and has ended."""
+    if not writer.place or writer.place != _place():
+        return False
+    try:
+        os.kill(int(writer.owner.rpartition(":")[2]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _connection_name(writer: Writer) -> str:

@@ -77,6 +77,7 @@ class Writer:
         slot: number of the slot.
         token: fencing token; that of a later writer is greater.
         owner: user, host and process.
+        place: where process ids mean the same: the boot of a machine and its process namespace.
         expires: seconds since 1970 by the server's clock, after which another writer may take the
             slot; 0: the writer has ended.
     """
@@ -86,6 +87,7 @@ class Writer:
     token: int
     owner: str
     expires: float
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -252,4 +254,5 @@ def move_pointer(
 
 def _known(kind: type[Stored], content: Mapping[str, Any]) -> Stored:
     """A dataclass of the fields that it has."""
-    return kind(**{item.name: content[item.name] for item in fields(kind)})
+    names = {item.name for item in fields(kind)}
+    return kind(**{name: value for name, value in content.items() if name in names})
