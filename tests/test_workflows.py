@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import http.server
+import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -296,3 +300,69 @@ def test_a_log_of_other_items_is_refused(shop: Path, tmp_path: Path) -> None:
         train_recommender(
             tmp_path / "log.parquet", "sda", RecommenderSettings(), EvaluationSettings(), repo=shop / "repo"
         )
+
+
+@pytest.mark.fault
+def test_a_picture_that_cannot_be_reached_costs_no_vector(shop: Path, tmp_path: Path) -> None:
+    """Its item keeps both vectors, offline and online, and the next run encodes it again if it has changed."""
+    served = tmp_path / "served"
+    served.mkdir()
+    table = pq.read_table(shop / "items.parquet").slice(0, 30)
+    table = table.filter(pa.compute.is_valid(table["image"]))
+    for number, picture in enumerate(table["image"].to_pylist()):
+        (served / f"{number}.png").write_bytes(picture)
+    down: set[str] = set()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path in down:
+                self.send_error(503)
+            else:
+                super().do_GET()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(served))) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        address = f"127.0.0.1:{server.server_address[1]}"
+        urls = pa.array([f"http://{address}/{number}.png" for number in range(len(table))])
+        titles = table["title"].to_pylist()
+
+        def run(titles: list[str], **limits: float) -> MaterializeResult:
+            rows = table.set_column(table.schema.get_field_index("image"), "image", urls)
+            rows = rows.set_column(rows.schema.get_field_index("title"), "title", pa.array(titles))
+            pq.write_table(rows, tmp_path / "items.parquet")
+            settings = CatalogSettings.parse(
+                path=tmp_path / "items.parquet", image_hosts=(address,), max_bad_rows=0.5, **limits
+            )
+            return materialize(repo, "sda", settings, vanilla(shop), progress=False)
+
+        repo = make_repo(
+            tmp_path / "repo",
+            (shop / "repo" / "feature_store.yaml").read_text().replace("project: ", "project: away_"),
+            feature_sets="sda",
+        )
+        first = run(titles)
+        ids = table["item_id"].to_pylist()
+        before = load_vectors(repo, "sda", ids)
+        assert before.image_found[:3].all(), "vacuous: no pictures"
+        down |= {"/0.png", "/1.png", "/2.png"}
+        with pytest.raises(CatalogError, match="above --max-unreachable 0.05; run again later"):
+            run(titles)
+        changed = ["another title", *titles[1:]]
+        second = run(changed, max_unreachable=0.2)
+        assert (second.encoded, second.unchanged) == (0, first.encoded)
+        assert second.report.reasons()["image_unreachable"] == 3
+        after = load_vectors(repo, "sda", ids)
+        assert after.text.tobytes() == before.text.tobytes()
+        assert after.image.tobytes() == before.image.tobytes()
+        with EmbeddingClient.from_repo(repo, "sda") as client:
+            assert client.get(ids[:3]).image_found.all()
+        down.clear()
+        third = run(changed)
+        assert third.encoded == 1
+        assert load_vectors(repo, "sda", ids[:1]).text.tobytes() != before.text[:1].tobytes()
+        server.shutdown()
+        thread.join()
