@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
+from sda_features.artifacts import to_json
 from sda_features.config import (
     AdapterSettings,
     AdaptSettings,
@@ -66,7 +66,7 @@ def command(catalog: str, output: Path, dry_run: bool, resume: bool, as_json: bo
     result = adapt(settings, output, progress=not as_json, resume=resume)
     if as_json:
         click.echo(
-            json.dumps(
+            to_json(
                 {
                     "checkpoint": str(result.checkpoint),
                     "pairs": result.pairs,
@@ -76,9 +76,14 @@ def command(catalog: str, output: Path, dry_run: bool, resume: bool, as_json: bo
                     "held_out": {"items": result.held_out, **result.recall},
                     "items_per_second": result.items_per_second,
                     "bad_rows": result.report.bad_rows,
+                    "finished_before": result.finished_before,
                 }
             )
         )
+        return
+    if result.finished_before:
+        click.echo(f"finished    the run has ended after {result.steps} steps; nothing was done")
+        click.echo(f"checkpoint  {result.checkpoint}")
         return
     click.echo(f"catalogue   {result.report}")
     trained_on = result.pairs - result.held_out
@@ -100,7 +105,7 @@ def show_plan(settings: AdaptSettings, as_json: bool) -> None:
 
     planned = plan_adapt(settings)
     if as_json:
-        click.echo(json.dumps({**asdict(planned), "memory_bytes": planned.memory_bytes}))
+        click.echo(to_json({**asdict(planned), "memory_bytes": planned.memory_bytes}))
         return
     share = planned.trainable_parameters / planned.total_parameters
     click.echo(

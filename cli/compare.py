@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
+
+from sda_features.artifacts import to_json
 
 from .ranges import SEEDS
 
@@ -34,7 +35,7 @@ def command(run_a: Path, run_b: Path, seed: int, as_json: bool) -> None:
     rows = [difference_row(found) for found in compare_runs(sides[0], sides[1], seed=seed)]
     if as_json:
         seeds = {str(folder): len(runs) for folder, runs in zip((run_a, run_b), sides, strict=True)}
-        click.echo(json.dumps({"runs": seeds, "differences": rows}))
+        click.echo(to_json({"runs": seeds, "differences": rows}))
         return
     names = (run_a.name, run_b.name) if run_a.name != run_b.name else (str(run_a), str(run_b))
     click.echo(differences_table(rows, names))

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from sda_features.artifacts import to_json
+
 from .ranges import FOLDER, SEEDS
 
 
@@ -35,4 +37,4 @@ def command(output: Path, seed: int, as_json: bool) -> None:
 
     walk(output, (lambda line: None) if as_json else click.echo, seed=seed, progress=not as_json)
     if as_json:
-        click.echo(json.dumps(json.loads((output / "results.json").read_text())))
+        click.echo(to_json(json.loads((output / "results.json").read_text())))

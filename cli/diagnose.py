@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import click
 
+from sda_features.artifacts import to_json
 from sda_features.config import MANY, AdapterSettings, BackboneSettings, CatalogSettings
 from sda_features.errors import SettingsError
 
@@ -125,6 +125,6 @@ def command(
     if output is not None:
         write_conflict(output, rows)
     if as_json:
-        click.echo(json.dumps({"conflict": json_rows(rows)}))
+        click.echo(to_json({"conflict": json_rows(rows)}))
         return
     click.echo(conflict_table(rows))

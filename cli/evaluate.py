@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
+from sda_features.artifacts import to_json
 from sda_features.config import EvaluationSettings, LogSettings
 
 from .options import given, settings_options
@@ -51,6 +51,6 @@ def command(run: Path, interactions: str | None, as_json: bool, **values: Any) -
         log = read_log(interactions, LogSettings.parse(**manifest.get("log", {})))
         metrics, protocol = rank_again(run, log, settings).metrics(), settings.model_dump(mode="json")
     if as_json:
-        click.echo(json.dumps({"run": str(run), "evaluation": protocol, "metrics": metrics}))
+        click.echo(to_json({"run": str(run), "evaluation": protocol, "metrics": metrics}))
         return
     click.echo(metrics_table({manifest.get("features", run.name): metrics}))

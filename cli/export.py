@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
+
+from sda_features.artifacts import to_json
 
 from .ranges import FOLDER
 
@@ -76,7 +77,7 @@ def command(
             "merged": whole,
             "projection": projection,
         }
-        click.echo(json.dumps(found))
+        click.echo(to_json(found))
         return
     click.echo(f"base model  {result.base_model}")
     for modality, folder in adapters.items():

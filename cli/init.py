@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
+
+from sda_features.artifacts import to_json
 
 
 @click.command(name="init")
@@ -76,7 +77,7 @@ def command(
     )
     if as_json:
         click.echo(
-            json.dumps(
+            to_json(
                 {
                     "path": str(result.path),
                     "action": result.action,

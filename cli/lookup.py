@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from sda_features.artifacts import to_json
 
 if TYPE_CHECKING:
     from sda_features.serving import Embeddings
@@ -59,7 +60,7 @@ def command(
     modalities = ("text", "image") if modality == "both" else (modality,)
     items = [_describe(found, row, modalities, full) for row in range(len(found))]
     if as_json:
-        click.echo(json.dumps({"view": client.view, "project": client.project, "items": items}))
+        click.echo(to_json({"view": client.view, "project": client.project, "items": items}))
         return
     for item in items:
         version = f"version {item['version']}" if item["version"] else "not in the online store"

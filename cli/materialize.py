@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from sda_features.artifacts import to_json
 from sda_features.config import WIDEST, BackboneSettings, CatalogSettings, PromptSettings
 from sda_features.errors import SettingsError
 
@@ -150,7 +150,7 @@ def command(
         result.report.write(report)
     if as_json:
         click.echo(
-            json.dumps(
+            to_json(
                 {
                     "view": result.view,
                     "version": result.version,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
+from sda_features.artifacts import to_json
 from sda_features.errors import SettingsError
 
 from .version_options import version_options
@@ -38,7 +38,7 @@ def command(
         pruned = prune(versions, names, keep=keep)
     if as_json:
         deleted = [state.version for state in pruned]
-        click.echo(json.dumps({"feature_set": feature_set, "deleted": deleted}))
+        click.echo(to_json({"feature_set": feature_set, "deleted": deleted}))
         return
     for state in pruned:
         click.echo(f"deleted {state.version} from slot {state.slot}, {state.items:,} items")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import click
+
+from sda_features.artifacts import to_json
 
 from .ranges import FOLDER
 from .recommender_options import grid_arguments, recommender_options
@@ -48,7 +49,7 @@ def command(model: str, features: str, output: Path | None, **values: Any) -> No
         runs = train_seeds(output=output or Path(temporary), features=features, **arguments)
     if values["as_json"]:
         manifests = [run.manifest for run in runs]
-        click.echo(json.dumps(manifests[0] if len(runs) == 1 else {"runs": manifests}))
+        click.echo(to_json(manifests[0] if len(runs) == 1 else {"runs": manifests}))
         return
     labels = [features if len(runs) == 1 else f"{features}, seed {seed}" for seed in arguments["seeds"]]
     click.echo(

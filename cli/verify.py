@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
+from sda_features.artifacts import to_json
 from sda_features.config import CatalogSettings
 
 from .options import collect, settings_options
@@ -47,7 +47,7 @@ def command(
         repo, feature_set, settings, version=version, sample=sample, seed=seed, progress=not as_json
     )
     if as_json:
-        click.echo(json.dumps(asdict(found)))
+        click.echo(to_json(asdict(found)))
         return
     online = "Redis and " if found.online else "(the online store is not a Redis server and was not read) "
     click.echo(f"catalogue  {found.items:,} items are stored as they are, nothing else is")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from sda_features.artifacts import to_json
 
 if TYPE_CHECKING:
     from sda_features.feature_store.lifecycle import VersionState
@@ -47,7 +48,7 @@ def show_versions(states: Sequence[VersionState], feature_set: str, as_json: boo
     """Print versions, one a line."""
     if as_json:
         versions = [asdict(state) for state in states]
-        click.echo(json.dumps({"feature_set": feature_set, "versions": versions}))
+        click.echo(to_json({"feature_set": feature_set, "versions": versions}))
         return
     for state in states:
         click.echo(

@@ -13,11 +13,12 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
 import subprocess
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,23 @@ def make_folder(folder: Path) -> None:
         raise SettingsError(f"{folder} cannot be a folder: {way} is a file. Name another place.") from None
 
 
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[bool]:
+    """Whether this process alone writes to a folder while the block runs; the lock ends with the process.
+
+    On a network file system it holds between machines only if `flock` does there.
+    """
+    with contextlib.ExitStack() as stack:
+        held = True
+        try:
+            stack.enter_context(_lock(folder, wait=False))
+        except BlockingIOError:
+            held = False
+        except OSError:  # a file system without locks
+            pass
+        yield held
+
+
 def remove_leftovers(target: Path) -> None:
     """Remove what killed writers of `target` left beside it, and bring back a folder that had stepped aside."""
     with os.scandir(target.parent) as entries:
@@ -210,7 +228,20 @@ def _real(path: Path) -> Path:
 def write_json(target: Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically."""
     with atomic_file(target) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+        temporary.write_text(to_json(content, indent=2) + "\n", encoding="utf-8")
+
+
+def to_json(content: Any, indent: int | None = None) -> str:
+    """JSON that every reader takes: numbers that are not finite become null."""
+    return json.dumps(_finite(content), indent=indent, default=str, allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    return [_finite(value) for value in content] if isinstance(content, list | tuple) else content
 
 
 def sha256_files(paths: Iterable[Path]) -> str:

@@ -50,6 +50,7 @@ FORMAT = 2
 ADAPTER_FILE, SETTINGS_FILE = "adapter.safetensors", "settings.json"
 PREPROCESSING_FILE, MANIFEST_FILE = "preprocessing.json", "manifest.json"
 ROTATION_FILE, CARD_FILE = "rotation.safetensors", "README.md"
+FILES = {ADAPTER_FILE, SETTINGS_FILE, PREPROCESSING_FILE, MANIFEST_FILE, ROTATION_FILE, CARD_FILE}
 
 
 @dataclass(frozen=True)

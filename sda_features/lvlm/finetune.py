@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import shutil
@@ -27,6 +28,7 @@ from sda_features.lvlm.gradient_cache import accumulate_gradients, passes
 from sda_features.lvlm.prefetch import ahead
 from sda_features.lvlm.processes import Processes
 from sda_features.lvlm.reduction import fit_rotation
+from sda_features.lvlm.run_folder import check_loss, check_weights, finished_run, writing_run
 from sda_features.lvlm.training_data import (
     TrainingPairs,
     hold_out,
@@ -59,6 +61,7 @@ class AdaptResult:
         recall: step of the kept weights and their R@1 and R@10 on held-out items; empty without any.
         items_per_second: training throughput of this process and its peers.
         report: bad catalogue rows.
+        finished_before: `resume` found a run that had ended, and did nothing.
     """
 
     checkpoint: Path
@@ -70,6 +73,7 @@ class AdaptResult:
     recall: dict[str, float]
     items_per_second: float
     report: CatalogReport
+    finished_before: bool = False
 
 
 def finetune(
@@ -88,6 +92,35 @@ def finetune(
         CatalogError, BackboneError, SettingsError, CheckpointError: bad input, before any training.
     """
     check_trainable(settings)
+    with contextlib.ExitStack() as stack:
+        if Processes(settings.backbone.device).is_main:
+            stack.enter_context(writing_run(output))
+        if resume and (stored := finished_run(settings, output)):
+            return _found(stored.manifest, output, catalog)
+        return _finetune(settings, catalog, output, progress, resume)
+
+
+def _found(manifest: dict[str, Any], output: Path, catalog: Catalog) -> AdaptResult:
+    """The result of a run that had ended, from its manifest."""
+    data, metrics = manifest["data"], manifest["metrics"]
+    recall = {name: value for name, value in metrics.get("held_out", {}).items() if name != "items"}
+    return AdaptResult(
+        output / "checkpoint",
+        data["pairs"],
+        data["held_out"],
+        manifest["trainable_parameters"],
+        metrics["steps"],
+        metrics["loss"],
+        recall,
+        math.nan,
+        catalog.report,
+        finished_before=True,
+    )
+
+
+def _finetune(
+    settings: AdaptSettings, catalog: Catalog, output: Path, progress: bool, resume: bool
+) -> AdaptResult:
     states = output / "states"
     if saved_states(states) and not resume:
         raise SettingsError(
@@ -168,6 +201,7 @@ def finetune(
             scaler.update()
             standing.step = step + 1
             loss = result.loss.item()
+            check_loss(step, loss, settings)
             rate = batch_size * (step + 1 - steps.start) / (time.perf_counter() - started)
             bar.set_postfix_str(
                 f"loss {loss:.3f}, teacher entropy {result.teacher_entropy:.2f}, {rate:.0f} items/s"
@@ -189,6 +223,7 @@ def finetune(
                 logger.warning("R@10 has not improved for %d validations; stopping.", standing.stale)
                 break
             if standing.step % train.save_every == 0:
+                check_weights(parameters.values(), settings)
                 save_state(states, standing, parameters, optimizer, identity, processes, train.keep_states)
 
     metrics: dict[str, Any] = {
@@ -203,6 +238,7 @@ def finetune(
                 parameter.copy_(standing.best_weights[name])
         recall = measure_recall(encoder, pairs, validation, settings) | {"step": standing.best_step}
         metrics["held_out"] = {"items": len(validation), **recall}
+    check_weights(parameters.values(), settings)
     count = sum(parameter.numel() for parameter in parameters.values())
     if processes.is_main:
         rotation, kept = fit_rotation(sample_vectors(encoder, pairs, training, settings))

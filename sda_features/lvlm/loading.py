@@ -16,7 +16,7 @@ from sda_features.config import BackboneSettings
 from sda_features.errors import BackboneError, foreign
 from sda_features.lvlm.attention import SHARED_PREFIX, WINDOWS
 from sda_features.lvlm.patches import PatchEmbedding
-from sda_features.lvlm.weights import locate, read_config
+from sda_features.lvlm.weights import check_whole, locate, read_config
 
 VISION_TOWER = "visual"  # stays in full precision: it is small, and pictures suffer from 4-bit weights
 
@@ -82,6 +82,7 @@ def load_model(
         "int8": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=[VISION_TOWER]),
         "none": None,
     }[settings.quantization]
+    check_whole(settings.model)
     with foreign(BackboneError, f"The weights of {settings.model} cannot be loaded"):
         model, read = AutoModel.from_pretrained(
             settings.model,
@@ -116,8 +117,8 @@ def load_tokenizer(settings: BackboneSettings) -> Any:
         )
     if not tokenizer.chat_template:
         raise BackboneError(
-            f"{settings.model} has no chat template: expected chat_template.jinja or `chat_template` in "
-            "tokenizer_config.json, as the published model has it. Copy the whole folder."
+            f"{settings.model} has no tokenizer or no chat template: expected chat_template.jinja or `chat_template` "
+            "in tokenizer_config.json, as the published model has it. Copy the whole folder."
         )
     return tokenizer
 

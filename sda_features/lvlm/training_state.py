@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sda_features.artifacts import atomic_folder, write_json
-from sda_features.errors import CheckpointError
+from sda_features.artifacts import atomic_folder, sha256_files, write_json
+from sda_features.errors import CheckpointError, foreign
 from sda_features.lvlm.processes import Processes
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
@@ -74,7 +74,9 @@ def save_state(
             save_file(
                 {name: value.cpu().contiguous() for name, value in tensors.items()}, temporary / TENSORS
             )
-            write_json(temporary / STATE, {"standing": numbers, "identity": identity})
+            tensors_sha256 = sha256_files([temporary / TENSORS])
+            state = {"standing": numbers, "identity": identity, "tensors_sha256": tensors_sha256}
+            write_json(temporary / STATE, state)
         for old in saved_states(folder)[:-keep]:
             shutil.rmtree(old)
 
@@ -97,20 +99,27 @@ def restore_state(
         Where the run stands; a fresh `Standing` when no state was saved.
 
     Raises:
-        CheckpointError: the run had other settings, data, base model or number of processes.
+        CheckpointError: the run had other settings, data, base model or number of processes, or the
+            state is damaged.
     """
     states = saved_states(folder)
     if not states:
         return Standing()
-    saved = json.loads((states[-1] / STATE).read_text(encoding="utf-8"))
+    damaged = f"{states[-1]} is damaged. Delete that folder and run again with --resume: " + (
+        "it goes on from the state before" if len(states) > 1 else "it starts over, no other state is left"
+    )
+    with foreign(CheckpointError, damaged):
+        saved = json.loads((states[-1] / STATE).read_text(encoding="utf-8"))
+        if sha256_files([states[-1] / TENSORS]) != saved["tensors_sha256"]:
+            raise ValueError(f"{TENSORS} does not match the hash in {STATE}")
+        standing, tensors = Standing(**saved["standing"]), load_file(states[-1] / TENSORS)
+        saved["identity"] = dict(saved["identity"])
     if odd := sorted(name for name in identity if saved["identity"].get(name) != identity[name]):
         raise CheckpointError(
             f"{folder.parent} cannot be resumed: its {', '.join(odd)} differ from this command's. Give the "
             "arguments of the first run, or start over in another --output."
         )
-    tensors = load_file(states[-1] / TENSORS)
-    standing = Standing(**saved["standing"])
-    with torch.no_grad():
+    with foreign(CheckpointError, damaged), torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[f"parameter.{name}"])
             moments = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS}

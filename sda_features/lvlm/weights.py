@@ -51,6 +51,17 @@ def fingerprint(model: str) -> str:
         )
 
 
+def check_whole(model: str) -> None:
+    """Look at the headers of a model's weights before anything loads them: others' messages do not tell what is wrong.
+
+    Raises:
+        BackboneError: as `fingerprint`.
+    """
+    with foreign(BackboneError, f"The files of {model} cannot be read"):
+        for path in weight_files(model, locate(model)):
+            list(_tensors(path, path.stat().st_size))
+
+
 def locate(model: str) -> Path:
     """The folder in which a model's configuration lies; that of the local hub cache for a hub name.
 
@@ -75,7 +86,7 @@ def locate(model: str) -> Path:
             f"cache. transformers said: {(str(error).splitlines() or [type(error).__name__])[0]}"
         ) from error
     if file is None:
-        raise BackboneError(f"{model} has no {CONFIG}.")
+        raise BackboneError(f"No model at {model!r}: expected a folder with {CONFIG}, it has none.")
     return Path(file).parent
 
 

@@ -1,0 +1,68 @@
+"""What cases of faults have in common: tiny models, a checkpoint, and the command line as a user sees it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sda_features.cli.main import main
+from sda_features.config import AdaptSettings
+from sda_features.lvlm.backbone import Backbone
+from sda_features.lvlm.checkpoint import save_checkpoint
+from sda_features.lvlm.encoder import PromptEncoder
+from sda_features.lvlm.reduction import fit_rotation
+from tests.lvlm.conftest import tiny_models
+from tests.lvlm.test_adapt import write_catalogue
+
+__all__ = ["tiny_models"]
+
+
+@pytest.fixture(scope="session")
+def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_catalogue(tmp_path_factory.mktemp("catalogue") / "items.parquet")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "checkpoint"
+    settings = AdaptSettings.parse(
+        catalog={"path": "items.parquet"},
+        backbone={"model": str(tiny_models["qwen2_5_vl"]), "quantization": "none", "device": "cpu"},
+    )
+    encoder = PromptEncoder(Backbone(settings.backbone), settings.adapter, settings.projection)
+    rotation, _ = fit_rotation(np.random.default_rng(0).normal(size=(80, 64)).astype(np.float32))
+    save_checkpoint(folder, encoder, settings, {}, rotation)
+    return folder
+
+
+@pytest.fixture
+def copied(checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+
+
+@pytest.fixture
+def model(tiny_models: dict[str, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_models["qwen2_5_vl"], tmp_path / "model"))
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run the command line, which must end in one message and no traceback; returns the message."""
+
+    def run(*arguments: object, status: int = 1) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        errors = capsys.readouterr().err
+        assert ended.value.code == status, errors
+        assert "Traceback" not in errors
+        assert "not foreseen" not in errors, errors
+        if status == 1:
+            assert errors.count("error: ") == 1
+        return errors
+
+    return run
