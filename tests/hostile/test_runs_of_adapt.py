@@ -62,8 +62,9 @@ def newest(run: Path) -> Path:
 
 def nan_state(run: Path) -> None:
     tensors = load_file(newest(run) / "tensors.safetensors")
-    save_file({name: np.full_like(value, np.nan) if value.dtype.kind == "f" else value for name, value in tensors.items()},
-              newest(run) / "tensors.safetensors")  # fmt: skip
+    floats = [name for name, value in tensors.items() if value.dtype.kind == "f"]
+    lost = {name: np.full_like(tensors[name], np.nan) for name in floats}
+    save_file(tensors | lost, newest(run) / "tensors.safetensors")
 
 
 def lacking(run: Path) -> None:
