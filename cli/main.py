@@ -33,6 +33,7 @@ VERBS = {
     "lookup": "Read item vectors from the online store.",
     "export": "Write a checkpoint as PEFT LoRA adapters, and as merged models.",
     "diagnose": "Measure gradient conflict between text and pictures (paper, section 3.3.3).",
+    "evaluate-vectors": "Measure item vectors on a log without training: neighbours and next item.",
     "train": "Train a recommender on vectors from Feast and measure Hit@10 and NDCG@10.",
     "evaluate": "Print the metrics of a saved run, also under another protocol.",
     "compare": "Compare two runs user by user: paired t-test and bootstrap interval.",
@@ -56,7 +57,7 @@ class LazyGroup(click.Group):
         """Import the verb's module and return its `command`."""
         if cmd_name not in VERBS:
             return None
-        module = importlib.import_module(f"sda_features.cli.{cmd_name}")
+        module = importlib.import_module(f"sda_features.cli.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         if not any(parameter.name == "verbose" for parameter in command.params):
             command.params.append(_verbose())

@@ -33,7 +33,8 @@ class Interactions:
         item_ids: Arrow strings [I]; sorted likewise, or in the order of the catalogue that was given.
         offsets: int64 [U + 1]; user u has `items[offsets[u]:offsets[u + 1]]`.
         items: int32 [n], codes 1..I.
-        times: [n], numbers that are comparable between users; None when the log has an order alone.
+        times: [n], numbers or datetime64 that are comparable between users; None when the log has an
+            order alone.
     """
 
     user_ids: Any
@@ -290,13 +291,12 @@ def _as_order(column: Any) -> NDArray[Any]:
         array = _numbers_or_times(array)
     if pa.types.is_date(array.type):
         array = array.cast(pa.timestamp("s"))
-    if pa.types.is_timestamp(array.type):
-        array = array.cast(pa.int64())
     if pa.types.is_decimal(array.type):
         array = array.cast(pa.float64())
-    if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
+    number = pa.types.is_integer(array.type) or pa.types.is_floating(array.type)
+    if not (number or pa.types.is_timestamp(array.type)):
         raise InteractionsError(f"Expected numbers or timestamps as the order, got {array.type}.")
-    if array.null_count or pc.any(pc.is_nan(array)).as_py():
+    if array.null_count or (number and pc.any(pc.is_nan(array)).as_py()):
         raise InteractionsError(
             "The column that orders interactions has nulls. Fill them in or remove the rows."
         )

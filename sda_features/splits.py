@@ -39,6 +39,7 @@ class Split:
         validation: history = `train`.
         test: history = what was known before the test.
         short_users: users whom the test leaves out.
+        held: bool [n], the interactions that neither training nor any history holds.
     """
 
     interactions: Interactions
@@ -46,6 +47,7 @@ class Split:
     validation: Holdout
     test: Holdout
     short_users: int
+    held: NDArray[np.bool_]
 
 
 def split_interactions(interactions: Interactions, settings: EvaluationSettings) -> Split:
@@ -83,6 +85,7 @@ def leave_one_out(interactions: Interactions) -> Split:
         validation=Holdout("validation", train, users, interactions.items[last - 1]),
         test=Holdout("test", before_test, users, interactions.items[last]),
         short_users=int((~evaluated).sum()),
+        held=np.isin(np.arange(len(interactions.items)), last),
     )
 
 
@@ -123,7 +126,8 @@ def temporal_split(interactions: Interactions, *, validation_from: float, test_f
                 f"{len(train.items)} of {len(times)} interactions, at {starts[0]}, and the test begins at "
                 f"{starts[1]}. Choose other shares, or split leave-one-out."
             )
-    return Split(interactions, train, validation, test, interactions.user_count - len(test.users))
+    short = interactions.user_count - len(test.users)
+    return Split(interactions, train, validation, test, short, held=times >= starts[1])
 
 
 def _first_items(

@@ -121,16 +121,21 @@ def user_groups(
     """Which users count for which group, by the training popularity of their target.
 
     - `all`: everybody.
-    - `tail`: the target has fewer than `settings.tail_below` interactions in `train`.
+    - `warm`: the target has interactions in `train`.
+    - `tail`: the target has fewer than `settings.tail_below` interactions in `train`, or none.
+    - `cold`: the target has none.
     - `lowest-quintile`: the target is among the floor(I / 5) items with the fewest interactions in
       `train`, of two equally popular items the one with the lower code first.
     """
     by_popularity = np.argsort(train.item_counts[1:], kind="stable") + 1
     lowest = np.zeros(train.item_count + 1, dtype=np.bool_)
     lowest[by_popularity[: train.item_count // 5]] = True
+    counts = train.item_counts[targets]
     return {
         "all": np.ones(len(targets), dtype=np.bool_),
-        "tail": train.item_counts[targets] < settings.tail_below,
+        "warm": counts > 0,
+        "tail": counts < settings.tail_below,
+        "cold": counts == 0,
         "lowest-quintile": lowest[targets],
     }
 

@@ -184,6 +184,26 @@ def metrics_table(runs: Mapping[str, Metrics]) -> str:
     return tabulate(rows, headers, tablefmt="github", floatfmt=".4f", missingval="-")
 
 
+def measures_table(metrics: Mapping[str, Mapping[str, float | None]], users: Mapping[str, int]) -> str:
+    """One row for each metric, one column for each of `metrics`' labels; metrics without users are left out.
+
+    Args:
+        metrics: label -> metric -> mean.
+        users: metric -> users.
+
+    Returns:
+        Markdown.
+    """
+    rows = [
+        [name, f"{count:,}", *(_plain(of_label[name], ".4f") for of_label in metrics.values())]
+        for name, count in users.items()
+        if count
+    ]
+    aligned = ["left", *["right"] * (len(metrics) + 1)]
+    headers = ["metric", "users", *metrics]
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=aligned)
+
+
 def differences_table(
     rows: Sequence[Mapping[str, Any]], names: tuple[str, str], labels: Sequence[str] = ()
 ) -> str:

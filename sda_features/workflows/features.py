@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from sda_features.tables import open_table
 
 IDS_ALONE = "id"  # the feature set of a recommender that reads no vectors
 MODALITIES = ("text", "image")
+FILE_COLUMN = ":"  # between a parquet file and one column of it
 
 Matrices = dict[str, NDArray[np.float32]]
 
@@ -42,7 +43,7 @@ class Features:
     @property
     def label(self) -> str:
         """Short name for tables and folders."""
-        return Path(self.name).stem if is_path(self.name) else self.name
+        return "+".join(map(_label, parts_of(self.name)))
 
     @property
     def items(self) -> int:
@@ -59,8 +60,20 @@ class Features:
 
 
 def is_path(name: str) -> bool:
-    """Whether a name of features is that of a file."""
-    return name.endswith(".parquet")
+    """Whether a name of features is that of a file, or of one of its columns."""
+    return PurePath(name.partition(FILE_COLUMN)[0]).suffix == ".parquet"
+
+
+def parts_of(name: str) -> list[str]:
+    """The names that `+` joins."""
+    return [name] if Path(name).is_file() else name.split("+")
+
+
+def _label(name: str) -> str:
+    if not is_path(name):
+        return name
+    path, _, column = name.partition(FILE_COLUMN)
+    return "-".join(filter(None, (Path(path).stem, column)))
 
 
 def load_features(name: str, item_ids: Any, repo: Path | None = None) -> Features:
@@ -68,7 +81,8 @@ def load_features(name: str, item_ids: Any, repo: Path | None = None) -> Feature
 
     Args:
         name: `id`; a feature set of the repo, e.g. `sda`; one modality of it, `sda-text` or
-            `sda-image`; or a parquet file with `item_id` and columns of vectors, each a modality.
+            `sda-image`; a parquet file with `item_id` and columns of vectors, each a modality; one
+            column of it, `file.parquet:text`; or several of these side by side, `sda+vanilla`.
         item_ids: Arrow strings [I]; item i has code i + 1.
         repo: an applied Feast repo; needed for a feature set.
 
@@ -78,24 +92,38 @@ def load_features(name: str, item_ids: Any, repo: Path | None = None) -> Feature
     """
     if name == IDS_ALONE:
         return Features(name, None, None, None)
+    names = parts_of(name)
+    if len(names) == 1:
+        modalities, version = _one_set(name, item_ids, repo)
+        return Features(name, modalities, version, _sha256(modalities))
+    modalities, versions = {}, []
+    for part in names:
+        found, version = _one_set(part, item_ids, repo)
+        modalities |= {f"{_label(part)}/{modality}": matrix for modality, matrix in found.items()}
+        versions.append(version)
+    joined = None if None in versions else "+".join(map(str, versions))
+    return Features(name, modalities, joined, _sha256(modalities))
+
+
+def _one_set(name: str, item_ids: Any, repo: Path | None) -> tuple[Matrices, str | None]:
+    """Vectors of one name, and their version if known."""
     if is_path(name):
-        modalities, version = read_vectors(Path(name), item_ids), None
+        path, _, modality = name.partition(FILE_COLUMN)
+        modalities, version, where = read_vectors(Path(path), item_ids), None, path
     else:
         feature_set, _, modality = name.partition("-")
-        if modality not in ("", *MODALITIES):
+        if modality not in ("", *MODALITIES) or feature_set in ("", IDS_ALONE):
             raise FeatureMismatchError(
                 f"No features {name!r}. Expected {IDS_ALONE}, a feature set such as sda, one modality of it such as "
-                f"sda-{MODALITIES[0]} or sda-{MODALITIES[1]}, or a parquet file."
+                f"sda-{MODALITIES[0]} or sda-{MODALITIES[1]}, a parquet file, or several joined by +."
             )
         modalities, version = stored_vectors(repo or Path(), feature_set, item_ids)
-        if modality:
-            if modality not in modalities:
-                raise FeatureMismatchError(
-                    f"No item of the log has a vector of its {modality} in feature set {feature_set!r}; it has "
-                    f"{', '.join(modalities)}."
-                )
-            modalities = {modality: modalities[modality]}
-    return Features(name, modalities, version, _sha256(modalities))
+        where = f"feature set {feature_set!r}"
+    if modality and modality not in modalities:
+        raise FeatureMismatchError(
+            f"No item of the log has a vector of its {modality} in {where}; it has {', '.join(modalities)}."
+        )
+    return {modality: modalities[modality]} if modality else modalities, version
 
 
 def stored_vectors(

@@ -180,13 +180,14 @@ def train_seeds(
     return runs
 
 
-def read_log(path: Path | str, settings: LogSettings) -> Interactions:
-    """The log of a file, thinned to its k-core if `settings` say so; errors as for `read_interactions`."""
+def read_log(path: Path | str, settings: LogSettings, *, catalogue: Any = None) -> Interactions:
+    """The log of a file, thinned to its k-core if `settings` say so; arguments and errors as `read_interactions`."""
     log = read_interactions(
         path,
         user_column=settings.user_column,
         item_column=settings.item_column,
         time_column=settings.time_column,
+        catalogue=catalogue,
     )
     return k_core(log, settings.k_core) if settings.k_core else log
 
