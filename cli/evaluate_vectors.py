@@ -80,6 +80,11 @@ def command(
         click.echo(json.dumps(content))
         return
     click.echo(measures_table(report.metrics(), report.users()))
-    shown = [row for row in differences if row["users"]]
+    groups = ("all", "tail", "cold")
+    shown = [
+        row
+        for row in differences
+        if row["users"] and row["metric"].endswith(groups) and not row["metric"].startswith("hit")
+    ]
     click.echo("\n" + differences_table(shown, (ours, "other"), ("against",)))
     click.echo("\np-values are of paired t-tests over users and are not corrected for their number.")

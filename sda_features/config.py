@@ -382,14 +382,18 @@ class EvaluationSettings(Settings):
 class VectorEvaluationSettings(Settings):
     """How `evaluate-vectors` measures vectors without training."""
 
-    neighbours: int = Field(20, gt=0, description="k of recall@k of co-occurrences.")
-    history: int = Field(10, gt=0, description="Last items of a user that the next item is ranked by.")
+    neighbours: int = Field(20, gt=0, le=MANY, description="k of recall@k of co-occurrences.")
+    history: int = Field(
+        10, gt=0, le=MANY, description="Last items of a user that the next item is ranked by."
+    )
     decay: float = Field(0.8, gt=0, le=1, description="Weight of an item against the one that came after it.")
     pairs: Literal["test", "all"] = Field(
         "test",
         description="Co-occurrences with a held-out item, or all of the log: more of them, but only for vectors "
         "that were not trained on the log.",
     )
-    window: int = Field(20, gt=0, description="Most interactions between two items of a session.")
-    max_users: int | None = Field(10_000, gt=0, description="Users measured, drawn by the seed; none: all.")
-    seed: int = Field(0, ge=0, description="Seed of the drawn users and of the bootstrap.")
+    window: int = Field(20, gt=0, le=MANY, description="Most interactions between two items of a session.")
+    max_users: int | None = Field(
+        10_000, gt=0, le=MANY, description="Users measured, drawn by the seed; none: all."
+    )
+    seed: int = Field(0, ge=0, le=SEED, description="Seed of the drawn users and of the bootstrap.")

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sda_features.catalog_files import open_dataset
+from sda_features.cells import ID
 from sda_features.config import EvaluationSettings, LogSettings, VectorEvaluationSettings
 from sda_features.errors import CatalogError, SettingsError
 from sda_features.evaluation.item_vectors import Measure, evaluate_popularity, evaluate_vectors
@@ -20,6 +19,7 @@ from sda_features.evaluation.metrics import mean
 from sda_features.evaluation.significance import compare
 from sda_features.feature_store.schema import ITEM_ID
 from sda_features.splits import split_interactions
+from sda_features.tables import open_table
 from sda_features.workflows.features import IDS_ALONE, load_features
 from sda_features.workflows.train import Echo, read_log, say_without_vector
 
@@ -56,7 +56,6 @@ class VectorReport:
             for measure, other in zip(self.measures[ours], theirs, strict=True) if label != ours else ():
                 (found,) = compare(measure.values[:, None], other.values[:, None], seed=seed)
                 means = mean(measure.values), mean(other.values)
-                won = 0 if None in means else int(means[0] > means[1])  # type: ignore[operator]
                 rows.append(
                     {
                         "features": ours,
@@ -64,8 +63,8 @@ class VectorReport:
                         "metric": measure.name,
                         "ours": means[0],
                         "theirs": means[1],
-                        "won": won,
-                        "pairs": int(len(measure.users) > 0),
+                        "won": 0,  # nothing was trained, so there are no seeds
+                        "pairs": 0,
                         **asdict(found),
                     }
                 )
@@ -156,20 +155,20 @@ def evaluate_feature_sets(
 
 def _products(catalog: Path | str, column: str | None) -> tuple[Any, Any]:
     """Item ids of a catalogue, Arrow strings [n], and with `column` its values as strings [n]."""
-    dataset = open_dataset(Path(catalog) if "://" not in str(catalog) else str(catalog))
+    opened = open_table(catalog, "catalogue", CatalogError)
     columns = [ITEM_ID, *([column] if column else [])]
-    missing = [name for name in columns if name not in dataset.schema.names]
+    missing = [name for name in columns if name not in opened.columns]
     if missing:
         raise CatalogError(
-            f"{catalog}: no column {missing[0]!r}; the catalogue has {', '.join(dataset.schema.names)}."
+            f"{catalog}: no column {missing[0]!r}; the catalogue has {', '.join(opened.columns)}."
         )
-    table = dataset.to_table(columns)
-    return table[ITEM_ID].cast(pa.string()), table[column].cast(pa.string()) if column else None
+    table = opened.read(dict.fromkeys(columns, ID))
+    return table[ITEM_ID].combine_chunks(), table[column].combine_chunks() if column else None
 
 
 def _by_item(item_ids: Any, ids: Any, products: Any) -> NDArray[np.int64]:
     """Product of each item code, int64 [I + 1]; an item without one is a product of its own, as is padding."""
-    of_item = products.take(pc.index_in(item_ids, ids.combine_chunks()))
+    of_item = products.take(pc.index_in(item_ids, ids))
     numbers = pc.index_in(of_item, pc.unique(products.drop_null())).fill_null(-1).to_numpy()
     alone = np.arange(len(numbers)) + len(products)
     return np.concatenate([[0], np.where(numbers < 0, alone, numbers) + 1])
