@@ -168,6 +168,8 @@ def metrics_table(runs: Mapping[str, Metrics]) -> str:
     """
     first = next(iter(runs.values()))
     names = [name.split("/") for name in first if name.count("/") == 2]
+    if not first.get("users/cold"):  # then warm is everybody
+        names = [name for name in names if name[2] not in ("warm", "cold")]
     metrics = list(dict.fromkeys(metric for metric, _, _ in names))
     rows = [
         [

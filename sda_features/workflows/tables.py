@@ -20,7 +20,13 @@ from sda_features.report.tables import Row, Score, ScoreTable, differences_table
 from sda_features.workflows.features import load_features
 from sda_features.workflows.train import Echo, Training, read_log, say_without_vector
 
-GROUPS = {"all": "overall", "tail": "tail", "lowest-quintile": "lowest quintile"}
+GROUPS = {
+    "all": "overall",
+    "warm": "warm",
+    "tail": "tail",
+    "cold": "cold",
+    "lowest-quintile": "lowest quintile",
+}
 NAMES = {"hit": "H", "ndcg": "N"}  # as the paper's tables abbreviate
 Values = NDArray[np.float64]
 
@@ -51,6 +57,14 @@ class Grid:
     def any_run(self) -> Run:
         """All have data and protocol in common."""
         return next(iter(self.runs.values()))[0]
+
+    @property
+    def groups(self) -> dict[str, NDArray[np.bool_]]:
+        """Groups of users in which the tables differ; without cold items, warm is everybody."""
+        groups = self.any_run.groups
+        if "cold" in groups and not groups["cold"].any():
+            return {name: members for name, members in groups.items() if name not in ("warm", "cold")}
+        return groups
 
     def values(self, cell: tuple[str, str], metric: str, protocol: str, group: str) -> Values:
         """Of each user of a group, float64 [n], the mean over seeds."""
@@ -134,7 +148,7 @@ def score_tables(grid: Grid, *, full: str | None = None) -> list[ScoreTable]:
     for protocol in run.ranks:
         columns = [
             (GROUPS.get(group, group), name)
-            for group in run.groups
+            for group in grid.groups
             for name in [*(f"{NAMES[metric]}@{run.cutoff}" for metric in METRICS), *(["Δ"] if full else [])]
         ]
         rows = []
@@ -210,7 +224,7 @@ def _block(grid: Grid, model: str, protocol: str, full: str | None) -> dict[str,
     """Scores of a model's rows, by label, in the order of the columns."""
     run = grid.any_run
     rows: dict[str, list[Score]] = {label: [] for label in grid.features}
-    for group in run.groups:
+    for group in grid.groups:
         means: dict[str, list[float | None]] = {label: [] for label in rows}
         for metric in METRICS:
             values = {label: grid.values((model, label), metric, protocol, group) for label in rows}
@@ -259,7 +273,7 @@ def _spread(scores: Sequence[float | None]) -> float | None:
 
 def _title(grid: Grid, protocol: str, full: str | None) -> str:
     run = grid.any_run
-    users = {name: int(members.sum()) for name, members in run.groups.items()}
+    users = {name: int(members.sum()) for name, members in grid.groups.items()}
     of_groups = ", ".join(f"{count:,} {GROUPS.get(name, name)}" for name, count in users.items())
     model = f"{grid.models[0]}, " if full else ""
     return f"{model}ranking {protocol}, split {run.manifest['evaluation']['split']}, users: {of_groups}"

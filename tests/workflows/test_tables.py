@@ -275,7 +275,7 @@ def test_modality_trains_on_text_image_and_both(
     assert {run["vectors_version"] for run in manifest["runs"]} == {None, "v1"}
     assert manifest["items_without_vector"]["sda"] == 12, "ten, and two that lack both"
     assert "sda: 12 of 40 items have no vector" in done.stderr
-    assert [row["against"] for row in manifest["differences"][::12]] == labels[:3]
+    assert list(dict.fromkeys(row["against"] for row in manifest["differences"])) == labels[:3]
 
 
 def test_unusable_grids_are_named(shop: Path, tmp_path: Path) -> None:
