@@ -28,3 +28,19 @@ def new_project() -> Callable[[], str]:
     """A callable that names a Feast project which no other test uses."""
     numbers = count()
     return lambda: f"project_{next(numbers)}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Count hostile inputs and faults where they are what was asked for (`make hostile`)."""
+    if "hostile" not in config.option.markexpr:
+        return
+    for mark in ("hostile", "fault"):
+        counts = {
+            outcome: sum(
+                mark in getattr(report, "keywords", {}) for report in terminalreporter.getreports(outcome)
+            )
+            for outcome in ("passed", "failed", "error", "skipped")
+        }
+        terminalreporter.write_line(
+            f"{mark}: " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items())
+        )
