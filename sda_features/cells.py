@@ -52,7 +52,13 @@ def _arrow_texts(column: pa.Array) -> tuple[list[str], Faults]:
 
 def _plain_texts(values: Sequence[Any]) -> tuple[list[str], Faults]:
     faults: Faults = {}
-    texts = [value if isinstance(value, str) else _json_text(value) for value in values]
+    texts: list[str] = []
+    for row, value in enumerate(values):
+        try:
+            texts.append(value if isinstance(value, str) else _json_text(value))
+        except RecursionError:
+            texts.append("")
+            faults[row] = "is nested too deeply"
     for row in _not_utf8(texts):
         texts[row], faults[row] = "", "is not UTF-8"
     return [one_line(text) for text in texts], faults
@@ -67,6 +73,11 @@ def _json_text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return "" if value is None else str(value)
+
+
+def _start(value: Any) -> str:
+    """How a JSON value begins, for messages."""
+    return f"a {type(value).__name__}" if isinstance(value, dict | list) else repr(_json_text(value)[:40])
 
 
 def _spoken(name: str) -> str:
@@ -251,7 +262,7 @@ def _plain_ids(values: Sequence[Any]) -> tuple[pa.Array, Faults]:
             (number,), wrong = _whole([value])
             value, faults = number.as_py(), faults | dict.fromkeys([row] * len(wrong), wrong.get(0, ""))
         elif value is not None and not isinstance(value, str):
-            value, faults[row] = None, f"{_json_text(value)[:40]!r} is neither text nor a number"
+            value, faults[row] = None, f"{_start(value)} is neither text nor a number"
         ids.append(value)
     for row in _not_utf8(ids):
         ids[row], faults[row] = None, "is not UTF-8"
@@ -288,7 +299,7 @@ def _plain_pictures(values: Sequence[Any]) -> tuple[tuple[pa.Array, pa.Array], F
         if isinstance(value, dict) and isinstance(value.get("path"), str):
             value = value["path"]
         if value is not None and (not isinstance(value, str) or isinstance(value, JsonFloat)):
-            value, faults[row] = None, f"{_json_text(value)[:40]!r} is neither a path nor a URL"
+            value, faults[row] = None, f"{_start(value)} is neither a path nor a URL"
         paths.append(value)
     for row in _not_utf8(paths):
         paths[row], faults[row] = None, "is not UTF-8"

@@ -38,6 +38,7 @@ JSON_TEXTS: list[tuple[str, str, str | None]] = [
     ("emoji as a pair", '"\\ud83d\\ude00"', "\U0001f600"),
     ("half a pair", '"\\ud83d"', None),
     ("half a pair in a list", '["a", "\\ud83d"]', None),
+    ("nested 600 deep", "[" * 600 + "]" * 600, None),
     ("markup", '"<b>a</b>"', "<b>a</b>"),
 ]
 
@@ -57,6 +58,7 @@ JSON_IDS: list[tuple[str, str, str | None, str]] = [
     ("true", "true", None, "unusable_id"),
     ("list", '["a"]', None, "unusable_id"),
     ("object", '{"a": 1}', None, "unusable_id"),
+    ("nested 600 deep", "[" * 600 + "]" * 600, None, "unusable_id"),
     ("half a pair", '"\\ud83d"', None, "unusable_id"),
     ("null", "null", None, "missing_id"),
     ("NaN", "NaN", None, "missing_id"),
