@@ -68,7 +68,21 @@ class OutputFile(click.Path):
         return path
 
 
-FOLDER = click.Path(file_okay=False, path_type=Path)  # that may be missing; a file or device is refused
+class OutputFolder(click.Path):
+    """A folder to write, which may be missing; a file or a device is refused before any work is done."""
+
+    def __init__(self) -> None:
+        super().__init__(file_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path, or a usage error."""
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if path.exists() and not path.is_dir():
+            self.fail(f"{path} is no folder.", param, ctx)
+        return path
+
+
+FOLDER = OutputFolder()
 SEEDS = click.IntRange(0, SEED)
 COUNT = click.IntRange(1, MANY)
 

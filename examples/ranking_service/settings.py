@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
@@ -13,6 +14,7 @@ from sda_features.config import Settings
 from sda_features.serving.layout import IdType
 
 PREFIX = "RANKING_"
+LINK = re.compile(r"service_host|service_port(_.+)?|port(_\d+_(tcp|udp|sctp)(_(addr|port|proto))?)?")
 
 
 class ServiceSettings(Settings):
@@ -36,13 +38,15 @@ class ServiceSettings(Settings):
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
         """Read the variables that start with RANKING_.
 
+        Those that Kubernetes and Docker set for a service called "ranking", such as
+        RANKING_SERVICE_HOST and RANKING_PORT_80_TCP, are not meant for this one.
+
         Raises:
             SettingsError: a variable is unknown, missing or not usable.
         """
-        return cls.parse(
-            **{
-                name.removeprefix(PREFIX).lower(): value
-                for name, value in environment.items()
-                if name.startswith(PREFIX)
-            }
-        )
+        own = {
+            name.removeprefix(PREFIX).lower(): value
+            for name, value in environment.items()
+            if name.startswith(PREFIX)
+        }
+        return cls.parse(**{name: value for name, value in own.items() if not LINK.fullmatch(name)})

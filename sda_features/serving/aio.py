@@ -9,6 +9,7 @@ from typing import Any, Self
 import redis
 from redis.asyncio import Redis, RedisCluster
 
+from sda_features.errors import OnlineStoreError
 from sda_features.serving import wire
 from sda_features.serving.client import BaseClient
 from sda_features.serving.connection import RedisAddress, redis_errors
@@ -28,6 +29,7 @@ class AsyncEmbeddingClient(BaseClient):
     """
 
     _redis: Redis | RedisCluster
+    _loop: asyncio.AbstractEventLoop | None = None
 
     def _connect(self, address: RedisAddress, timeout: float) -> Redis | RedisCluster:
         return address.connect_async(timeout=timeout)
@@ -45,6 +47,7 @@ class AsyncEmbeddingClient(BaseClient):
         Raises:
             OnlineStoreError, FeatureMismatchError: as there.
         """
+        self._check_loop()
         reading = self._reader.read(item_ids, version)
         with redis_errors(self.address):
             try:
@@ -66,8 +69,20 @@ class AsyncEmbeddingClient(BaseClient):
         Raises:
             OnlineStoreError: it does not.
         """
+        self._check_loop()
         with redis_errors(self.address):
             await self._redis.ping()  # type: ignore[misc]
+
+    def _check_loop(self) -> None:
+        """Connections belong to the event loop that opened them."""
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            raise OnlineStoreError(
+                "This client was used in another event loop, to which its connections belong. Make one client for "
+                "each loop, inside it, or use EmbeddingClient."
+            )
 
     async def close(self) -> None:
         """Close the connections of this client."""

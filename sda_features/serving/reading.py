@@ -131,6 +131,8 @@ class Reader:
         Raises:
             FeatureMismatchError, OnlineStoreError: see `EmbeddingClient.get`.
         """
+        if isinstance(item_ids, str | bytes):
+            raise TypeError(f"Expected a list of item ids, got one id: [{item_ids!r}] would be a list of it.")
         ids = tuple(item_ids)
         version = version or self.version
         if self._record is None:
