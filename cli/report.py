@@ -11,6 +11,7 @@ import click
 from sda_features.config import CatalogSettings
 
 from .options import collect, settings_options
+from .ranges import FiniteRange
 from .version_options import space_options, version_options
 
 
@@ -37,7 +38,7 @@ from .version_options import space_options, version_options
 )
 @click.option(
     "--max-megabytes",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(0, 1e9),
     default=40.0,
     show_default=True,
     help="Largest size of the pictures in the file.",
