@@ -20,8 +20,17 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("catalog")
+@click.argument("catalog", required=False)
 @click.option("--repo", type=click.Path(path_type=Path), default=".", show_default=True, help="Feast repo.")
+@click.option(
+    "--vectors",
+    type=click.Path(path_type=Path, exists=True),
+    metavar="TABLE",
+    help="Vectors of an encoder of your own instead of CATALOG: a parquet or Arrow file, or a folder of parquet files.",
+)
+@click.option("--text-vectors", metavar="COLUMN", help="Column of text vectors in TABLE.")
+@click.option("--image-vectors", metavar="COLUMN", help="Column of picture vectors in TABLE.")
+@click.option("--version", help="Version of the vectors in TABLE.  [default: a hash of the table]")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Checkpoint that `adapt` wrote.")
 @click.option(
     "--model",
@@ -79,8 +88,12 @@ if TYPE_CHECKING:
 @click.option("--report", type=OutputFile(), help="Write bad catalogue rows here (JSONL).")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def command(
-    catalog: str,
+    catalog: str | None,
     repo: Path,
+    vectors: Path | None,
+    text_vectors: str | None,
+    image_vectors: str | None,
+    version: str | None,
     checkpoint: Path | None,
     model: str | None,
     quantization: str | None,
@@ -114,10 +127,22 @@ def command(
       sda-features materialize items.parquet --checkpoint runs/sda/checkpoint --repo shop/feature_repo
       sda-features materialize items.parquet --model Qwen/Qwen2.5-VL-7B-Instruct --repo shop/feature_repo
       sda-features materialize items.parquet --model openai/clip-vit-large-patch14 --feature-set clip
+      sda-features materialize --vectors vectors.parquet --text-vectors text --image-vectors image --version v7
     """
-    if checkpoint is None and model is None:
+    given_vectors = (text_vectors, image_vectors, version)
+    if (catalog is None) == (vectors is None) or (vectors is None and any(given_vectors)):
+        raise SettingsError(
+            "Give CATALOG, or --vectors with --text-vectors, --image-vectors or both; --version goes with --vectors."
+        )
+    if vectors is not None and (checkpoint, model, dim) != (None, None, None):
+        raise SettingsError("--vectors are stored as they are: leave out --checkpoint, --model and --dim.")
+    if vectors is not None and engine != "local":
+        raise SettingsError("--vectors need no encoding: leave out --engine.")
+    if vectors is not None and not (text_vectors or image_vectors):
+        raise SettingsError("Name the columns of --vectors with --text-vectors, --image-vectors or both.")
+    if vectors is None and checkpoint is None and model is None:
         raise SettingsError("Give --checkpoint (adapted vectors) or --model (vanilla vectors).")
-    if checkpoint is None and dim is not None:
+    if vectors is None and checkpoint is None and dim is not None:
         raise SettingsError("--dim needs a --checkpoint: it uses the rotation that `adapt` stored there.")
     if engine == "local" and (ray_address, workers, gpus_per_worker) != (None, None, None):
         raise SettingsError("--ray-address, --workers and --gpus-per-worker are for --engine ray.")
@@ -128,16 +153,23 @@ def command(
     overrides = {name: value for name, value in given.items() if value is not None}
     from sda_features.workflows import materialize
     from sda_features.workflows.engines import Engine, local_engine
+    from sda_features.workflows.given_vectors import VectorTable, version_of
 
     chosen: Engine = local_engine
     if engine == "ray":
         from sda_features.workflows.ray_engine import ray_engine
 
         chosen = partial(ray_engine, address=ray_address, workers=workers, gpus_per_worker=gpus_per_worker)
+    source: CatalogSettings | VectorTable
+    if vectors is not None:
+        id_column = values.get("id_column") or "item_id"
+        source = VectorTable(vectors, id_column, text_vectors, image_vectors, version or version_of(vectors))
+    else:
+        source = CatalogSettings.parse(path=catalog, **collect(CatalogSettings, values))
     result = materialize(
         repo,
-        feature_set or ("vanilla" if checkpoint is None else "sda"),
-        CatalogSettings.parse(path=catalog, **collect(CatalogSettings, values)),
+        feature_set or ("vanilla" if checkpoint is None and vectors is None else "sda"),
+        source,
         partial(_load, checkpoint and checkpoint.resolve(), dim, overrides, feature_set),
         engine=chosen,
         batch_size=batch_size,

@@ -10,27 +10,30 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sda_features.artifacts import atomic_file
+from sda_features.feature_store.location import Location, is_url, open_folder, parquet_names
 from sda_features.feature_store.schema import ID_TYPES, ITEM_ID, PACKED_SCHEMA, SCHEMA
 from sda_features.serving.codec import StoreDtype
 from sda_features.serving.layout import IdType
 
-EMPTY_FILE = "empty.parquet"
+EMPTY_FILE = "no-rows-yet.parquet"
 
 
-def keep_readable(folder: Path, id_type: IdType = "string", store_dtype: StoreDtype = "float32") -> None:
+def keep_readable(
+    location: Location, id_type: IdType = "string", store_dtype: StoreDtype = "float32"
+) -> None:
     """Leave a file without rows in a folder that has no other parquet file, and none beside others.
 
     Args:
-        folder: folder of a slot; created when missing.
+        location: folder of a slot; created when missing.
         id_type: type of the ids in Feast.
         store_dtype: how the numbers of a vector are stored.
     """
-    empty = folder / EMPTY_FILE
-    if any(path.name != EMPTY_FILE for path in folder.glob("[!.]*.parquet")):
-        empty.unlink(missing_ok=True)
-    elif not empty.exists():
+    folder, names = open_folder(location), parquet_names(location)
+    if not names:
+        if not is_url(location):
+            Path(location).mkdir(parents=True, exist_ok=True)
         schema = SCHEMA if store_dtype == "float32" else PACKED_SCHEMA
         schema = schema.set(0, pa.field(ITEM_ID, ID_TYPES[id_type], nullable=False))
-        with atomic_file(empty) as temporary:
-            pq.write_table(schema.empty_table(), temporary)
+        pq.write_table(schema.empty_table(), EMPTY_FILE, filesystem=folder)
+    elif EMPTY_FILE in names and len(names) > 1:
+        folder.delete_file(EMPTY_FILE)

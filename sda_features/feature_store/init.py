@@ -18,6 +18,7 @@ from typing import Literal
 from sda_features.artifacts import atomic_file
 from sda_features.errors import FeatureStoreError, SettingsError
 from sda_features.feature_store.empty_slot import keep_readable
+from sda_features.feature_store.location import is_url
 from sda_features.serving.codec import STORE_DTYPES, StoreDtype
 from sda_features.serving.layout import IdType, view_name
 from sda_features.serving.repo_config import read_repo_config
@@ -151,7 +152,8 @@ def init_repo(
     id_type = ID_TYPE_OF[found.value_type if found else None]
     for name, dtype in dtypes.items():
         for slot in range(1, slots + 1):
-            keep_readable(repo / _slot_folder(source_folder, name, slot), id_type, dtype)
+            folder = _slot_folder(source_folder, name, slot)
+            keep_readable(folder if is_url(folder) else repo / folder, id_type, dtype)
     return Initialized(path, action, found, views, config.online_type, feast_materialize)
 
 

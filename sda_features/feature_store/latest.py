@@ -6,7 +6,7 @@ a batch at a time, so that memory stays bounded whatever the size of the files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Literal, TypeAlias
 
@@ -52,6 +52,7 @@ def latest_batches(
     end: datetime | None = None,
     keep: Keep = "last",
     batch_rows: int = BATCH_ROWS,
+    files: Collection[str] | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """The newest row of each key within a time window, in the order in which the files hold them.
 
@@ -68,6 +69,7 @@ def latest_batches(
         end: last instant of the window, included.
         keep: which of several rows wins that are equal in all times.
         batch_rows: rows in a batch at most.
+        files: paths of those files whose rows are wanted; the others only decide what is newest.
 
     Yields:
         Batches of `columns`, each with at least one row.
@@ -79,7 +81,7 @@ def latest_batches(
     ]
     winners = _winners(dataset.schema, pieces, list(keys), timestamp, created, start, end, keep)
     for piece, wins in zip(pieces, winners, strict=True):
-        if not wins.any():
+        if not wins.any() or (files is not None and piece.path not in files):
             continue  # its wide columns are not read
         row = 0
         batches = piece.to_batches(

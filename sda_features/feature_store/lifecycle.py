@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from sda_features.errors import FeatureStoreError
+from sda_features.feature_store.compact import clear
 from sda_features.feature_store.empty_slot import keep_readable
 from sda_features.feature_store.lock import writing
 from sda_features.feature_store.online_rows import delete_online, sweep_online
-from sda_features.feature_store.parts import part_paths, remove_leftovers, stored_dim, stored_rows
+from sda_features.feature_store.parts import stored_dim, stored_rows
 from sda_features.feature_store.schema import ITEM_ID
+from sda_features.feature_store.table import sweep
 from sda_features.feature_store.versions import Versions, held_versions, match_version
 from sda_features.serving.pointer import Pointer
 
@@ -164,10 +165,9 @@ def _empty_slot(versions: Versions, state: VersionState) -> None:
         deleted = delete_online(opened, rows[ITEM_ID].to_pylist())
         if state.state == "unrecorded" or deleted < state.items:
             sweep_online(opened, rows.slice(0, 0))  # rows that another machine wrote
-        for path in part_paths(opened.folder):
-            Path(path).unlink()
+        clear(opened.folder)
+        sweep(opened.folder)
         keep_readable(opened.folder, opened.id_type, opened.store_dtype)
-        remove_leftovers(opened.folder)
         lease.began_to_write = False
         versions.move(
             lambda record: record.without_writer(state.slot) if lease.expect(record) else record, ""

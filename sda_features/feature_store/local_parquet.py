@@ -15,8 +15,10 @@ from feast import FileSource
 from feast.data_format import ParquetFormat
 from feast.data_source import DataSource
 
-from sda_features.feature_store.parts import read_parts
+from sda_features.feature_store.empty_slot import EMPTY_FILE
+from sda_features.feature_store.location import is_url, parquet_names
 from sda_features.feature_store.point_in_time import Integers
+from sda_features.feature_store.table import dataset_of, open_table, read_table
 
 T = TypeVar("T")
 
@@ -28,7 +30,9 @@ class Unsupported(Exception):
 def read_source(
     source: DataSource, repo_path: Path | str | None, read: Callable[[pa_dataset.FileSystemDataset], T]
 ) -> T:
-    """`read` a source that is a parquet file, or a folder of parquet files that may be replaced meanwhile.
+    """`read` a source that is a parquet file, a folder of them, or a Delta table at a URL.
+
+    Files may be replaced meanwhile.
 
     Raises:
         Unsupported: the source is something else, or its files differ in their schema.
@@ -36,16 +40,18 @@ def read_source(
     if type(source) is not FileSource or not isinstance(source.file_format, ParquetFormat | None):
         raise Unsupported(f"{type(source).__name__} of the format {getattr(source, 'file_format', None)}")
     path = FileSource.get_uri_for_file_path(repo_path, source.path)
-    if "://" in path or source.s3_endpoint_override or getattr(source, "connection_ref", None) is not None:
-        raise Unsupported("files that are not local")
-    if Path(path).is_file():
-        return read(_dataset([path]))
-    if not Path(path).is_dir():
+    if source.s3_endpoint_override or getattr(source, "connection_ref", None) is not None:
+        raise Unsupported("files with an endpoint or a connection of their own")
+    if is_url(path):
+        if open_table(path) is None:
+            raise Unsupported("files that are not local, and no Delta table")
+    elif Path(path).is_file():
+        return read(_uniform(pa_dataset.dataset([path], format="parquet")))
+    elif not Path(path).is_dir():
         raise Unsupported(f"no such file: {path}")
-    others = [entry.name for entry in Path(path).iterdir() if not _is_part(entry)]
-    if others:
+    elif others := [entry.name for entry in Path(path).iterdir() if not _is_part(entry)]:
         raise Unsupported(f"{path} holds more than parquet files, such as {others[0]}")
-    return read_parts(path, lambda paths: read(_dataset(paths)))
+    return read_table(path, lambda dataset: read(_uniform(dataset or _empty(path))))
 
 
 def check_columns(
@@ -155,16 +161,19 @@ def _is_list(data_type: pa.DataType) -> bool:
 
 
 def _is_part(entry: Path) -> bool:
-    """A parquet file, or what readers of parquet folders pass over: names that start with a dot."""
+    """A parquet file, or what readers of parquet folders pass over: names that start with a dot, and a log."""
     return entry.name.startswith(".") or (
-        entry.suffix == ".parquet" and entry.name[0] != "_" and entry.is_file()
+        entry.name == "_delta_log" if entry.is_dir() else entry.suffix == ".parquet" and entry.name[0] != "_"
     )
 
 
-def _dataset(paths: list[str]) -> pa_dataset.FileSystemDataset:
-    if not paths:
+def _empty(path: str) -> pa_dataset.FileSystemDataset:
+    if EMPTY_FILE not in parquet_names(path):
         raise Unsupported("no files")
-    dataset = pa_dataset.dataset(paths, format="parquet")
+    return dataset_of(path, [EMPTY_FILE])
+
+
+def _uniform(dataset: pa_dataset.FileSystemDataset) -> pa_dataset.FileSystemDataset:
     if any(not fragment.physical_schema.equals(dataset.schema) for fragment in dataset.get_fragments()):
         raise Unsupported("files of several schemas")
     return dataset

@@ -9,17 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sda_features.errors import FeatureStoreError
+from sda_features.feature_store.location import Location, is_url
 
 LOCK_FILE = ".lock"  # readers of parquet folders skip names with a dot
 
 
 @contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def writing(folder: Location) -> Iterator[None]:
     """Hold the writer's lock of a folder while the block runs.
 
     The lock goes with the process that holds it, however that ends. The file stays: a lock on a
     file that another process has just removed would hold nobody back. On a network file system it
-    holds between machines only if `flock` does there.
+    holds between machines only if `flock` does there. At a URL there is none: there, the log of the
+    table lets one of two writers win that change the same files.
 
     Args:
         folder: folder of parts; created when missing.
@@ -27,6 +29,10 @@ def writing(folder: Path) -> Iterator[None]:
     Raises:
         FeatureStoreError: another process, or another block of this one, is writing there.
     """
+    if is_url(folder):
+        yield
+        return
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:

@@ -158,7 +158,12 @@ def _missing(opened: FeatureSet, address: RedisAddress, rows: pa.Table) -> list[
     left rows that are newer than ours.
     """
     with redis_errors(address), address.connect(timeout=TIMEOUT) as server:
-        missing, foreign = missing_online(server, opened, rows)
+        missing: list[int] = []
+        foreign: list[int] = []
+        for start in range(0, len(rows), BATCH_ROWS):
+            found = missing_online(server, opened, rows.slice(start, BATCH_ROWS))
+            for positions, here in zip((missing, foreign), found, strict=True):
+                positions += [start + row for row in here]
     if foreign:
         delete_online(opened, rows[ITEM_ID].take(pa.array(foreign)).to_pylist())
     return missing

@@ -10,9 +10,10 @@ from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as pa_dataset
 
 from sda_features.errors import FeatureMismatchError, FeatureStoreError
-from sda_features.feature_store.parts import read_parts
+from sda_features.feature_store.latest import latest_batches
 from sda_features.feature_store.repo import FeatureSet, quiet_feast
 from sda_features.feature_store.schema import (
     EVENT_TIMESTAMP,
@@ -22,6 +23,7 @@ from sda_features.feature_store.schema import (
     matrix_of,
     vector_column,
 )
+from sda_features.feature_store.table import read_table
 from sda_features.feature_store.versions import open_version
 from sda_features.serving.codec import Mask, Matrix
 from sda_features.serving.layout import IMAGE, TEXT, VERSION, parse_item_id
@@ -63,8 +65,9 @@ def load_vectors(
 ) -> ItemVectors:
     """The newest vectors of items, read through the offline store that the repo names.
 
-    This is Feast's `pull_latest_from_table_or_query`, which every offline store implements and
-    `materialize` itself uses: the same rows that are served. `get_historical_features` would join
+    A table of our own is read batch by batch; another source through Feast's
+    `pull_latest_from_table_or_query`, which every offline store implements and `materialize` itself
+    uses: the same rows that are served. `get_historical_features` would join
     each vector to a row of an entity frame as Python objects, at three times the cost
     (docs/feast.md), and drop items whose rows are newer than the frame.
 
@@ -121,6 +124,19 @@ def _read_latest(opened: FeatureSet, end: datetime, consume: Callable[[Iterator[
                 }
             )
 
+    def read(dataset: pa_dataset.FileSystemDataset | None) -> T:
+        columns = [*dict.fromkeys([*names, source.timestamp_field])]
+        batches = (
+            ()
+            if dataset is None
+            else latest_batches(
+                dataset, keys=names[:1], timestamp=source.timestamp_field, columns=columns, end=end
+            )
+        )
+        return consume(normalised(batches))
+
+    if opened.has_folder:
+        return read_table(opened.folder, read)
     with quiet_feast():
         from feast.infra.offline_stores.offline_utils import get_offline_store_from_config
 
@@ -136,20 +152,14 @@ def _read_latest(opened: FeatureSet, end: datetime, consume: Callable[[Iterator[
             end_date=end,
         )
 
-        def read() -> T:
-            if read_batches := getattr(job, "read_batches", None):  # our store
-                return read_batches(lambda batches: consume(normalised(batches)))  # type: ignore[no-any-return]
-            table = job.to_arrow()
-            return consume(normalised(table.to_batches() or [pa.RecordBatch.from_pylist([], table.schema)]))
-
         try:
-            # Feast lists and reads a folder itself, so this side only looks whether parts vanished meanwhile.
-            return read_parts(opened.folder, lambda _: read()) if opened.is_local else read()
+            table = job.to_arrow()
         except FileNotFoundError:
             raise FeatureStoreError(
                 f"The offline store has no rows of {opened.view.name}: {source.name} names no existing file. "
                 "Write them with `sda-features materialize`."
             ) from None
+    return consume(normalised(table.to_batches() or [pa.RecordBatch.from_pylist([], table.schema)]))
 
 
 def _gather(

@@ -1,6 +1,6 @@
-"""The offline rows of a slot as `materialize` reads and writes them: parts in a local folder, or Feast's own store.
+"""The offline rows of a slot as `materialize` reads and writes them: a table of our own, or Feast's own store.
 
-A warehouse (BigQuery, Snowflake, ...) or a file at a URL is reached through Feast alone, with
+A warehouse (BigQuery, Snowflake, ...) or a single file is reached through Feast alone, with
 `write_to_offline_store`. Feast deletes nothing there, so an item that is gone gets a newer row
 without vectors and without a content hash.
 """
@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 
 from sda_features.errors import FeatureStoreError
 from sda_features.feature_store.compact import compact
-from sda_features.feature_store.parts import next_timestamp, remove_leftovers, stored_rows, write_part
+from sda_features.feature_store.empty_slot import keep_readable
+from sda_features.feature_store.parts import add_rows, next_timestamp, stored_rows, typed_rows
 from sda_features.feature_store.repo import FeatureSet, quiet_feast
 from sda_features.feature_store.schema import (
     CONTENT_HASH,
@@ -28,6 +29,7 @@ from sda_features.feature_store.schema import (
     check_table,
     vectors_table,
 )
+from sda_features.feature_store.table import sweep
 from sda_features.serving.layout import VERSION, parse_item_id
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -52,17 +54,17 @@ class OfflineRows(Protocol):
 
 def offline_rows(opened: FeatureSet) -> OfflineRows:
     """The rows of a slot, wherever they are."""
-    return FolderRows(opened) if opened.is_local else FeastRows(opened)
+    return FolderRows(opened) if opened.has_folder else FeastRows(opened)
 
 
 @dataclass(frozen=True)
 class FolderRows:
-    """Rows in a local folder of parts, whose lock the caller holds; half-written files are deleted."""
+    """Rows in a table of our own, whose only writer the caller is; what killed runs have left is deleted."""
 
     opened: FeatureSet
 
     def __post_init__(self) -> None:
-        remove_leftovers(self.opened.folder)
+        sweep(self.opened.folder)
 
     def stored(self) -> pa.Table:
         """See `OfflineRows`."""
@@ -73,12 +75,13 @@ class FolderRows:
         return next_timestamp(self.opened.folder)
 
     def write(self, table: pa.Table) -> None:
-        """Write a part."""
-        write_part(self.opened.folder, table, id_type=self.opened.id_type)
+        """Add a file; its rows are newer than all that were stored when the run began."""
+        add_rows(self.opened.folder, typed_rows(self.opened.folder, table, self.opened.id_type))
 
     def remove(self, item_ids: Collection[str | int], version: str, stamp: datetime) -> None:
-        """Delete the rows, and write fewer parts if there are many."""
+        """Delete the rows, and put files together if there are many."""
         compact(self.opened.folder, remove=item_ids)
+        keep_readable(self.opened.folder, self.opened.id_type, self.opened.store_dtype)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sda_features.errors import FeatureStoreError, SDAError
+from sda_features.feature_store.location import Location, is_url
 from sda_features.feature_store.schema import STORE_DTYPE_TAG
 from sda_features.serving.codec import StoreDtype
 from sda_features.serving.layout import IdType, view_name
@@ -46,13 +47,12 @@ class FeatureSet:
     id_type: IdType
 
     @property
-    def is_local(self) -> bool:
-        """Whether the rows are in a local folder of parts."""
+    def has_folder(self) -> bool:
+        """Whether the rows are in a folder of parquet files of our own, local or at the URL of an object store."""
         from feast import FileSource
 
         source = self.view.batch_source
-        path = source.path.removeprefix("file://") if isinstance(source, FileSource) else "://"
-        return "://" not in path and not path.endswith(".parquet")
+        return isinstance(source, FileSource) and not source.path.endswith(".parquet")
 
     @property
     def store_dtype(self) -> StoreDtype:
@@ -61,19 +61,20 @@ class FeatureSet:
         return dtype
 
     @property
-    def folder(self) -> Path:
-        """Local folder with the parts of this slot.
+    def folder(self) -> Location:
+        """The folder with the rows of this slot: a path, or the URL of an object store.
 
         Raises:
-            FeatureStoreError: the view's source is not a local folder.
+            FeatureStoreError: the view's source is not a folder.
         """
         source = self.view.batch_source
-        if not self.is_local:
+        if not self.has_folder:
             raise FeatureStoreError(
-                f"Expected {self.view.name} to read a local folder of parquet parts, got "
-                f"{type(source).__name__}. Write its rows with the tools of that source."
+                f"Expected {self.view.name} to read a folder of parquet files, got {type(source).__name__}. "
+                "Write its rows with the tools of that source."
             )
-        return Path(self.store.repo_path, source.path.removeprefix("file://"))
+        path = str(source.path).removeprefix("file://")
+        return path if is_url(path) else Path(self.store.repo_path, path)
 
 
 def open_feature_set(repo_path: Path | str, feature_set: str, slot: int = 1) -> FeatureSet:

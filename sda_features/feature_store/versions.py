@@ -127,7 +127,7 @@ def open_versions(repo_path: Path | str, feature_set: str) -> Iterator[Versions]
 def open_record(slots: Sequence[FeatureSet]) -> Iterator[Versions | None]:
     """As `open_versions`, for slots that are open; None if they have no record: one slot, no Redis, or no folder."""
     with online_server(slots[0]) as server:
-        if server is None or len(slots) == 1 or not slots[0].is_local:
+        if server is None or len(slots) == 1 or not slots[0].has_folder:
             yield None
         else:
             name, config = slots[0].name, slots[0].config
@@ -183,7 +183,7 @@ def slot_for(slots: Sequence[FeatureSet], versions: Versions | None, version: st
         FeatureStoreError: no slot is free, or another run is writing there.
     """
     if versions is None:
-        with writing(slots[0].folder) if slots[0].is_local else contextlib.nullcontext():
+        with writing(slots[0].folder) if slots[0].has_folder else contextlib.nullcontext():
             yield slots[0]
         return
     adopt(versions)
@@ -256,7 +256,7 @@ def open_version(repo_path: Path | str, feature_set: str, version: str | None = 
 
 def held_versions(opened: FeatureSet) -> tuple[str, ...]:
     """Versions of the newest offline rows of a slot, sorted; none if its rows are not in a local folder."""
-    if not opened.is_local:
+    if not opened.has_folder:
         return ()
     rows = stored_rows(opened.folder)
     return tuple(sorted(pc.unique(rows[VERSION]).to_pylist()))

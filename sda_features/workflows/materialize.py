@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from tqdm import tqdm
 
 from sda_features.catalog import Catalog, CatalogReport
 from sda_features.config import CatalogSettings
-from sda_features.errors import CatalogError, FeatureStoreError
+from sda_features.errors import CatalogError, FeatureStoreError, SettingsError
 from sda_features.workflows.engines import (
     MODALITIES,
     Encoding,
@@ -21,10 +24,12 @@ from sda_features.workflows.engines import (
     Progress,
     local_engine,
 )
+from sda_features.workflows.given_vectors import VectorTable, vectors_engine
 
 if TYPE_CHECKING:
     from sda_features.feature_store.offline_rows import OfflineRows
     from sda_features.feature_store.repo import FeatureSet
+    from sda_features.lvlm.item_encoder import ItemEncoder
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,8 @@ class MaterializeResult:
 def materialize(
     repo: Path,
     feature_set: str,
-    catalog_settings: CatalogSettings,
-    load_encoder: LoadEncoder,
+    source: CatalogSettings | VectorTable,
+    load_encoder: LoadEncoder | None = None,
     *,
     engine: Engine = local_engine,
     batch_size: int = 32,
@@ -82,7 +87,7 @@ def materialize(
     Args:
         repo: an applied Feast repo that defines the feature set.
         feature_set: e.g. "sda".
-        catalog_settings: the catalogue.
+        source: the catalogue, or vectors that are there already; these need no encoder and no engine.
         load_encoder: gives the encoder; called after repo, catalogue and online store have been
             found usable, because a model takes long to load.
         engine: where it is loaded and run: `engines.local_engine`, or `ray_engine.ray_engine` with
@@ -101,9 +106,15 @@ def materialize(
     from sda_features.feature_store.offline_rows import offline_rows
     from sda_features.feature_store.online_rows import delete_online
     from sda_features.feature_store.repo import open_slots
+    from sda_features.feature_store.stored_hashes import StoredHashes
     from sda_features.feature_store.versions import open_record, record_version, slot_for
 
-    catalog = Catalog(catalog_settings)
+    if isinstance(source, VectorTable):
+        catalog: Catalog | VectorTable = source
+        engine = partial(vectors_engine, table=source)
+    else:
+        catalog = Catalog(source)
+    where = source.path
     slots = open_slots(repo, feature_set)
     with open_record(slots) as versions:
         if promote and versions is None:
@@ -112,17 +123,13 @@ def materialize(
                 "is. Versions need a Redis server as online store and two slots (`sda-features init --slots 2`)."
             )
         with (
-            engine(load_encoder, batch_size, shard_rows) as encoding,
+            engine(load_encoder or _no_encoder, batch_size, shard_rows) as encoding,
             slot_for(slots, versions, encoding.version) as opened,
         ):
             rows = offline_rows(opened)
             stored = rows.stored()
-            gone = _gone(stored["item_id"].to_pylist(), catalog, max_removed)
-            known = {
-                str(row["item_id"]): row["content_hash"]
-                for row in stored.select(["item_id", "adapter_version", "content_hash"]).to_pylist()
-                if row["adapter_version"] == encoding.version
-            }
+            gone = _gone(stored["item_id"], catalog, where, max_removed)
+            known = StoredHashes(stored.filter(pc.equal(stored["adapter_version"], encoding.version)))
             stamp = rows.next_timestamp()
             encoded, done = _encode(opened, rows, catalog, encoding, known, stamp, progress)
             delete_online(opened, gone)  # before the rows that name them
@@ -148,7 +155,7 @@ def materialize(
 def _encode(
     opened: FeatureSet,
     rows: OfflineRows,
-    catalog: Catalog,
+    catalog: Catalog | VectorTable,
     encoding: Encoding,
     known: Mapping[str, str],
     stamp: datetime,
@@ -160,7 +167,7 @@ def _encode(
     encoded = 0
     with tqdm(desc="encoding", total=MODALITIES * catalog.rows, unit="vector", disable=not progress) as bar:
         done = Progress(bar=bar)
-        for shard in encoding.shards(catalog, known, done):
+        for shard in encoding.shards(catalog, known, done):  # type: ignore[arg-type]
             table = vectors_table(
                 shard.item_ids,
                 text=shard.text,
@@ -177,20 +184,27 @@ def _encode(
     return encoded, done
 
 
-def _gone(stored: Sequence[str | int], catalog: Catalog, max_removed: float) -> list[str | int]:
+def _gone(
+    stored: pa.ChunkedArray, catalog: Catalog | VectorTable, where: Path | str, max_removed: float
+) -> list[str | int]:
     """Stored ids that the catalogue lacks.
 
     Raises:
         CatalogError: they are more than the share `max_removed`.
     """
-    if not stored:
+    from sda_features.feature_store.stored_hashes import missing
+
+    if not len(stored):
         return []
-    present = set(catalog.ids())
-    gone = [item_id for item_id in stored if str(item_id) not in present]
+    gone: list[str | int] = missing(stored, pa.array(catalog.ids(), pa.string())).to_pylist()
     if len(gone) > max_removed * len(stored):
         raise CatalogError(
             f"{len(gone):,} of {len(stored):,} stored items, such as {gone[0]!r}, are not in "
-            f"{catalog.settings.path}: above --max-removed {max_removed:g}. Nothing was changed. Give the whole "
+            f"{where}: above --max-removed {max_removed:g}. Nothing was changed. Give the whole "
             "catalogue, or raise the limit to delete their vectors."
         )
     return gone
+
+
+def _no_encoder() -> ItemEncoder:
+    raise SettingsError("Give an encoder for the items of a catalogue.")

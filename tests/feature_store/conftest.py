@@ -60,8 +60,8 @@ class Rows:
 
     def write(
         self, folder: Path, *, version: str = "v1", time: datetime = NOON, id_type: str = "string"
-    ) -> Path:
-        """Write the rows as one part."""
+    ) -> str:
+        """Write the rows as one part; return its name."""
         table = vectors_table(
             self.ids,
             text=self.text,

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -10,16 +11,17 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.dataset as pa_dataset
 import pytest
+from deltalake import DeltaTable
 
 from sda_features.errors import FeatureStoreError
 from sda_features.feature_store import compact as compact_module
 from sda_features.feature_store.compact import compact
 from sda_features.feature_store.offline import load_vectors
-from sda_features.feature_store.parts import part_paths, read_parts, stored_rows
+from sda_features.feature_store.parts import part_paths, stored_rows
 from sda_features.feature_store.repo import quiet_feast
+from sda_features.feature_store.table import commit, read_table, row_files, sweep
 from tests.feature_store.conftest import NOON, Rows
 
 
@@ -33,10 +35,10 @@ def fill(folder: Path, runs: int = 6, items: int = 40, dim: int = 3) -> None:
         Rows.random(chosen, dim, seed=run).write(folder, time=NOON + timedelta(hours=run))
 
 
-def newest(folder: Path) -> dict[str, tuple]:
+def newest(folder: Path, paths: list[str] | None = None) -> dict[str, tuple]:
     """Item -> its newest row, by a slow plain reading of every row."""
     rows: dict[str, tuple] = {}
-    for row in pa_dataset.dataset(part_paths(folder)).to_table().to_pylist():
+    for row in pa_dataset.dataset(paths or part_paths(folder)).to_table().to_pylist():
         found = (row["event_timestamp"], row["text_embedding"], row["image_embedding"], row["content_hash"])
         if row["item_id"] not in rows or found[0] > rows[row["item_id"]][0]:
             rows[row["item_id"]] = found
@@ -84,39 +86,35 @@ def test_integer_ids(tmp_path):
     assert stored_rows(tmp_path)["item_id"].to_pylist() == [8]
 
 
-def test_between_any_two_steps_and_after_a_crash_the_newest_rows_are_the_same(tmp_path, monkeypatch):
-    """Stop before every deletion in turn, as a crash would; look; go on with a new run."""
+@pytest.mark.parametrize("step", ["write_file", "commit", "keep_readable"])
+def test_a_crash_before_any_step_leaves_the_newest_rows(tmp_path, monkeypatch, step):
+    """Stop there, as a crash would; look at the log's rows and at the plain folder; go on with a new run."""
     monkeypatch.setattr(compact_module, "PART_ROWS", 16)
     fill(tmp_path)
     expected = newest(tmp_path)
-    steps = 0
+    calls = 0
+    real = getattr(compact_module, step)
 
     class Crash(Exception):
         pass
 
-    real = Path.unlink
-
-    def unlink(path: Path, missing_ok: bool = False) -> None:
-        nonlocal steps
-        if path.suffix != ".parquet":
-            return real(path, missing_ok=missing_ok)
-        assert newest(tmp_path) == expected
-        assert len(stored_rows(tmp_path)) == len(expected)
-        steps += 1
-        if steps % 3 == 0:
+    def crash(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == (2 if step == "write_file" else 1):
             raise Crash
-        return real(path, missing_ok=missing_ok)
+        return real(*arguments)
 
-    monkeypatch.setattr(Path, "unlink", unlink)
-    crashes = 0
-    while True:
-        try:
-            if compact(tmp_path) is None:
-                break
-        except Crash:
-            crashes += 1
-    assert crashes >= 2
+    with monkeypatch.context() as patch:
+        patch.setattr(compact_module, step, crash)
+        with pytest.raises(Crash):
+            compact(tmp_path)
+    plain = [str(path) for path in tmp_path.glob("*.parquet")]
+    assert newest(tmp_path, plain) == newest(tmp_path) == expected
+    sweep(tmp_path)
+    compact(tmp_path)
     assert newest(tmp_path) == expected
+    assert [str(path) for path in sorted(tmp_path.glob("*.parquet"))] == part_paths(tmp_path)
     assert pa_dataset.dataset(part_paths(tmp_path)).count_rows() <= 1.25 * len(expected)
 
 
@@ -131,10 +129,8 @@ def test_stock_feast_and_load_vectors_do_not_mind_equal_rows(make_repo):
     compact(folder)
     for path, content in old.items():
         Path(path).write_bytes(content)
-    rows = pa_dataset.dataset(part_paths(folder)).to_table(columns=["item_id", "event_timestamp"])
-    assert (
-        rows.group_by(["item_id", "event_timestamp"]).aggregate([([], "count_all")])["count_all"].to_pylist()
-    )
+    rows = pa_dataset.dataset([str(path) for path in folder.glob("*.parquet")]).to_table(columns=["item_id"])
+    assert len(rows) > 2 * len(ids)
     after = load_vectors(repo, "sda", ids)
     assert after.text.tobytes() == before.text.tobytes()
     assert after.image.tobytes() == before.image.tobytes()
@@ -201,22 +197,42 @@ print(turns)
 
 
 def test_parts_that_keep_vanishing_are_an_error(tmp_path):
-    folder = tmp_path / "slot"
-
-    Rows.random(["a"]).write(folder)
+    Rows.random(["a"]).write(tmp_path)
     minutes = count(1)
 
-    def replace(paths: list[str]) -> None:
-        for path in paths:
-            Path(path).unlink()
-        Rows.random(["a"]).write(folder, time=NOON + timedelta(minutes=next(minutes)))
+    def replace(dataset: pa_dataset.FileSystemDataset) -> None:
+        Rows.random(["a"]).write(tmp_path, time=NOON + timedelta(minutes=next(minutes)))
+        raise FileNotFoundError
 
     with pytest.raises(FeatureStoreError, match="were replaced 10 times"):
-        read_parts(folder, replace)
+        read_table(tmp_path, replace)
 
 
 def test_a_file_that_is_missing_for_another_reason_is_said_at_once(tmp_path):
     Rows.random(["a"]).write(tmp_path)
     with pytest.raises(FileNotFoundError):
-        read_parts(tmp_path, lambda paths: Path("/nowhere/at/all").read_bytes())
-    assert isinstance(read_parts(tmp_path, lambda paths: pa_dataset.dataset(paths).to_table()), pa.Table)
+        read_table(tmp_path, lambda dataset: Path("/nowhere/at/all").read_bytes())
+    assert len(read_table(tmp_path, lambda dataset: dataset.to_table())) == 1
+
+
+def test_two_writers_that_change_the_same_files_cannot_both_succeed(tmp_path):
+    fill(tmp_path)
+    files = row_files(tmp_path)
+    expected = newest(tmp_path)
+    compact(tmp_path)
+    with pytest.raises(FeatureStoreError, match="Another run has changed"):
+        commit(tmp_path, [], files)
+    assert newest(tmp_path) == expected
+
+
+def test_a_folder_of_an_earlier_release_is_taken_over(tmp_path):
+    """Its parquet files become the first rows of a table, as they are."""
+    Rows.random(["a", "b"]).write(tmp_path)
+    shutil.rmtree(tmp_path / "_delta_log")
+    old = part_paths(tmp_path)
+    before = newest(tmp_path)
+    assert DeltaTable.is_deltatable(str(tmp_path)) is False
+    Rows.random(["c"]).write(tmp_path, time=NOON + timedelta(hours=1))
+    assert set(old) < set(part_paths(tmp_path))
+    assert {key: row for key, row in newest(tmp_path).items() if key != "c"} == before
+    assert DeltaTable(str(tmp_path)).count() == 3

@@ -24,6 +24,12 @@ def repo(request, make_repo):
     return repo
 
 
+def write_plain(repo, table):
+    """A folder of parquet files without a log."""
+    (repo / "data/sda").mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, repo / "data/sda" / "theirs.parquet")
+
+
 def test_the_newest_vectors_of_several_parts(repo, later):
     old, new = Rows.random(IDS, seed=1), Rows.random(IDS[5:], seed=2)
     old.write(repo / "data/sda")
@@ -46,7 +52,7 @@ def test_packed_vectors_are_unpacked(repo, dtype):
 
     rows = Rows.random(IDS, dim=6)
     matrices = {layout.TEXT: (rows.text, rows.text_found), layout.IMAGE: (rows.image, rows.image_found)}
-    table = pq.read_table(rows.write(repo / "data/sda"))
+    table = pq.read_table(repo / "other" / rows.write(repo / "other"))
     expected = {}
     for name, (matrix, found) in matrices.items():
         small = np.clip(matrix, -1, 1)
@@ -56,8 +62,7 @@ def test_packed_vectors_are_unpacked(repo, dtype):
         )
         table = table.set_column(table.column_names.index(name), name, column)
         expected[name] = np.where(found[:, None], codec.unpack_vectors(payloads, 6), 0)
-    (part,) = (repo / "data/sda").iterdir()
-    pq.write_table(table, part)
+    write_plain(repo, table)
     with quiet_feast():
         store = FeatureStore(repo_path=str(repo))
         view = store.get_feature_view("sda_item_embeddings")
@@ -82,9 +87,10 @@ def test_packed_vectors_are_unpacked(repo, dtype):
 
 def test_vectors_of_several_dimensions_are_refused(repo, later):
     rows = Rows.random(IDS, dim=4)
-    part = rows.write(repo / "data/sda")
-    table = pq.read_table(part)
-    wide = Rows.random(["wide"], dim=5).write(repo / "other", time=later(1))
-    pq.write_table(pa.concat_tables([table, pq.read_table(wide).replace_schema_metadata(None)]), part)
+    parts = [
+        repo / "other" / rows.write(repo / "other"),
+        repo / "wide" / Rows.random(["wide"], dim=5).write(repo / "wide", time=later(1)),
+    ]
+    write_plain(repo, pa.concat_tables(map(pq.read_table, parts)))
     with pytest.raises(FeatureMismatchError, match="one dimension in text_embedding, got lengths 4 to 5"):
         load_vectors(repo, "sda", IDS)

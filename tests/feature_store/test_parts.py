@@ -14,11 +14,12 @@ from sda_features.errors import FeatureMismatchError, FeatureStoreError
 from sda_features.feature_store.parts import (
     newest_timestamp,
     next_timestamp,
-    remove_leftovers,
+    part_paths,
     stored_rows,
     write_part,
 )
 from sda_features.feature_store.schema import SCHEMA, check_table, vectors_table
+from sda_features.feature_store.table import sweep, write_file
 from tests.feature_store.conftest import NOON, Rows
 
 
@@ -60,14 +61,14 @@ def test_a_table_holds_its_vectors(data, count, dim):
 
 
 def test_a_part_is_what_was_written(tmp_path):
-    path = write_part(tmp_path / "sda", table_of())
-    assert pq.read_table(path).equals(table_of())
-    assert [part.name for part in (tmp_path / "sda").iterdir()] == [path.name]
+    name = write_part(tmp_path / "sda", table_of())
+    assert pq.read_table(tmp_path / "sda" / name).equals(table_of())
+    assert sorted(part.name for part in (tmp_path / "sda").iterdir()) == ["_delta_log", name]
 
 
 def test_ids_are_stored_in_the_entitys_type(tmp_path):
-    path = write_part(tmp_path, table_of(item_id=["7", "-8"]), id_type="int64")
-    assert pq.read_table(path)["item_id"].type == pa.int64()
+    name = write_part(tmp_path, table_of(item_id=["7", "-8"]), id_type="int64")
+    assert pq.read_table(tmp_path / name)["item_id"].type == pa.int64()
     with pytest.raises(FeatureMismatchError, match="'007' is not one"):
         write_part(tmp_path, table_of(item_id=["007", "8"]), id_type="int64")
     with pytest.raises(FeatureStoreError, match="have ids of type int64, got string"):
@@ -132,7 +133,7 @@ def test_an_item_is_only_rewritten_later(tmp_path, later):
         with pytest.raises(FeatureStoreError, match="1 items have a stored row that is as new, such as 'b'"):
             write_part(tmp_path, table_of(item_id=["b", "e"], event_timestamp=[later(hours)] * 2))
     write_part(tmp_path, table_of(item_id=["b", "e"], event_timestamp=[later(1), later(-1)]))
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(part_paths(tmp_path)) == 3
 
 
 def test_a_future_timestamp_is_taken_only_just_after_a_stored_one(tmp_path):
@@ -158,11 +159,14 @@ def test_the_next_timestamp_is_now_and_never_a_stored_one(tmp_path):
 
 
 def test_what_a_killed_run_half_wrote_is_removed(tmp_path):
-    path = write_part(tmp_path, table_of())
-    (tmp_path / f".{path.name}.x1").write_bytes(b"half")
+    name = write_part(tmp_path, table_of())
+    (tmp_path / f".{name}.x1").write_bytes(b"half")
     (tmp_path / ".lock").write_bytes(b"")
-    remove_leftovers(tmp_path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == [".lock", path.name]
+    orphan = write_file(tmp_path, table_of(item_id=["c", "d"])).path
+    assert (tmp_path / orphan).exists()
+    assert stored_rows(tmp_path)["item_id"].to_pylist() == ["a", "b"]
+    sweep(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".lock", "_delta_log", name]
 
 
 def test_stored_rows_are_the_newest(tmp_path, later):

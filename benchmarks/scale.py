@@ -1,0 +1,128 @@
+"""How `materialize` scales with the items: time an item and peak memory, first run, no change, one in a hundred.
+
+    python benchmarks/scale.py [--quick]
+
+Vectors are given (`materialize --vectors`), so nothing is encoded: 2 x 64 float32 an item, into a
+local Delta table and Redis. Each size is a process of its own with a server of its own. `growth` is
+processor time an item at the largest size over that at the smallest, and `memory_growth` the peak
+memory of the largest over that of the size before it. Wall time is printed beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+DIM, BATCH = 64, 50_000
+SIZES, QUICK = (100_000, 300_000, 1_000_000), (20_000, 100_000)
+
+
+def write_vectors(path: Path, items: int, changed: int = 0) -> None:
+    """`items` rows of ids and two vectors; the first `changed` of each batch differ from those of another call."""
+    vector = pa.list_(pa.float32())
+    schema = pa.schema([("item_id", pa.string()), ("text", vector), ("image", vector)])
+    with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
+        for start in range(0, items, BATCH):
+            count = min(BATCH, items - start)
+            numbers = np.random.default_rng(start).random((2, count, DIM), np.float32)
+            numbers[:, : changed * count // items] += 1
+            ids = pa.array([f"item-{row:09}" for row in range(start, start + count)])
+            offsets = pa.array(np.arange(count + 1, dtype=np.int32) * DIM)
+            columns = [pa.ListArray.from_arrays(offsets, matrix.reshape(-1)) for matrix in numbers]
+            writer.write_table(pa.Table.from_arrays([ids, *columns], schema=schema))
+
+
+def child(folder: Path, name: str) -> None:
+    """One run in this process; print what it took as JSON."""
+    from sda_features.workflows import materialize
+    from sda_features.workflows.given_vectors import VectorTable
+
+    table = VectorTable(folder / name, "item_id", "text", "image", "v1")
+    wall, cpu = time.perf_counter(), time.process_time()
+    done = materialize(folder, "sda", table, progress=False)
+    print(
+        json.dumps(
+            {
+                "encoded": done.encoded,
+                "wall": time.perf_counter() - wall,
+                "cpu": time.process_time() - cpu,
+                "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            }
+        )
+    )
+
+
+def measure(items: int) -> dict[str, dict[str, float]]:
+    """The three runs at one size."""
+    from feast import FeatureStore
+
+    from sda_features.feature_store.definitions import embedding_source, embedding_view, item_entity
+    from sda_features.serving.embedded import embedded_redis
+
+    with tempfile.TemporaryDirectory() as name, embedded_redis() as (host, port):
+        folder = Path(name)
+        (folder / "feature_store.yaml").write_text(
+            f"project: scale\nprovider: local\nregistry: registry.db\nentity_key_serialization_version: 3\n"
+            f"online_store: {{type: redis, connection_string: '{host}:{port}'}}\n"
+        )
+        item = item_entity()
+        sources = [embedding_source("sda", f"sda_{slot}", item, slot=slot) for slot in (1, 2)]
+        views = [embedding_view("sda", source, item, slot=slot) for slot, source in enumerate(sources, 1)]
+        FeatureStore(repo_path=name).apply([item, *sources, *views])
+        write_vectors(folder / "first.parquet", items)
+        write_vectors(folder / "changed.parquet", items, items // 100)
+        runs = {"first": "first", "unchanged": "first", "one in a hundred": "changed"}
+        return {run: measured(folder, f"{table}.parquet") for run, table in runs.items()}
+
+
+def measured(folder: Path, table: str) -> dict[str, float]:
+    """What `child` prints, of a process of its own."""
+    command = [sys.executable, __file__, "--child", str(folder), table]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Print a table, and the ratios as JSON on the last line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="20,000 and 100,000 items.")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        return child(Path(arguments.child[0]), arguments.child[1])
+    sizes = QUICK if arguments.quick else SIZES
+    results = {}
+    print(f"{'items':>9}  {'run':<16} {'wall s':>7} {'cpu s':>7} {'us an item':>10} {'peak MiB':>8}")
+    for items in sizes:
+        results[items] = measure(items)
+        for run, took in results[items].items():
+            each = 1e6 * took["cpu"] / items
+            print(
+                f"{items:>9,}  {run:<16} {took['wall']:>7.1f} {took['cpu']:>7.1f} {each:>10.1f} "
+                f"{took['peak_mib']:>8.0f}"
+            )
+    each = [results[items]["first"]["cpu"] / items for items in sizes]
+    peaks = [max(took["peak_mib"] for took in results[items].values()) for items in sizes]
+    summary = {
+        "growth": round(each[-1] / each[0], 3),
+        "memory_growth": round(peaks[-1] / peaks[-2], 3),
+        "sizes": {str(items): results[items] for items in sizes},
+    }
+    print(json.dumps(summary))
+    return None
+
+
+if __name__ == "__main__":
+    main()

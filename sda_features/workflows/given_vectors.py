@@ -1,0 +1,201 @@
+"""`materialize --vectors`: items whose vectors an encoder of the user's own has made.
+
+The table has a column of ids and up to two columns of vectors (lists of numbers of one length). It
+takes the place of catalogue and encoder: the content hash of a row is that of its vectors, so runs
+are incremental, and items that are gone from the table are deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pa_dataset
+
+from sda_features.catalog import CatalogReport
+from sda_features.errors import CatalogError
+from sda_features.lvlm.encode import EncodedItems
+from sda_features.workflows.engines import Encoding, LoadEncoder, Progress
+
+BATCH_ROWS = 8_192
+FILE_BYTES = 48 << 20  # of vectors that are written together
+
+
+@dataclass(frozen=True)
+class VectorTable:
+    """A parquet or Arrow file, or a folder of them, with ids and vectors.
+
+    Attributes:
+        path: of the file or folder.
+        id_column: name of the column of ids.
+        text: name of the column of text vectors; None: there are none.
+        image: name of the column of picture vectors; None: there are none.
+        version: adapter version under which the vectors are stored.
+    """
+
+    path: Path
+    id_column: str
+    text: str | None
+    image: str | None
+    version: str
+
+    @cached_property
+    def report(self) -> CatalogReport:
+        """Bad rows: there are none, a row that cannot be used is an error."""
+        return CatalogReport(self.rows)
+
+    @cached_property
+    def dataset(self) -> pa_dataset.Dataset:
+        """The table.
+
+        Raises:
+            CatalogError: it cannot be read, or lacks a column.
+        """
+        kind = "ipc" if self.path.suffix in (".arrow", ".feather") else "parquet"
+        try:
+            found = pa_dataset.dataset(str(self.path), format=kind)
+        except (OSError, pa.ArrowException) as problem:
+            raise CatalogError(f"The vectors in {self.path} cannot be read as {kind}: {problem}") from None
+        wanted = [self.id_column, *filter(None, [self.text, self.image])]
+        if absent := [name for name in wanted if name not in found.schema.names]:
+            raise CatalogError(
+                f"Expected the columns {', '.join(wanted)} in {self.path}, there is no {', '.join(absent)}. It has "
+                f"{', '.join(found.schema.names)}; see --id-column, --text-vectors and --image-vectors."
+            )
+        return found
+
+    @property
+    def rows(self) -> int:
+        """Rows of the table."""
+        return int(self.dataset.count_rows())
+
+    def ids(self) -> Iterator[str]:
+        """The ids."""
+        for batch in self.dataset.to_batches(columns=[self.id_column], batch_size=BATCH_ROWS):
+            yield from batch.column(0).cast(pa.string()).to_pylist()
+
+    def shards(self, known: Mapping[str, str], progress: Progress) -> Iterator[EncodedItems]:
+        """Vectors that are not `known` by their hash, some megabytes at a time.
+
+        Raises:
+            CatalogError: an id is missing, or a vector has another length than the others.
+        """
+        waiting: list[EncodedItems] = []
+        for batch in self.dataset.to_batches(batch_size=BATCH_ROWS):
+            changed = self._changed(batch, known, progress)
+            if changed.item_ids:
+                waiting.append(changed)
+            if sum(items.text.nbytes + items.image.nbytes for items in waiting) >= FILE_BYTES:
+                yield _together(waiting)
+                waiting = []
+        if waiting:
+            yield _together(waiting)
+
+    def _changed(self, batch: pa.RecordBatch, known: Mapping[str, str], progress: Progress) -> EncodedItems:
+        ids = batch[self.id_column].cast(pa.string())
+        if ids.null_count:
+            raise CatalogError(f"Expected an id in every row of {self.path}; some are null.")
+        names = ids.to_pylist()
+        (text, text_found), (image, image_found) = (
+            self._matrix(batch, name) for name in (self.text, self.image)
+        )
+        pieces = (text, text_found[:, None], image, image_found[:, None])
+        raw = [np.ascontiguousarray(piece).view(np.uint8).reshape(len(names), -1) for piece in pieces]
+        joined = np.concatenate(raw, axis=1)
+        hashes = [hashlib.blake2b(row.tobytes(), digest_size=16).hexdigest() for row in joined]
+        new = np.array(
+            [known.get(name) != content for name, content in zip(names, hashes, strict=True)], np.bool_
+        )
+        progress.skipped(int(len(new) - new.sum()))
+        progress.made(int(text_found[new].sum() + image_found[new].sum()))
+        (places,) = new.nonzero()
+        return EncodedItems(
+            [names[place] for place in places],
+            [hashes[place] for place in places],
+            text[new],
+            text_found[new],
+            image[new],
+            image_found[new],
+        )
+
+    def _matrix(self, batch: pa.RecordBatch, name: str | None) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors of a column, float32 [n, d], and which there are [n]; d is 0 without any."""
+        if name is None:
+            return np.zeros((len(batch), 0), np.float32), np.zeros(len(batch), np.bool_)
+        column = batch[name]
+        kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+        if not any(kind(column.type) for kind in kinds):
+            raise CatalogError(f"Expected lists of numbers in {name} of {self.path}, got {column.type}.")
+        try:
+            column = column.cast(pa.list_(pa.float32()))
+        except pa.ArrowException as problem:
+            raise CatalogError(f"{name} of {self.path} holds no lists of numbers: {problem}") from None
+        lengths = pc.unique(pc.list_value_length(column).drop_null()).to_pylist()
+        if len(lengths) > 1 or lengths == [0]:
+            raise CatalogError(
+                f"Expected vectors of one length in {name} of {self.path}, got {sorted(lengths)}."
+            )
+        found = column.is_valid().to_numpy(zero_copy_only=False)
+        matrix = np.zeros((len(batch), *(lengths or [0])), np.float32)
+        if lengths:
+            matrix[found] = column.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, *lengths)
+        return matrix, found
+
+
+@dataclass(frozen=True)
+class VectorEncoding:
+    """`engines.Encoding` of vectors that are there."""
+
+    table: VectorTable
+
+    @property
+    def version(self) -> str:
+        """Version of the vectors."""
+        return self.table.version
+
+    def shards(self, catalog: object, known: Mapping[str, str], progress: Progress) -> Iterator[EncodedItems]:
+        """See `engines.Encoding`."""
+        return self.table.shards(known, progress)
+
+
+@contextlib.contextmanager
+def vectors_engine(
+    load_encoder: LoadEncoder, batch_size: int, shard_rows: int, *, table: VectorTable
+) -> Iterator[Encoding]:
+    """An `engines.Engine` that encodes nothing."""
+    yield VectorEncoding(table)
+
+
+def version_of(path: Path) -> str:
+    """A version for vectors that were given none: a hash of the file, or of the folder's files."""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:12]
+
+
+def _together(shards: list[EncodedItems]) -> EncodedItems:
+    def matrices(name: str) -> np.ndarray:
+        pieces = [getattr(items, name) for items in shards]
+        width = max(piece.shape[1] for piece in pieces)
+        return np.concatenate(
+            [piece if piece.shape[1] else np.zeros((len(piece), width), np.float32) for piece in pieces]
+        )
+
+    return EncodedItems(
+        [item_id for items in shards for item_id in items.item_ids],
+        [content for items in shards for content in items.content_hashes],
+        matrices("text"),
+        np.concatenate([items.text_found for items in shards]),
+        matrices("image"),
+        np.concatenate([items.image_found for items in shards]),
+    )

@@ -1,0 +1,153 @@
+"""The offline rows at an s3:// URL: everything that works in a folder, against a real server of the protocol."""
+
+import multiprocessing
+import random
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sda_features.feature_store.init import init_repo
+from sda_features.feature_store.lifecycle import list_versions, promote, prune, rollback
+from sda_features.feature_store.location import parquet_names
+from sda_features.feature_store.offline import load_vectors
+from sda_features.feature_store.parts import newest_batches, part_paths, stored_rows
+from sda_features.feature_store.repo import open_feature_set
+from sda_features.feature_store.table import ORPHAN_HOURS
+from sda_features.feature_store.versions import open_versions
+from sda_features.serving import EmbeddingClient
+from sda_features.workflows import materialize
+from sda_features.workflows.given_vectors import VectorTable
+from tests.feast_repo import apply, redis_config
+from tests.s3_server import s3_server
+
+DIM = 6
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture
+def repo(tmp_path, bucket, redis_server, new_project):
+    project = new_project()
+    (tmp_path / "feature_store.yaml").write_text(redis_config(project, redis_server))
+    init_repo(tmp_path, feature_sets=["sda"], source_folder=f"{bucket}/{project}")
+    apply(tmp_path)
+    return tmp_path
+
+
+def vectors(path, rows, seed=0, version="v1"):
+    """A table of vectors: item i0, i1, ...; a vector is missing here and there."""
+    rng = np.random.default_rng(seed)
+    columns = {}
+    for name in ("text", "image"):
+        matrix = rng.random((rows, DIM), np.float32)
+        columns[name] = pa.array(
+            [None if row % 7 == len(name) else vector for row, vector in enumerate(matrix.tolist())],
+            pa.list_(pa.float32()),
+        )
+    pq.write_table(pa.table({"item_id": [f"i{row}" for row in range(rows)], **columns}), path)
+    return VectorTable(path, "item_id", "text", "image", version)
+
+
+def run(repo, table, **options):
+    return materialize(repo, "sda", table, progress=False, max_removed=0.5, **options)
+
+
+def expected(table):
+    rows = pq.read_table(table.path)
+    return [None if vector is None else np.array(vector, np.float32) for vector in rows["text"].to_pylist()]
+
+
+def assert_stored(repo, table):
+    """Trainers and readers get the vectors of a table, and of nothing else."""
+    ids = pq.read_table(table.path)["item_id"].to_pylist()
+    found = load_vectors(repo, "sda", ids)
+    with EmbeddingClient.from_repo(repo, "sda") as client:
+        served = client.get(ids)
+    for row, vector in enumerate(expected(table)):
+        assert (vector is not None) == found.text_found[row] == served.text_found[row]
+        if vector is not None:
+            assert found.text[row].tobytes() == served.text[row].tobytes() == vector.tobytes()
+
+
+def test_a_life_at_a_url(repo, tmp_path):
+    folder = open_feature_set(repo, "sda").folder
+    assert str(folder).startswith("s3://")
+    assert parquet_names(folder) == ["no-rows-yet.parquet"]
+    first = vectors(tmp_path / "first.parquet", 40)
+    done = run(repo, first)
+    assert (done.encoded, done.unchanged, done.removed, done.live) == (40, 0, 0, "v1")
+    assert_stored(repo, first)
+    assert (run(repo, first).encoded, len(part_paths(folder))) == (0, 1)
+    fewer = vectors(tmp_path / "fewer.parquet", 40)
+    table = pq.read_table(fewer.path)
+    texts = [[9.0] * DIM if row == 3 else vector for row, vector in enumerate(table["text"].to_pylist())]
+    changed = table.set_column(1, "text", pa.array(texts, pa.list_(pa.float32())))
+    pq.write_table(changed.slice(0, 38), fewer.path)
+    done = run(repo, fewer)
+    assert (done.encoded, done.unchanged, done.removed) == (1, 37, 2)
+    assert_stored(repo, fewer)
+    assert not load_vectors(repo, "sda", ["i39"]).text_found.any()
+    second = vectors(tmp_path / "second.parquet", 30, seed=1, version="v2")
+    assert run(repo, second).live == "v1"
+    with open_versions(repo, "sda") as versions:
+        promote(versions, "v2")
+        assert_stored(repo, second)
+        rollback(versions)
+        assert_stored(repo, fewer)
+        promote(versions, "v2")
+        assert [state.version for state in prune(versions)] == ["v1"]
+        assert [state.version for state in list_versions(versions)] == ["v2"]
+    assert_stored(repo, second)
+    assert parquet_names(folder) == ["no-rows-yet.parquet"]
+    batches = newest_batches(open_feature_set(repo, "sda", 2).folder)
+    assert sorted(pa.Table.from_batches(batches)["item_id"].to_pylist()) == sorted(
+        f"i{row}" for row in range(30)
+    )
+
+
+KILLS, ITEMS = 20, 2_000
+
+
+def killed_run(repo, path, ready):
+    """A run that writes many small files; it is killed from outside."""
+    from sda_features.workflows import given_vectors as module
+
+    module.BATCH_ROWS, module.FILE_BYTES = 50, 1
+    ready.set()
+    run(repo, VectorTable(path, "item_id", "text", "image", "v1"))
+
+
+@pytest.mark.slow
+def test_runs_that_are_killed_at_random_moments_lose_nothing(repo, tmp_path):
+    table = vectors(tmp_path / "items.parquet", ITEMS, seed=3)
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(
+        ["sda_features.workflows.given_vectors", "feast", "tests.feature_store.test_s3"]
+    )
+    chance = random.Random(0)
+    folder = open_feature_set(repo, "sda").folder
+    stored = []
+    for _ in range(KILLS):
+        ready = processes.Event()
+        process = processes.Process(target=killed_run, args=(repo, table.path, ready))
+        process.start()
+        assert ready.wait(300)
+        process.join(chance.uniform(0, 8))
+        process.kill()
+        process.join()
+        stored.append(len(stored_rows(folder)))
+    assert stored == sorted(stored), "a committed row was lost"
+    done = run(repo, table)
+    assert done.encoded + done.unchanged == ITEMS
+    rows = stored_rows(folder)
+    assert sorted(rows["item_id"].to_pylist()) == sorted(f"i{row}" for row in range(ITEMS))
+    assert_stored(repo, table)
+    assert ORPHAN_HOURS >= 1, "files that are not committed stay a while: another process may be writing them"
+    print(stored, time.process_time())
