@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sda_features.artifacts import atomic_file
+from sda_features.feature_store.location import is_url, open_folder
 from sda_features.feature_store.repo import FeatureSet
 from sda_features.serving.pointer import Pointer
 
@@ -12,22 +13,27 @@ FILE = ".versions.json"  # readers of parquet folders skip names with a dot
 
 
 def write_copy(first: FeatureSet, record: Pointer) -> None:
-    """Keep a record in the folder of slot 1; nothing happens if its rows are not in a local folder."""
-    if first.is_local:
-        first.folder.mkdir(parents=True, exist_ok=True)
-        with atomic_file(_path(first)) as temporary:
+    """Keep a record in the folder of slot 1; nothing happens if its rows are not in a folder."""
+    if not first.has_folder:
+        return
+    if is_url(first.folder):
+        with open_folder(first.folder).open_output_stream(FILE) as stream:
+            stream.write(record.serialize())
+    else:
+        with atomic_file(Path(first.folder, FILE)) as temporary:
             temporary.write_bytes(record.serialize())
 
 
 def read_copy(first: FeatureSet) -> Pointer | None:
-    """The record that was kept last on this machine; None without one.
+    """The record that was kept last; None without one.
 
     Raises:
         OnlineStoreError: it is damaged.
     """
-    path = _path(first) if first.is_local else None
-    return Pointer.parse(path.read_bytes()) if path and path.exists() else None
-
-
-def _path(first: FeatureSet) -> Path:
-    return first.folder / FILE
+    if not first.has_folder:
+        return None
+    try:
+        with open_folder(first.folder).open_input_stream(FILE, compression=None) as stream:
+            return Pointer.parse(stream.read())
+    except FileNotFoundError:
+        return None
