@@ -80,7 +80,9 @@ def csv_records(stream: TextIO) -> Iterator[Record | DamagedRow]:
 def json_records(stream: TextIO) -> Iterator[Record | DamagedRow]:
     """One object a line; numbers as they are written, `JsonFloat` where they have a point or an exponent."""
     decoder = json.JSONDecoder(parse_int=str, parse_float=JsonFloat, parse_constant=lambda name: None)
-    for number, line in enumerate(_Lines(stream), start=1):
+    lines = _Lines(stream)
+    for number, line in enumerate(lines, start=1):
+        lines.pending.clear()
         if not line.strip():
             continue
         try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from sda_features.cli.main import main
 from sda_features.config import CatalogSettings
 from sda_features.errors import CatalogError
 from sda_features.interactions import read_interactions
+from sda_features.text_tables import csv_records, json_records
 from tests.hostile.file_cases import CASES, DAMAGED
 from tests.hostile.table_cases import IMAGE_COLUMNS, MEMORY_COLUMNS, Case
 
@@ -221,3 +224,16 @@ def test_numbers_in_json_are_ids_as_written(
     path.write_text("".join(f'{{"item_id": {number}, "n": {number}}}\n' for number in numbers))
     items = list(open_(path).items())
     assert [item.item_id for item in items] == [item.fields["n"] for item in items] == list(map(str, numbers))
+
+
+@pytest.mark.parametrize(
+    ("read", "line"), [(json_records, '{"item_id": "a", "t": "%s"}\n'), (csv_records, "a,%s\n")]
+)
+def test_a_long_file_is_never_held(read: Any, line: str) -> None:
+    content = io.StringIO((line % ("x" * 1000)) * 5000, newline="")
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in read(content)) >= 4999
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000  # bytes; the file has 5 million
+    finally:
+        tracemalloc.stop()
