@@ -38,7 +38,7 @@ from sda_features.config import (
 )
 from sda_features.demo.model import build_tiny_model
 from sda_features.lvlm.backbone import Backbone
-from sda_features.lvlm.cmsa import alignment_loss
+from sda_features.lvlm.cmsa import Known, alignment_loss
 from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.gradient_cache import accumulate_gradients, passes
 from sda_features.lvlm.moda import adapted_layers
@@ -122,7 +122,12 @@ def step(folder_name: str, model: str, count: str, micro_size: str) -> None:
     )
     loaded, started = psutil.Process().memory_info().rss, time.perf_counter()
     accumulate_gradients(
-        encoder, batches, micro_batches, lambda text, image: alignment_loss(text, image, LossSettings(), 0.07)
+        encoder,
+        batches,
+        micro_batches,
+        lambda text, image: alignment_loss(
+            text, image, LossSettings(teacher="moving", structure_weight=0), 0.07, Known(len(text))
+        ),
     )
     seconds, peak = time.perf_counter() - started, peak_memory()
     gradients = {name: value.grad for name, value in encoder.trainable().items() if value.grad is not None}

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from PIL.Image import Image
 
 from sda_features.artifacts import atomic_file
@@ -170,6 +171,7 @@ class Catalog:
         known: Mapping[str, str] | None = None,
         batches: Iterable[pa.RecordBatch] | None = None,
         shrink: Callable[[Image], Image] | None = None,
+        rows: NDArray[np.int64] | None = None,
     ) -> Iterator[Item]:
         """Yield usable items in file order, pictures decoded ahead in threads; fills `self.report`.
 
@@ -179,15 +181,16 @@ class Catalog:
                 reached now keeps its hash, and counts as unchanged.
             batches: rows of this catalogue, as `CatalogSlice.batches` gives them; None: all rows.
             shrink: makes a picture as small as it is needed, as `ItemEncoder.shrink`.
+            rows: numbers of the rows to look at, from 1; None: all.
 
         Raises:
             CatalogError: as soon as the share of bad rows is sure to exceed `max_bad_rows`, or that of
                 pictures that cannot be reached `max_unreachable`.
         """
         self.report = CatalogReport(self.rows)
-        rows = self._unique_rows(batches)
+        looked_at = self._unique_rows(batches, rows)
         with_pictures = self.image_column is not None
-        for row, picture in pictures_ahead(rows, self.settings, known or {}, shrink, with_pictures):
+        for row, picture in pictures_ahead(looked_at, self.settings, known or {}, shrink, with_pictures):
             yield self._item(row, picture, shrunk=shrink is not None)
         self._check_share()
 
@@ -199,11 +202,17 @@ class Catalog:
         self._check_share()
         return Item(row.number, row.item_id, row.fields, picture.image, picture.content_hash, shrunk)
 
-    def _unique_rows(self, batches: Iterable[pa.RecordBatch] | None) -> Iterator[_Row]:
+    def _unique_rows(
+        self, batches: Iterable[pa.RecordBatch] | None, rows: NDArray[np.int64] | None
+    ) -> Iterator[_Row]:
         """Rows whose id is present and in no earlier row."""
         if batches is None:
             blocks = self._table.blocks(self._columns.rules, BATCH_ROWS)
             batches = self._columns.batches(blocks, 1)
+        if rows is not None:
+            wanted = np.zeros(self.rows + 1, np.bool_)
+            wanted[rows] = True
+            batches = (batch.filter(pa.array(wanted[batch["row"].to_numpy()])) for batch in batches)
         for values in chain.from_iterable(batch.to_pylist() for batch in batches):
             number, item_id = values["row"], values["item_id"]
             problems = [(problem["reason"], problem["detail"]) for problem in values["problems"]]

@@ -168,22 +168,62 @@ class ProjectionSettings(Settings):
 
 
 class LossSettings(Settings):
-    """CMSA (paper, Eq. 1-3) and its ablations."""
+    """CMSA (paper, Eq. 1-3), its ablations, and what keeps the relations inside each modality."""
 
-    kind: Literal["cmsa", "infonce"] = Field("cmsa", description="Training loss.")
+    kind: Literal["cmsa", "infonce"] = Field(
+        "cmsa", description="Soft targets (cmsa), or the item itself as the only target (infonce)."
+    )
     normalize: bool = Field(True, description="L2-normalise vectors before similarities.")
+    centre: bool = Field(True, description="Subtract the batch's mean from each modality before that.")
     temperature: float = Field(0.07, ge=1e-3, le=100, description="Temperature tau of Eq. 1.")
     learn_temperature: bool = Field(False, description="Train tau, starting at the value given.")
+    teacher: Literal["fixed", "moving"] = Field(
+        "fixed",
+        description="Relations that T is made of; fixed: of the base model's vectors, centred; moving: of the "
+        "vectors in training, as Eq. 2 is written.",
+    )
+    teacher_entropy: float = Field(
+        0.7,
+        gt=0,
+        lt=1,
+        description="Entropy of a fixed T's rows over log N that its temperature is solved for on the catalogue.",
+    )
     teacher_temperature: float | None = Field(
-        0.07,
+        None,
         ge=1e-3,
         le=100,
-        description="Divides the teacher's logits; none: multiply by tau, as Eq. 2 is written.",
+        description="Divides T's logits, 1 / tau as Eq. 2 is written; none: solved (fixed), or tau (moving).",
     )
-    detach_teacher: bool = Field(True, description="Send no gradient through the teacher.")
+    teacher_text_weight: float = Field(
+        0.5, ge=0, le=1, description="Weight of text relations in T; pictures have the rest."
+    )
+    teacher_self_weight: float = Field(
+        0.0, ge=0, lt=1, description="Share of T that is moved to the item itself."
+    )
+    detach_teacher: bool = Field(True, description="Send no gradient through a moving teacher.")
     second_direction: Literal["proper", "literal"] = Field(
         "proper", description="Image-to-text target: rows of T (proper) or its columns, as Eq. 3 is written."
     )
+    structure_weight: float = Field(
+        20.0,
+        ge=0,
+        le=1e6,
+        description="Weight of a loss inside each modality that keeps its relations those of the base model.",
+    )
+    structure_entropy: float = Field(
+        0.8, gt=0, lt=1, description="Entropy over log N of the relations that are kept."
+    )
+    behaviour_weight: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="Share of T that goes to items that one customer took together (--interactions).",
+    )
+
+    @property
+    def uses_base_vectors(self) -> bool:
+        """Whether the loss compares with vectors of the base model."""
+        return self.structure_weight > 0 or (self.kind == "cmsa" and self.teacher == "fixed")
 
 
 class TrainSettings(Settings):

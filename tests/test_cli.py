@@ -71,12 +71,12 @@ def test_options_mirror_the_settings() -> None:
     def command(**values: object) -> None:
         seen.update(values)
 
-    arguments = ["--loss", "infonce", "--no-loss-normalize", "--loss-teacher-temperature", "none"]
+    arguments = ["--loss", "infonce", "--no-loss-normalize", "--loss-teacher", "moving"]
     arguments += ["--adapter-target-modules", "q_proj, k_proj", "--steps", "7"]
     done = CliRunner().invoke(command, arguments)
     assert done.exit_code == 0, done.output
     loss = LossSettings.parse(**collect(LossSettings, seen, prefix="loss"))
-    assert (loss.kind, loss.normalize, loss.teacher_temperature) == ("infonce", False, None)
+    assert (loss.kind, loss.normalize, loss.teacher) == ("infonce", False, "moving")
     adapter = AdapterSettings.parse(**collect(AdapterSettings, seen, prefix="adapter"))
     assert adapter.target_modules == ("q_proj", "k_proj")
     assert TrainSettings.parse(**collect(TrainSettings, seen)).steps == 7

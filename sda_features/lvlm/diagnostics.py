@@ -15,6 +15,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,17 @@ from sda_features.config import (
 from sda_features.errors import SettingsError
 from sda_features.lvlm.backbone import Backbone, PromptBatch
 from sda_features.lvlm.checkpoint import load_checkpoint, read_checkpoint
-from sda_features.lvlm.cmsa import alignment_loss
+from sda_features.lvlm.cmsa import Known, alignment_loss
 from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.gradient_cache import Encode, PairLoss
 from sda_features.lvlm.moda import adapted_layers
-from sda_features.lvlm.training_data import TrainingPairs, step_indices, write_pairs
+from sda_features.lvlm.processes import Processes
+from sda_features.lvlm.relations import BaseVectors, Relations, write_base_vectors
+from sda_features.lvlm.training_data import Sampler, TrainingPairs, write_pairs
 
 WHOLE, FIRST_EXPERT = "all", "first expert"
 LAST_LAYER, ALL_LAYERS = "last", "all"
+ROWS_FOR_AN_ITEM = 4  # catalogue rows looked at, because some lack a text or a picture
 
 
 @dataclass(frozen=True)
@@ -152,13 +156,16 @@ def modality_gradients(
 
 
 def diagnose(
-    subject: Subject, batches: Iterable[Sequence[PromptBatch]], modules: Sequence[str] = ("q_proj", "k_proj")
+    subject: Subject,
+    batches: Iterable[tuple[Sequence[PromptBatch], Known]],
+    modules: Sequence[str] = ("q_proj", "k_proj"),
 ) -> list[Conflict]:
     """Measure gradient conflict in the B matrices of some linears, without dropout.
 
     Args:
         subject: what to measure.
-        batches: steps, each the micro batches of its items, see `modality_gradients`.
+        batches: steps, each the micro batches of its items, see `modality_gradients`, and what the loss
+            is told of them.
         modules: names of adapted linears.
 
     Raises:
@@ -177,11 +184,9 @@ def diagnose(
         )
     _without_dropout(subject.encoder)
 
-    def loss(text: Tensor, image: Tensor) -> Any:
-        return alignment_loss(text, image, subject.loss, subject.temperature)
-
     steps: list[dict[str, tuple[Tensor, Tensor]]] = []
-    for step in batches:
+    for step, known in batches:
+        loss = partial(alignment_loss, settings=subject.loss, temperature=subject.temperature, known=known)
         found = modality_gradients(subject.encoder, step, list(matrices.values()), loss)
         steps.append(dict(zip(matrices, zip(found["text"], found["image"], strict=True), strict=True)))
 
@@ -242,21 +247,27 @@ def diagnose_on_catalog(
             prompts = subject.prompts
             if prompts not in collected:
                 path = Path(folder) / f"pairs{len(collected)}.arrow"
-                write_pairs(catalog, prompts, path, progress)
+                write_pairs(catalog, prompts, path, progress, ROWS_FOR_AN_ITEM * items, seed)
                 collected[prompts] = TrainingPairs(path)
             pairs = collected[prompts]
             size = min(batch_size, items, len(pairs))
-            steps = (
-                list(
-                    pairs.micro_batches(
-                        step_indices(len(pairs), size, seed, step),
-                        subject.encoder.backbone,
-                        prompts,
-                        micro_batch_size,
-                    )
-                )
-                for step in range(min(items, len(pairs)) // size)
+            micro_batches = partial(
+                pairs.micro_batches,
+                backbone=subject.encoder.backbone,
+                prompts=prompts,
+                micro=micro_batch_size,
             )
+            base = None
+            if subject.loss.uses_base_vectors:
+                path = Path(folder) / "base_vectors.npy"
+                write_base_vectors(path, subject.encoder, pairs, micro_batches, Processes("cpu"))
+                base = BaseVectors(path)
+            sampler = Sampler(np.arange(len(pairs)), pairs.texts, pairs.images, size, seed)
+            relations = Relations(
+                subject.loss, base, None, np.arange(len(pairs)), size, subject.encoder.backbone.device
+            )
+            drawn = (sampler.step(step) for step in range(min(items, len(pairs)) // size))
+            steps = ((list(micro_batches(step.pairs)), relations.known(step)) for step in drawn)
             conflicts += diagnose(subject, steps, modules)
     return conflicts
 

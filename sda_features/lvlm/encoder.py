@@ -44,12 +44,28 @@ class PromptEncoder(nn.Module):
 
     def forward(self, batch: PromptBatch) -> Tensor:
         """Item vectors [B, d_m] in float32, not normalised."""
-        batch = batch.to(self.backbone.device)
         gates = self.gates.select(batch.modality) if self.gates is not None else contextlib.nullcontext()
-        dtype = self.backbone.dtype
-        with gates, torch.autocast(batch.input_ids.device.type, dtype, enabled=dtype != torch.float32):
-            pooled = mean_pool(self.backbone.hidden_states(batch), batch.lengths)  # [B, hidden]
+        with gates:
+            pooled = self._pooled(batch)
         return project(pooled, self.projection, self.linear)
+
+    def unadapted(self, batch: PromptBatch) -> Tensor:
+        """Pooled states of the base model [B, hidden] in float32: no adapter, no projection, no gradient."""
+        layers = adapted_layers(self.model).values()
+        for layer in layers:
+            layer.enable_adapters(False)
+        try:
+            with torch.no_grad():
+                return self._pooled(batch)
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
+
+    def _pooled(self, batch: PromptBatch) -> Tensor:
+        batch = batch.to(self.backbone.device)
+        dtype = self.backbone.dtype
+        with torch.autocast(batch.input_ids.device.type, dtype, enabled=dtype != torch.float32):
+            return mean_pool(self.backbone.hidden_states(batch), batch.lengths)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of everything that trains: factors A and B, gates, projection.

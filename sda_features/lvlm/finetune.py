@@ -7,8 +7,9 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,9 @@ from sda_features.lvlm.gradient_cache import accumulate_gradients, passes
 from sda_features.lvlm.prefetch import ahead
 from sda_features.lvlm.processes import Processes
 from sda_features.lvlm.reduction import fit_rotation
+from sda_features.lvlm.relations import BaseVectors, Relations, write_base_vectors
 from sda_features.lvlm.run_folder import check_loss, check_weights, finished_run, writing_run
-from sda_features.lvlm.training_data import (
-    TrainingPairs,
-    hold_out,
-    step_indices,
-    write_pairs,
-)
+from sda_features.lvlm.training_data import MOST_HELD_OUT, Sampler, TrainingPairs, hold_out, write_pairs
 from sda_features.lvlm.training_log import TrainingLog
 from sda_features.lvlm.training_state import restore_state, save_state, saved_states
 from sda_features.lvlm.validation import measure_recall, sample_vectors, validate
@@ -138,13 +135,16 @@ def _finetune(
         torch.tensor(math.log(settings.loss.temperature), device=backbone.device),
         requires_grad=settings.loss.learn_temperature,
     )
+    encoder.train()  # before anything is encoded, see `PromptEncoder.without_dropout`
     weights = encoder.trainable()
     parameters = weights | ({"log_temperature": log_temperature} if settings.loss.learn_temperature else {})
     optimizer = torch.optim.AdamW(parameters.values(), train.learning_rate, weight_decay=train.weight_decay)
     scaler = torch.amp.GradScaler(backbone.device.type, enabled=backbone.dtype == torch.float16)
 
     if processes.is_main:
-        write_pairs(catalog, settings.prompts, output / "pairs.arrow", progress)
+        usable = train.steps * train.batch_size + MOST_HELD_OUT
+        singles = settings.loss.structure_weight > 0
+        write_pairs(catalog, settings.prompts, output / "pairs.arrow", progress, usable, train.seed, singles)
         catalog.report.write(output / "catalog_report.jsonl")
     processes.wait()
     pairs = TrainingPairs(output / "pairs.arrow")
@@ -155,26 +155,49 @@ def _finetune(
         "base model": backbone.fingerprint(),
         "number of processes": processes.count,
     }
+    micro = train.micro_batch_size or train.batch_size
+    partners = None
+    sampler = Sampler(
+        training, pairs.texts, pairs.images, train.batch_size, train.seed, processes.count, partners
+    )
+    base = None
+    if settings.loss.uses_base_vectors:
+        path = output / "base_vectors.npy"
+        if not (resume and path.exists() and len(BaseVectors(path)) == len(pairs.item_ids)):
+            write_base_vectors(
+                path,
+                encoder,
+                pairs,
+                partial(pairs.micro_batches, backbone=backbone, prompts=settings.prompts, micro=micro),
+                processes,
+            )
+        base = BaseVectors(path)
+    relations = Relations(settings.loss, base, partners, training, sampler.batch_size, backbone.device)
     torch.manual_seed(train.seed + 1 + processes.rank)  # dropout differs between processes
     standing = restore_state(states, parameters, optimizer, identity, processes)
 
-    def pair_loss(text: Tensor, image: Tensor) -> LossOutput:
-        return alignment_loss(text, image, settings.loss, log_temperature.exp())
-
-    batch_size = min(train.batch_size, len(training) // processes.count * processes.count)
     steps = range(standing.step, train.steps)
-    micro = train.micro_batch_size or batch_size
-    micro_batches = 2 * math.ceil(batch_size / processes.count / micro)
+    own = sampler.step(0).map(processes.share)
+    micro_batches = sum(math.ceil(len(items) / micro) for items in (own.with_text, own.with_image))
+
+    def everyones(vectors: Tensor) -> Tensor:
+        """The vectors of all processes: first those of the pairs, then those of single modalities."""
+        parts = (vectors[: len(own.pairs)], vectors[len(own.pairs) :])
+        return torch.cat([processes.with_everyones(part) for part in parts if len(part)])
+
+    def step_loss(step: int) -> Callable[[Tensor, Tensor], LossOutput]:
+        known = relations.known(sampler.step(step))
+        return lambda text, image: alignment_loss(text, image, settings.loss, log_temperature.exp(), known)
 
     def planned() -> Iterator[PromptBatch]:
         for step in steps:
-            drawn = step_indices(len(training), batch_size, train.seed, step)
-            own = processes.share(training[drawn])
+            own = sampler.step(step).map(processes.share)
             for _ in range(passes(micro_batches)):
-                yield from pairs.micro_batches(own, backbone, settings.prompts, micro)
+                yield from pairs.micro_batches(
+                    own.with_text, backbone, settings.prompts, micro, own.with_image
+                )
 
     rate = loss = math.nan
-    encoder.train()
     started = time.perf_counter()
     with (
         TrainingLog(output, standing.step, processes.is_main, train.tensorboard) as log,
@@ -190,8 +213,8 @@ def _finetune(
                 encoder,
                 batches,
                 micro_batches,
-                pair_loss,
-                globally=processes.with_everyones,
+                step_loss(step),
+                globally=everyones,
                 scale=scaler.scale,
             )
             processes.sum_gradients(weights.values())
@@ -202,7 +225,7 @@ def _finetune(
             standing.step = step + 1
             loss = result.loss.item()
             check_loss(step, loss, settings)
-            rate = batch_size * (step + 1 - steps.start) / (time.perf_counter() - started)
+            rate = sampler.batch_size * (step + 1 - steps.start) / (time.perf_counter() - started)
             bar.set_postfix_str(
                 f"loss {loss:.3f}, teacher entropy {result.teacher_entropy:.2f}, {rate:.0f} items/s"
             )
@@ -251,7 +274,8 @@ def _finetune(
         }
         manifest = {"data": data, "trainable_parameters": count, "metrics": metrics}
         save_checkpoint(output / "checkpoint", encoder, settings, manifest, rotation)
-        (output / "pairs.arrow").unlink()
+        for name in ("pairs.arrow", "base_vectors.npy"):
+            (output / name).unlink(missing_ok=True)
         shutil.rmtree(states, ignore_errors=True)
     processes.wait()
     return AdaptResult(

@@ -1,10 +1,11 @@
-"""Training pairs on disk: items with both modalities, read in any order without sitting in memory."""
+"""Training items on disk: those that the steps of a run can use, read in any order without sitting in memory."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.sparse import csr_array
 from tqdm import tqdm
 
 from sda_features.artifacts import atomic_file
@@ -25,6 +27,7 @@ from sda_features.lvlm.backbone import Backbone, PromptBatch
 from sda_features.prompts import text_prompt
 
 Indices = NDArray[np.int64]
+MOST_HELD_OUT = 1000
 ROWS_A_BATCH = 256  # of the Arrow file; all batches but the last are full
 SCHEMA = pa.schema(
     [
@@ -39,64 +42,116 @@ SCHEMA = pa.schema(
 class TrainingPairs:
     """A memory-mapped Arrow file of text prompts and scaled pictures.
 
+    Positions count the items that have both first, then those with a text alone, then those with a
+    picture alone, each in catalogue order.
+
     Args:
         path: a file that `write_pairs` made.
 
     Attributes:
-        sha256: hash of the pairs' contents, in order; stored with every checkpoint trained on them.
+        texts: positions of the items with a text alone.
+        images: positions of the items with a picture alone.
+        item_ids: ids of all, by position (Arrow strings).
+        sha256: hash of the items' contents, in order; stored with every checkpoint trained on them.
     """
 
     def __init__(self, path: Path):
         # Batches are taken one by one: `take` on a whole table would copy all of it into memory.
         self._file = pa.ipc.open_file(pa.memory_map(str(path)))
-        digest, self._length = hashlib.sha256(), 0
-        for number in range(self._file.num_record_batches):
-            rows = self._file.get_batch(number)
+        digest = hashlib.sha256()
+        batches = [self._file.get_batch(number) for number in range(self._file.num_record_batches)]
+        missing: dict[str, list[Any]] = {"prompt": [], "picture": []}
+        for rows in batches:
             digest.update("".join(rows["content_hash"].to_pylist()).encode())
-            self._length += rows.num_rows
+            for name, flags in missing.items():
+                flags.append(rows[name].is_null().to_numpy(zero_copy_only=False))
         self.sha256 = digest.hexdigest()
+        no_text, no_image = (np.concatenate([[], *flags]).astype(bool) for flags in missing.values())
+        self._rows = np.argsort(no_image + 2 * no_text, kind="stable")  # in the file, by position
+        both, texts = len(self._rows) - no_text.sum() - no_image.sum(), no_image.sum()
+        self._length = int(both)
+        self.texts = np.arange(both, both + texts)
+        self.images = np.arange(both + texts, len(self._rows))
+        self.item_ids = pa.chunked_array([rows["item_id"] for rows in batches], pa.string()).take(self._rows)
 
     def __len__(self) -> int:
+        """The number of items that have both."""
         return self._length
 
     def _row(self, index: int) -> dict[str, Any]:
-        number, row = divmod(index, ROWS_A_BATCH)
+        number, row = divmod(int(self._rows[index]), ROWS_A_BATCH)
         found: dict[str, Any] = self._file.get_batch(number).slice(row, 1).to_pylist()[0]
         return found
 
     def micro_batches(
-        self, indices: Indices, backbone: Backbone, prompts: PromptSettings, micro: int
+        self,
+        texts: Indices,
+        backbone: Backbone,
+        prompts: PromptSettings,
+        micro: int,
+        images: Indices | None = None,
     ) -> Iterator[PromptBatch]:
-        """Tokenised micro batches of the items at `indices`, all text ones, then all image ones.
+        """Tokenised micro batches: all text ones, of the items at `texts`, then all image ones.
 
         Each is made when it is asked for: the patches of a large batch would fill gigabytes.
+
+        Args:
+            images: positions of the items whose pictures are wanted; None: `texts`.
         """
-        chunks = np.split(indices, range(micro, len(indices), micro))
-        for chunk in chunks:
-            texts = [self._row(index)["prompt"] for index in chunk.tolist()]
-            prompted = [backbone.text_tokens(text, prompts.max_text_tokens) for text in texts]
+        for chunk in in_chunks(texts, micro):
+            rows = [self._row(index)["prompt"] for index in chunk.tolist()]
+            prompted = [backbone.text_tokens(text, prompts.max_text_tokens) for text in rows]
             yield backbone.collate(prompted, "text")
-        for chunk in chunks:
+        for chunk in in_chunks(texts if images is None else images, micro):
             pictures = [Image.open(io.BytesIO(self._row(index)["picture"])) for index in chunk.tolist()]
             yield backbone.collate([backbone.image_tokens(shown, prompts) for shown in pictures], "image")
 
 
-def write_pairs(catalog: Catalog, prompts: PromptSettings, path: Path, progress: bool) -> None:
-    """Read the catalogue once and write the items that have both a text and a picture to `path`.
+def in_chunks(indices: Indices, size: int) -> list[Indices]:
+    """Cut positions into runs of `size`; none for no positions."""
+    return np.split(indices, range(size, len(indices), size)) if len(indices) else []
+
+
+def write_pairs(
+    catalog: Catalog,
+    prompts: PromptSettings,
+    path: Path,
+    progress: bool,
+    most: int | None = None,
+    seed: int = 0,
+    singles: bool = False,
+) -> None:
+    """Read the catalogue once and write the items that can be trained on to `path`.
+
+    Pictures are scaled to the size the model sees and kept as JPEG, some 20 KB at 256 pixels: the
+    file has at most `most` of them, whatever the size of the catalogue.
+
+    Args:
+        most: rows to look at, drawn at random; None: all. Others are not in `catalog.report`.
+        seed: of that choice.
+        singles: whether to keep items that have a text or a picture alone.
 
     Raises:
         CatalogError: fewer than two items have both.
     """
+    rows = None
+    if most is not None and most < catalog.rows:
+        rows = np.sort(np.random.default_rng((seed, most)).choice(catalog.rows, most, replace=False)) + 1
+    total = catalog.rows if rows is None else len(rows)
     count = 0
     shrink = partial(fit_within, longest_side=prompts.max_image_side)
     items = tqdm(
-        catalog.items(shrink=shrink), "reading catalogue", catalog.rows, unit="item", disable=not progress
+        catalog.items(shrink=shrink, rows=rows),
+        "reading catalogue",
+        total,
+        unit="item",
+        disable=not progress,
     )
     with atomic_file(path) as temporary, pa.ipc.new_file(str(temporary), SCHEMA) as writer:
-        pairs = (pair for item in items if (pair := _pair(item, prompts)))
-        while rows := list(islice(pairs, ROWS_A_BATCH)):
-            writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
-            count += len(rows)
+        kept = (row for item in items if (row := _row(item, prompts, singles)))
+        while batch := list(islice(kept, ROWS_A_BATCH)):
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=SCHEMA))
+            count += sum(row["prompt"] is not None and row["picture"] is not None for row in batch)
     if count < 2:
         raise CatalogError(
             f"{catalog.settings.path} has {count} items with both a text and a picture; training "
@@ -104,16 +159,20 @@ def write_pairs(catalog: Catalog, prompts: PromptSettings, path: Path, progress:
         )
 
 
-def _pair(item: Item, prompts: PromptSettings) -> dict[str, Any] | None:
+def _row(item: Item, prompts: PromptSettings, singles: bool) -> dict[str, Any] | None:
     prompt = text_prompt(item.fields, prompts)
-    if prompt is None or item.image is None:
+    has_one = prompt is not None or item.image is not None
+    if not has_one or ((prompt is None or item.image is None) and not singles):
         return None
-    picture = io.BytesIO()
-    item.image.save(picture, "PNG", compress_level=1)
+    picture = None
+    if item.image is not None:
+        stream = io.BytesIO()
+        item.image.save(stream, "JPEG", quality=95, subsampling=0)
+        picture = stream.getvalue()
     return {
         "item_id": item.item_id,
         "prompt": prompt,
-        "picture": picture.getvalue(),
+        "picture": picture,
         "content_hash": item.content_hash,
     }
 
@@ -124,7 +183,7 @@ def hold_out(items: int, share: float, seed: int) -> tuple[Indices, Indices]:
     Fewer than 20 items cannot rank a top 10, so such a validation set is left empty.
     """
     order = np.random.default_rng((seed, items)).permutation(items)
-    held = min(int(share * items), 1000)
+    held = min(int(share * items), MOST_HELD_OUT)
     held = held if held >= 20 else 0
     return np.sort(order[held:]), np.sort(order[:held])
 
@@ -142,6 +201,86 @@ def step_indices(items: int, batch_size: int, seed: int, step: int) -> Indices:
     return _epoch_order(items, seed, epoch)[position * batch_size : (position + 1) * batch_size]
 
 
-@lru_cache(maxsize=2)
+@dataclass(frozen=True, eq=False)
+class StepItems:
+    """Positions of a step's items: int64 `pairs` [N], and those of a text or a picture alone."""
+
+    pairs: Indices
+    texts: Indices
+    images: Indices
+
+    @property
+    def with_text(self) -> Indices:
+        """Those whose text is encoded, [N + n_t]."""
+        return np.concatenate([self.pairs, self.texts])
+
+    @property
+    def with_image(self) -> Indices:
+        """Those whose picture is encoded, [N + n_v]."""
+        return np.concatenate([self.pairs, self.images])
+
+    def map(self, take: Callable[[Indices], Indices]) -> StepItems:
+        """The same with `take` on each."""
+        return StepItems(take(self.pairs), take(self.texts), take(self.images))
+
+
+class Sampler:
+    """Draws the items of each step: a pure function of seed and step, so that a resumed run sees the same data.
+
+    Args:
+        training: positions of the items with both modalities.
+        texts, images: positions of those with one; they come along in their proportion, at most N a step.
+        batch_size: N.
+        seed: of the order.
+        multiple: that all counts are to be divisible by, the number of processes.
+        partners: bool [n, n], items taken together; half of a step's pairs then bring a partner along.
+    """
+
+    def __init__(
+        self,
+        training: Indices,
+        texts: Indices,
+        images: Indices,
+        batch_size: int,
+        seed: int,
+        multiple: int = 1,
+        partners: csr_array | None = None,
+    ):
+        self.batch_size = min(batch_size, len(training) // multiple * multiple)
+        self._training = training
+        self._partners = partners
+        self._seed = seed
+        self._singles = [
+            (
+                alone,
+                min(len(alone) * self.batch_size // len(training), self.batch_size) // multiple * multiple,
+            )
+            for alone in (texts, images)
+        ]
+
+    def step(self, step: int) -> StepItems:
+        """The items of one step."""
+        pairs = self._training[step_indices(len(self._training), self.batch_size, self._seed, step)]
+        if self._partners is not None:
+            pairs = self._with_partners(pairs, step)
+        texts, images = (
+            alone[step_indices(len(alone), count, self._seed, step)] if count else alone[:0]
+            for alone, count in self._singles
+        )
+        return StepItems(pairs, texts, images)
+
+    def _with_partners(self, drawn: Indices, step: int) -> Indices:
+        """The first half of `drawn`, a random partner of each that has one, and of the rest what fits."""
+        assert self._partners is not None
+        rng = np.random.default_rng((self._seed, 1, step))
+        anchors = drawn[: len(drawn) // 2]
+        starts, ends = self._partners.indptr[anchors], self._partners.indptr[anchors + 1]
+        chosen = (starts + rng.random(len(anchors)) * (ends - starts)).astype(np.int64)[ends > starts]
+        together = np.concatenate([anchors, self._partners.indices[chosen], drawn[len(anchors) :]])
+        _, first = np.unique(together, return_index=True)
+        return together[np.sort(first)][: len(drawn)]
+
+
+@lru_cache(maxsize=4)
 def _epoch_order(items: int, seed: int, epoch: int) -> Indices:
     return np.random.default_rng((seed, epoch)).permutation(items)

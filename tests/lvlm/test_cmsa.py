@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,14 +12,18 @@ from hypothesis import strategies as st
 
 from sda_features.config import LossSettings
 from sda_features.lvlm.cmsa import (
+    Known,
     alignment_loss,
+    blended,
     cross_modal_logits,
-    infonce_loss,
+    kept_relations,
     normalized_entropy,
     structural_loss,
     teacher_logits,
 )
-from tests.reference.cmsa import cmsa
+from tests.reference.cmsa import blend, cmsa, kept, teacher
+
+PLAIN: dict[str, Any] = {"centre": False, "structure_weight": 0}  # Eq. 1-3 alone
 
 
 def vectors(seed: int, n: int, d: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,77 +37,125 @@ def vectors(seed: int, n: int, d: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
     seed=st.integers(0, 10**6),
     n=st.integers(2, 7),
     tau=st.floats(0.05, 3),
-    scale=st.floats(0.01, 20),
+    heat=st.floats(0.05, 100),
+    weight=st.floats(0, 1),
+    own=st.floats(0, 0.9),
+    behaviour=st.floats(0, 0.9),
     literal=st.booleans(),
 )
-def test_structural_loss_equals_the_formula_entry_by_entry(
-    seed: int, n: int, tau: float, scale: float, literal: bool
+def test_the_loss_equals_the_formula_entry_by_entry(
+    seed: int, n: int, tau: float, heat: float, weight: float, own: float, behaviour: float, literal: bool
 ) -> None:
     text, image = vectors(seed, n)
-    loss = structural_loss(
-        cross_modal_logits(text, image, tau),
-        teacher_logits(text, image, scale),
-        "literal" if literal else "proper",
+    partners = torch.rand(n, n, generator=torch.Generator().manual_seed(seed)) < 0.4
+    rows = teacher_logits(text, image, heat, weight).softmax(dim=1)
+    rows = blended(blended(rows, torch.eye(n), own), partners.double(), behaviour)
+    plain = blend(teacher(text.tolist(), image.tolist(), heat, weight), own, partners.tolist(), behaviour)
+    assert rows.tolist() == [pytest.approx(row, abs=1e-9) for row in plain]
+    loss = structural_loss(cross_modal_logits(text, image, tau), rows, "literal" if literal else "proper")
+    assert loss.item() == pytest.approx(cmsa(text.tolist(), image.tolist(), tau, plain, literal), rel=1e-6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), n=st.integers(2, 7), temperature=st.floats(0.05, 3))
+def test_kept_relations_equal_the_formula_entry_by_entry(seed: int, n: int, temperature: float) -> None:
+    text, base = vectors(seed, n)
+    expected = kept(text.tolist(), base.tolist(), temperature)
+    assert kept_relations(text, base, temperature).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert kept_relations(base, base, temperature).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_gradients_of_every_term_are_those_of_small_differences() -> None:
+    """Singles of both modalities too: 5 items, one more text and two more pictures, centred, normalised."""
+    text, image, base_text, base_image = (
+        torch.tensor(np.random.default_rng(seed).normal(size=(rows, 6)), dtype=torch.float32)
+        for seed, rows in enumerate((6, 7, 6, 7))
     )
-    assert loss.item() == pytest.approx(cmsa(text.tolist(), image.tolist(), tau, scale, literal), rel=1e-9)
+    partners = torch.tensor(np.roll(np.eye(5), 2, axis=0) > 0)
+    told = Known(5, F.normalize(base_text), F.normalize(base_image), 0.4, (0.3, 0.5), partners)
+    every = LossSettings.parse(centre=True, structure_weight=2, teacher_self_weight=0.1)
+    text.requires_grad_()
+    image.requires_grad_()
+    alignment_loss(text, image, every, 0.2, told).loss.backward()
+    for vectors_ in (text, image):
+        assert vectors_.grad is not None
+        for place in ((0, 1), (4, 0), (5, 3)):  # the last is a single
+            found = []
+            for sign in (1, -1):
+                with torch.no_grad():
+                    vectors_[place] += sign * 1e-2
+                    found.append(alignment_loss(text, image, every, 0.2, told).loss.item())
+                    vectors_[place] -= sign * 1e-2
+            assert vectors_.grad[place].item() == pytest.approx((found[0] - found[1]) / 2e-2, abs=2e-3)
+            assert abs(vectors_.grad[place].item()) > 1e-3, "vacuous"
 
 
 def test_literal_and_proper_second_direction_differ_and_only_the_proper_one_can_vanish() -> None:
     text, image = vectors(0, 6)
-    teacher = teacher_logits(text, image, 1.0)
-    assert structural_loss(teacher, teacher, "proper").item() == pytest.approx(0, abs=1e-12)
-    columns = F.softmax(teacher, dim=1).sum(dim=0)
-    assert (columns - 1).abs().max() > 0.05, "vacuous: the columns of this T happen to sum to 1"
-    assert abs(structural_loss(teacher, teacher, "literal").item()) > 1e-3
+    logits = teacher_logits(text, image, 1.0)
+    rows = logits.softmax(dim=1)
+    assert structural_loss(logits, rows, "proper").item() == pytest.approx(0, abs=1e-12)
+    assert (rows.sum(dim=0) - 1).abs().max() > 0.05, "vacuous: the columns of this T happen to sum to 1"
+    assert abs(structural_loss(logits, rows, "literal").item()) > 1e-3
 
 
-def test_infonce_of_constant_scores_is_log_n() -> None:
-    assert infonce_loss(torch.zeros(8, 8)).item() == pytest.approx(math.log(8))
+def test_infonce_is_the_symmetric_cross_entropy_with_the_item_itself() -> None:
+    text, image = (vector.float() for vector in vectors(4, 8))
+    found = alignment_loss(
+        text, image, LossSettings.parse(kind="infonce", normalize=False, **PLAIN), 0.5, Known(8)
+    )
+    scores, own = text @ image.T / 0.5, torch.arange(8)
+    expected = (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2
+    assert found.loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert found.teacher_entropy == pytest.approx(0, abs=1e-6)
 
 
-def test_teacher_sends_no_gradient_unless_asked() -> None:
+MOVING = LossSettings.parse(teacher="moving", **PLAIN)
+
+
+def test_a_moving_teacher_sends_no_gradient_unless_asked() -> None:
     gradients = []
     for detach in (True, False):
         text, image = (vector.float().requires_grad_() for vector in vectors(1, 5))
-        choice = LossSettings.parse(detach_teacher=detach)
-        alignment_loss(text, image, choice, choice.temperature).loss.backward()
+        choice = LossSettings.parse(teacher="moving", detach_teacher=detach, **PLAIN)
+        alignment_loss(text, image, choice, choice.temperature, Known(5)).loss.backward()
         assert text.grad is not None
+        assert text.grad.isfinite().all()
         gradients.append(text.grad)
     assert not torch.allclose(gradients[0], gradients[1])
 
-    text, image = (F.normalize(vector.float(), dim=1).requires_grad_() for vector in vectors(1, 5))
-    teacher = teacher_logits(text, image, 1 / 0.07).detach()
-    structural_loss(cross_modal_logits(text, image, 0.07), teacher).backward()
-    fixed, _ = torch.autograd.grad(
-        alignment_loss(text, image, LossSettings(), 0.07).loss, (text, image), allow_unused=False
+
+def test_a_fixed_teacher_does_not_follow_the_vectors_and_a_moving_one_does() -> None:
+    text, image = (vector.float() for vector in vectors(5, 9))
+    told = Known(9, *(F.normalize(vector.float(), dim=1) for vector in vectors(6, 9)), 0.3)
+    nearer = text + 3  # all vectors move towards one point
+    fixed, moving = (
+        [alignment_loss(t, image + (t - text), choice, 0.07, told).teacher_entropy for t in (text, nearer)]
+        for choice in (LossSettings.parse(**PLAIN), MOVING)
     )
-    # Through the normalisation only the part of the gradient that is tangent to the sphere remains.
-    assert text.grad is not None
-    tangent = text.grad - (text.grad * text).sum(1, keepdim=True) * text
-    torch.testing.assert_close(fixed, tangent.detach(), rtol=1e-4, atol=1e-6)
+    assert fixed[0] == fixed[1]
+    assert moving[1] > moving[0] + 0.05
 
 
 def test_literal_teacher_on_unit_vectors_is_nearly_uniform_and_reported() -> None:
     text, image = (vector.float() for vector in vectors(2, 16))
-    literal = alignment_loss(text, image, LossSettings.parse(teacher_temperature=None), 0.07)
-    assert literal.teacher_entropy > 0.999
-    sharp = alignment_loss(text, image, LossSettings.parse(teacher_temperature=0.07), 0.07)
-    assert sharp.teacher_entropy < 0.9
+    assert alignment_loss(text, image, MOVING, 0.07, Known(16, None, None, 1 / 0.07)).teacher_entropy > 0.999
+    assert alignment_loss(text, image, MOVING, 0.07, Known(16, None, None, 0.07)).teacher_entropy < 0.9
 
 
 def test_entropy_bounds() -> None:
-    assert normalized_entropy(torch.zeros(4, 4)) == pytest.approx(1)
-    assert normalized_entropy(1e4 * torch.eye(4)) == pytest.approx(0, abs=1e-6)
+    assert normalized_entropy(torch.full((4, 4), 0.25)) == pytest.approx(1)
+    assert normalized_entropy(torch.eye(4)) == 0
 
 
 def test_spread_is_one_when_all_vectors_are_alike() -> None:
     same = torch.ones(4, 3)
-    assert alignment_loss(same, same, LossSettings(), 0.07).spread == pytest.approx(1)
+    assert alignment_loss(same, same, MOVING, 0.07, Known(4)).spread == pytest.approx(1)
 
 
 def test_a_learned_temperature_gets_a_gradient() -> None:
     text, image = (vector.float() for vector in vectors(3, 6))
     log_temperature = torch.tensor(math.log(0.2), requires_grad=True)
-    alignment_loss(text, image, LossSettings(), log_temperature.exp()).loss.backward()
+    alignment_loss(text, image, MOVING, log_temperature.exp(), Known(6)).loss.backward()
     assert log_temperature.grad is not None
     assert log_temperature.grad.abs() > 0

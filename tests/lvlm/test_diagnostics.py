@@ -18,7 +18,7 @@ from sda_features.cli.diagnose import command
 from sda_features.config import AdapterSettings, BackboneSettings, LossSettings, PromptSettings
 from sda_features.errors import SettingsError
 from sda_features.lvlm.backbone import PromptBatch
-from sda_features.lvlm.cmsa import LossOutput, alignment_loss
+from sda_features.lvlm.cmsa import Known, LossOutput, alignment_loss
 from sda_features.lvlm.diagnostics import (
     Conflict,
     Subject,
@@ -33,12 +33,12 @@ from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.report.conflict import conflict_chart, conflict_table
 from tests.lvlm.test_adapt import write_catalogue
 from tests.lvlm.test_export import write_checkpoint
-from tests.lvlm.test_gradient_cache import ITEMS, batches
+from tests.lvlm.test_gradient_cache import EVERY_TERM, ITEMS, batches, every_term, known
 from tests.lvlm.test_moda import randomise
 
 
 def pair_loss(text: Tensor, image: Tensor) -> LossOutput:
-    return alignment_loss(text, image, LossSettings(), 0.07)
+    return every_term(text, image)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,8 @@ def test_gradients_are_those_of_two_passes_with_the_other_modality_detached(
     parameters = [value for name, value in encoder.trainable().items() if name.endswith("_proj.B")]
 
     def loss(text: Tensor, image: Tensor) -> LossOutput:
-        return alignment_loss(text, image, LossSettings(detach_teacher=detach_teacher), 0.07)
+        moving = LossSettings(teacher="moving", structure_weight=0, detach_teacher=detach_teacher)
+        return alignment_loss(text, image, moving, 0.07, Known(len(text)))
 
     found = modality_gradients(encoder, batches(encoder, 3), parameters, loss)
     for modality in ("text", "image"):
@@ -144,7 +145,7 @@ def test_gradients_are_those_of_two_passes_with_the_other_modality_detached(
 
 def subject(encoder: PromptEncoder, **adapter: Any) -> Subject:
     settings = AdapterSettings.parse(**adapter)
-    return Subject("run", encoder, settings, PromptSettings(), LossSettings(), 0.07)
+    return Subject("run", encoder, settings, PromptSettings(), EVERY_TERM, 0.07)
 
 
 def by_place(found: list[Conflict]) -> dict[tuple[str, str, str], Conflict]:
@@ -158,7 +159,7 @@ def test_diagnosis_is_what_the_detached_passes_give_in_the_last_layer(
     """Dropout is set in the adapter and must play no part; 4-bit kernels must see training mode."""
     encoder = make_encoder(quantization=quantization, dropout=0.5)
     randomise(encoder)
-    found = by_place(diagnose(subject(encoder), [batches(encoder, 2)]))
+    found = by_place(diagnose(subject(encoder), [(batches(encoder, 2), known())]))
     assert set(found) == {
         (module, columns, layers)
         for module in ("q_proj", "k_proj")
@@ -186,7 +187,7 @@ def test_the_standard_error_is_over_batches(make_encoder: Callable[..., PromptEn
     encoder = make_encoder()
     randomise(encoder)
     made = batches(encoder, 3)  # three of text, then three of pictures
-    halves = [[made[0], made[3]], [made[1], made[4]]]
+    halves = [([made[0], made[3]], known(3)), ([made[1], made[4]], known(3))]
     first, second = (by_place(diagnose(subject(encoder), [half]))["q_proj", "all", "all"] for half in halves)
     both = by_place(diagnose(subject(encoder), halves))["q_proj", "all", "all"]
     assert first.cosine != second.cosine
@@ -204,7 +205,7 @@ def test_experts_of_their_own_leave_no_conflict(make_encoder: Callable[..., Prom
         encoder.gates.embedding[0, 0] = encoder.gates.embedding[1, 1] = 1
         encoder.gates.weight.zero_()
         encoder.gates.weight[:, 0, 0] = encoder.gates.weight[:, 1, 1] = 1000
-    found = by_place(diagnose(subject(encoder, experts=2), [batches(encoder, ITEMS)]))
+    found = by_place(diagnose(subject(encoder, experts=2), [(batches(encoder, ITEMS), known())]))
     whole = found["q_proj", "all", "all"]
     assert (whole.cosine, whole.negative_share) == (0, 0)
     assert whole.norm_ratio > 0
@@ -214,7 +215,7 @@ def test_experts_of_their_own_leave_no_conflict(make_encoder: Callable[..., Prom
 def test_plain_lora_has_no_experts_and_a_fresh_adapter_has_gradients(tiny_models: dict[str, Path]) -> None:
     backbone = BackboneSettings.parse(model=str(tiny_models["qwen3_vl"]), quantization="none", device="cpu")
     made = fresh(AdapterSettings(kind="lora"), backbone)
-    found = diagnose(made, [batches(made.encoder, 4)], modules=["up_proj"])
+    found = diagnose(made, [(batches(made.encoder, 4), known())], modules=["up_proj"])
     assert [(conflict.columns, conflict.layers) for conflict in found] == [("all", "last"), ("all", "all")]
     assert all(conflict.norm_ratio > 0 and conflict.cosine != 0 for conflict in found)
 

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from sda_features.config import LossSettings
-from sda_features.lvlm.cmsa import alignment_loss
+from sda_features.lvlm.cmsa import Known, LossOutput, alignment_loss
 from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.gradient_cache import accumulate_gradients, passes
 from tests.lvlm.conftest import PROMPTS, TEXTS, picture
@@ -26,6 +27,24 @@ def batches(encoder: PromptEncoder, micro: int) -> list:  # type: ignore[type-ar
     ]
 
 
+def known(count: int = ITEMS) -> Known:
+    """Base vectors and partners of so many items, at random."""
+    random = torch.Generator().manual_seed(0)
+    text, image = (F.normalize(torch.randn(count, 12, generator=random), dim=1) for _ in range(2))
+    partners = torch.rand(count, count, generator=random) < 0.2
+    return Known(count, text, image, 0.3, (0.2, 0.4), (partners | partners.T) & ~torch.eye(count).bool())
+
+
+EVERY_TERM = LossSettings.parse(
+    centre=True, teacher_self_weight=0.2, teacher_text_weight=0.3, structure_weight=1.5, behaviour_weight=0.5
+)
+
+
+def every_term(text: torch.Tensor, image: torch.Tensor) -> LossOutput:
+    """A loss in which all terms are at work."""
+    return alignment_loss(text, image, EVERY_TERM, 0.07, known(len(text)))
+
+
 def planned(micro_batches: list) -> tuple:  # type: ignore[type-arg]
     """The arguments that name the batches of a step."""
     count = len(micro_batches)
@@ -38,7 +57,7 @@ def gradients(encoder: PromptEncoder, micro: int) -> tuple[float, dict[str, torc
     result = accumulate_gradients(
         encoder,
         *planned(batches(encoder, micro)),
-        lambda text, image: alignment_loss(text, image, LossSettings(), log_temperature.exp() * 0.07),
+        lambda text, image: alignment_loss(text, image, EVERY_TERM, log_temperature.exp() * 0.07, known()),
     )
     assert log_temperature.grad is not None
     found = {"temperature": log_temperature.grad}
@@ -78,11 +97,7 @@ def test_dropout_is_replayed(make_encoder: Callable[..., PromptEncoder]) -> None
 
     micro_batches = batches(encoder, 2)
     count = len(micro_batches)
-    accumulate_gradients(
-        recording,
-        *planned(micro_batches),
-        lambda text, image: alignment_loss(text, image, LossSettings(), 0.07),
-    )
+    accumulate_gradients(recording, *planned(micro_batches), every_term)
     assert len(seen) == 2 * count
     assert not torch.equal(encoder(micro_batches[0]), seen[0]), "vacuous: dropout is not active"
     for first, second in zip(seen[:count], seen[count:], strict=True):

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from sda_features.config import AdapterSettings, BackboneSettings, LossSettings, ProjectionSettings
+from sda_features.config import AdapterSettings, BackboneSettings, ProjectionSettings
 from sda_features.lvlm.backbone import Backbone
-from sda_features.lvlm.cmsa import alignment_loss
 from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.gradient_cache import accumulate_gradients, passes
 from sda_features.lvlm.processes import Processes
 from tests.lvlm.conftest import PROMPTS, TEXTS, picture
+from tests.lvlm.test_gradient_cache import every_term
 from tests.lvlm.test_moda import randomise
 
 model, target, micro = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
@@ -47,7 +47,7 @@ result = accumulate_gradients(
     encoder,
     iter(batches * passes(len(batches))),
     len(batches),
-    lambda text, image: alignment_loss(text, image, LossSettings(), 0.07),
+    every_term,
     globally=processes.with_everyones,
 )
 processes.sum_gradients(encoder.trainable().values())

@@ -17,14 +17,49 @@ def _dot(left: list[float], right: list[float]) -> float:
     return math.fsum(a * b for a, b in zip(left, right, strict=True))
 
 
-def cmsa(text: Matrix, image: Matrix, tau: float, teacher_scale: float, literal: bool) -> float:
-    """L_CL for raw vectors; `literal` compares the second direction with columns of T."""
+def teacher(text: Matrix, image: Matrix, temperature: float, text_weight: float = 0.5) -> Matrix:
+    """T of Eq. 2 with weights and a divisor of its own."""
+    rest = 1 - text_weight
+    return [
+        _softmax(
+            [
+                (text_weight * _dot(a, b) + rest * _dot(u, v)) / temperature
+                for b, v in zip(text, image, strict=True)
+            ]
+        )
+        for a, u in zip(text, image, strict=True)
+    ]
+
+
+def blend(rows: Matrix, self_weight: float, partners: list[list[bool]], weight: float) -> Matrix:
+    """T with a share moved to the item itself, then a share to the partners of the items that have any."""
+    blended = []
+    for i, row in enumerate(rows):
+        mixed = [(1 - self_weight) * value + (self_weight if j == i else 0) for j, value in enumerate(row)]
+        if count := sum(partners[i]):
+            mixed = [
+                (1 - weight) * value + (weight / count if together else 0)
+                for value, together in zip(mixed, partners[i], strict=True)
+            ]
+        blended.append(mixed)
+    return blended
+
+
+def kept(vectors: Matrix, base: Matrix, temperature: float) -> float:
+    """Mean KL between the base model's relations of an item with all others and the vectors'."""
+    n, total = len(vectors), 0.0
+    for i in range(n):
+        rest = [j for j in range(n) if j != i]
+        q = _softmax([_dot(base[i], base[j]) / temperature for j in rest])
+        r = _softmax([_dot(vectors[i], vectors[j]) / temperature for j in rest])
+        total += sum(a * (math.log(a) - math.log(b)) for a, b in zip(q, r, strict=True))
+    return total / n
+
+
+def cmsa(text: Matrix, image: Matrix, tau: float, t: Matrix, literal: bool) -> float:
+    """L_CL for raw vectors and T; `literal` compares the second direction with columns of T."""
     n = len(text)
     s = [[_dot(text[i], image[j]) / tau for j in range(n)] for i in range(n)]
-    t = [
-        _softmax([teacher_scale * (_dot(text[i], text[j]) + _dot(image[i], image[j])) / 2 for j in range(n)])
-        for i in range(n)
-    ]
     p = [_softmax(row) for row in s]
     p_back = [_softmax([s[j][i] for j in range(n)]) for i in range(n)]
     total = 0.0
