@@ -326,6 +326,16 @@ class RecommenderSettings(Settings):
     fusion: Literal["replace", "join"] = Field(
         "join", description="Item vectors replace or join the id embedding."
     )
+    id_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of items whose id part is dropped in a training step, so that their vectors are "
+        "learned to stand alone, as those of new items do (join).",
+    )
+    adapter_learning_rate: float | None = Field(
+        None, gt=0, le=1, description="Learning rate of what maps item vectors; none: that of all."
+    )
     seed: int = Field(0, ge=0, le=SEED, description="Seed of initialisation, order, dropout and negatives.")
     device: str = Field(
         "auto", pattern=DEVICE, description="Torch device; auto: cuda when there is one, else cpu."

@@ -6,7 +6,7 @@ and one binary search turns a number into the item.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +24,14 @@ class UnseenItems:
         counts: int64 [U], unseen items A_u of each user.
     """
 
-    def __init__(self, seen: Interactions) -> None:
-        self._stride = seen.item_count + 1
-        pairs = np.sort(seen.users * self._stride + seen.items)
+    def __init__(self, seen: Interactions, *, among: NDArray[np.bool_] | None = None) -> None:
+        """Index a log; with `among`, bool [I + 1], only the items that it marks are drawn."""
+        candidates = np.ones(seen.item_count + 1, np.bool_) if among is None else among.copy()
+        candidates[0] = True  # padding keeps its place, number 0
+        self._codes = np.flatnonzero(candidates).astype(np.int32)
+        place, kept = np.cumsum(candidates) - 1, candidates[seen.items]
+        self._stride = len(self._codes)
+        pairs = np.sort(seen.users[kept] * self._stride + place[seen.items[kept]])
         pairs = pairs[np.diff(pairs, prepend=-1) > 0]  # np.unique hashes first, at 15 times the cost
         users, items = np.divmod(pairs, self._stride)
         distinct = np.bincount(users, minlength=seen.user_count)
@@ -34,15 +39,24 @@ class UnseenItems:
         # The j-th seen item s_j of a user (j from 0) has s_j - 1 - j unseen items before it.
         place = np.arange(len(pairs)) - self._starts[users]
         self._unseen_before = users * self._stride + items - 1 - place
-        self.counts = seen.item_count - distinct
+        self.counts = len(self._codes) - 1 - distinct
+
+    @classmethod
+    def of_training(cls, train: Interactions) -> Self:
+        """Unseen items that occur in `train`; where a user took all of those, unseen items of the catalogue.
+
+        An item that occurs later only is no negative: a model trained against it learns to hide it.
+        """
+        trained = cls(train, among=train.item_counts > 0)
+        return trained if trained.counts.min(initial=1) > 0 else cls(train)
 
     def numbered(self, users: Integers, numbers: Integers) -> NDArray[np.int32]:
         """Unseen item number `numbers` of `users`, both [n] or broadcastable; numbers in 0..A_u - 1.
 
-        The item with number m has code m + 1 + |{j : s_j - 1 - j <= m}|.
+        Of all items the one with number m has code m + 1 + |{j : s_j - 1 - j <= m}|.
         """
         found = np.searchsorted(self._unseen_before, users * self._stride + numbers, side="right")
-        return (numbers + 1 + found - self._starts[users]).astype(np.int32)
+        return self._codes[numbers + 1 + found - self._starts[users]]
 
     def draw(self, users: Integers, random: np.random.Generator) -> NDArray[np.int32]:
         """One uniform unseen item for each entry of `users` [n]."""

@@ -67,6 +67,10 @@ class Recommender(nn.Module, ABC):
     def item_table(self) -> Tensor:
         """Right factor of the score, float32 [I + 1, K]."""
 
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """What maps item vectors into the model, and has a learning rate of its own; none by default."""
+        return []
+
     def score(self, users: Tensor, histories: Tensor) -> Tensor:
         """Scores of the whole catalogue, float32 [B, I + 1]; arguments as for `user_states`."""
         return self.user_states(users, histories) @ self.item_table().T
@@ -132,6 +136,10 @@ class SequenceRecommender(Recommender):
     """
 
     items: ItemEncoder
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """The adapter of `items`."""
+        return self.items.adapter_parameters()
 
     @abstractmethod
     def state_after(self, representations: Tensor) -> Tensor:

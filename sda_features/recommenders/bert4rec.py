@@ -110,12 +110,18 @@ class Layer(nn.Module):
 class BERT4Rec(SequenceRecommender):
     """See the module's docstring. Item representations serve as input and as output."""
 
-    def __init__(self, item_count: int, settings: RecommenderSettings, vectors: ItemVectors | None) -> None:
+    def __init__(
+        self,
+        item_count: int,
+        settings: RecommenderSettings,
+        vectors: ItemVectors | None,
+        trained: NDArray[np.bool_] | None = None,
+    ) -> None:
         super().__init__(settings)
         width = settings.hidden_dim
         if width % settings.heads:
             raise SettingsError(f"hidden_dim {width} does not split over {settings.heads} heads.")
-        self.items = ItemEncoder(item_count, settings, vectors)
+        self.items = ItemEncoder(item_count, settings, vectors, trained)
         self.mask = nn.Parameter(torch.empty(width))
         self.positions = nn.Parameter(torch.empty(settings.max_length + 1, width))
         self.input_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
@@ -132,7 +138,7 @@ class BERT4Rec(SequenceRecommender):
     @classmethod
     def build(cls, train: Interactions, settings: RecommenderSettings, vectors: ItemVectors | None) -> Self:
         """A fresh model for the items of `train`."""
-        return cls(train.item_count, settings, vectors)
+        return cls(train.item_count, settings, vectors, train.item_counts > 0)
 
     def batches(self, train: Interactions, random: np.random.Generator) -> Iterator[Batch]:
         """Users with at least 2 training interactions, in random order, masked anew in each pass.
@@ -157,7 +163,8 @@ class BERT4Rec(SequenceRecommender):
         table = self.items.table()
         inputs = torch.where(masked[:, None], self.mask, F.embedding(codes, table))
         wanted = masked.nonzero().squeeze(1)
-        return softmax_loss(self._packed_states(inputs, packing, wanted), table, codes[wanted])
+        states = self._packed_states(inputs, packing, wanted)
+        return softmax_loss(states, table, codes[wanted], self.items.candidates)
 
     def user_states(self, users: Tensor, histories: Tensor) -> Tensor:
         """State of a [MASK] after the last item, float32 [B, d]; `users` is not used.

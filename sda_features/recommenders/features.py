@@ -211,12 +211,24 @@ class ItemEncoder(nn.Module):
     `fusion="replace"` uses the adapter alone, `"join"` adds the id embedding; without vectors the id
     embedding stands alone. Padding, and an item without any vector, get zero from the adapter.
     The vectors are a buffer that `state_dict` leaves out: they belong to the feature store.
+
+    An item without training interactions has no id history: its id row is zero and stays so, and its
+    vector alone speaks for it. For the model to know such items, training drops the id part of a share
+    `settings.id_dropout` of the items, drawn anew at each step.
     """
 
     values: Tensor | None
     found: Tensor | None
+    candidates: Tensor | None
 
-    def __init__(self, item_count: int, settings: RecommenderSettings, vectors: ItemVectors | None) -> None:
+    def __init__(
+        self,
+        item_count: int,
+        settings: RecommenderSettings,
+        vectors: ItemVectors | None,
+        trained: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Make the parameters; `trained`, bool [I + 1], are the items with training interactions, none: all."""
         super().__init__()
         hidden = settings.hidden_dim
         self.ids: nn.Embedding | None = None
@@ -224,11 +236,13 @@ class ItemEncoder(nn.Module):
         self.out: nn.Linear | None = None
         self.register_buffer("values", None, persistent=False)
         self.register_buffer("found", None, persistent=False)
+        self.register_buffer("candidates", codes_of(trained), persistent=False)
+        self.id_dropout = settings.id_dropout if vectors is not None else 0.0
         if vectors is None or settings.fusion == "join":
             self.ids = nn.Embedding(item_count + 1, hidden, padding_idx=0)
             nn.init.xavier_normal_(self.ids.weight)
             with torch.no_grad():
-                self.ids.weight[0].zero_()
+                self.ids.weight.mul_(rows_with_ids(item_count, trained))
         if vectors is not None:
             width = vectors.values.shape[1]
             self.values = torch.from_numpy(vectors.values)
@@ -242,7 +256,7 @@ class ItemEncoder(nn.Module):
             assert self.ids is not None
             return self.ids.weight
         adapted = self._adapt(self.values, self.found)
-        return adapted if self.ids is None else self.ids.weight + adapted
+        return adapted if self.ids is None else self._ids(self.ids.weight, self.found) + adapted
 
     def forward(self, codes: Tensor) -> Tensor:
         """int64 [...] item codes -> float32 [..., hidden]; each distinct item is adapted once."""
@@ -265,7 +279,13 @@ class ItemEncoder(nn.Module):
             adapter: see `folded_adapter`; worth keeping between calls that train nothing.
         """
         rows = self._adapt(values, found, adapter)
-        return rows if self.ids is None else rows + self.ids(codes)
+        return rows if self.ids is None else rows + self._ids(self.ids(codes), found)
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """Those of W_1, b_1, W_2 and b_2."""
+        return [
+            parameter for part in (self.down, self.out) if part is not None for parameter in part.parameters()
+        ]
 
     def folded_adapter(self) -> tuple[Tensor, Tensor]:
         """W_2 W_1, float32 [hidden, D], and W_2 b_1 + b_2, float32 [hidden]."""
@@ -273,8 +293,40 @@ class ItemEncoder(nn.Module):
         assert self.out is not None
         return self.out.weight @ self.down.weight, self.out.weight @ self.down.bias + self.out.bias
 
+    def _ids(self, rows: Tensor, found: Tensor) -> Tensor:
+        """Id parts float [n, hidden]; in training without a share of those whose items have a vector."""
+        return drop_ids(rows, self.id_dropout, found) if self.training else rows
+
     def _adapt(self, values: Tensor, found: Tensor, adapter: tuple[Tensor, Tensor] | None = None) -> Tensor:
         return F.linear(values, *(adapter or self.folded_adapter())) * found
+
+
+def codes_of(trained: NDArray[np.bool_] | None) -> Tensor | None:
+    """0 and the codes of trained items, int64, for `softmax_loss`; None when all are."""
+    if trained is None or trained[1:].all():
+        return None
+    return torch.from_numpy(np.append(0, np.flatnonzero(trained[1:]) + 1))
+
+
+def rows_with_ids(item_count: int, trained: NDArray[np.bool_] | None) -> Tensor:
+    """1 for an item that has an id part, 0 for padding and for one without training; float32 [I + 1, 1]."""
+    rows = torch.ones(item_count + 1, 1) if trained is None else torch.from_numpy(trained).float()[:, None]
+    rows[0] = 0
+    return rows
+
+
+def drop_ids(rows: Tensor, rate: float, found: Tensor) -> Tensor:
+    """Zero the id part of a share `rate` of n items, those without a vector excepted.
+
+    Args:
+        rows: float [n, ...].
+        rate: in 0..1.
+        found: float [n, 1], 1 where an item has a vector.
+    """
+    if not rate:
+        return rows
+    kept = (torch.rand(len(rows), 1, device=rows.device) >= rate) | (found == 0)
+    return rows * kept
 
 
 def _check_finite(vectors: Floats) -> None:

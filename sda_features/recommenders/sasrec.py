@@ -15,6 +15,7 @@ from typing import Self, final
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sda_features.config import RecommenderSettings
@@ -79,13 +80,19 @@ class Block(nn.Module):
 class SASRec(SequenceRecommender):
     """See the module's docstring. Item representations serve as input (times sqrt(d)) and as output."""
 
-    def __init__(self, item_count: int, settings: RecommenderSettings, vectors: ItemVectors | None) -> None:
+    def __init__(
+        self,
+        item_count: int,
+        settings: RecommenderSettings,
+        vectors: ItemVectors | None,
+        trained: NDArray[np.bool_] | None = None,
+    ) -> None:
         super().__init__(settings)
         if settings.hidden_dim % settings.heads:
             raise SettingsError(
                 f"hidden_dim {settings.hidden_dim} does not split over {settings.heads} heads."
             )
-        self.items = ItemEncoder(item_count, settings, vectors)
+        self.items = ItemEncoder(item_count, settings, vectors, trained)
         self.positions = nn.Parameter(torch.empty(settings.max_length, settings.hidden_dim))
         self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.blocks))
         self.last_norm = nn.LayerNorm(settings.hidden_dim, eps=LAYER_NORM_EPSILON)
@@ -98,7 +105,7 @@ class SASRec(SequenceRecommender):
     @classmethod
     def build(cls, train: Interactions, settings: RecommenderSettings, vectors: ItemVectors | None) -> Self:
         """A fresh model for the items of `train`."""
-        return cls(train.item_count, settings, vectors)
+        return cls(train.item_count, settings, vectors, train.item_counts > 0)
 
     def batches(self, train: Interactions, random: np.random.Generator) -> Iterator[Batch]:
         """Users with at least 2 training interactions, in random order.
@@ -107,7 +114,7 @@ class SASRec(SequenceRecommender):
         came next; and with the loss bce `negatives`, int64 [B, L], one unseen item a position.
         """
         users = random.permutation(np.flatnonzero(train.lengths >= 2))
-        unseen = UnseenItems(train) if self.settings.loss == "bce" else None
+        unseen = UnseenItems.of_training(train) if self.settings.loss == "bce" else None
         for start in range(0, len(users), self.settings.batch_size):
             chosen = users[start : start + self.settings.batch_size]
             items = train.recent(chosen, self.settings.max_length + 1).astype(np.int64)
@@ -126,7 +133,7 @@ class SASRec(SequenceRecommender):
         if self.settings.loss == "ce":
             table = self.items.table()
             states = self._packed_states(F.embedding(codes["histories"], table), packing)
-            return softmax_loss(states, table, codes["targets"])
+            return softmax_loss(states, table, codes["targets"], self.items.candidates)
         # One look-up for all three: each builds a gradient of the whole table.
         inputs, positives, negatives = self.items(
             torch.stack([codes["histories"], codes["targets"], codes["negatives"]])

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from sda_features.config import RecommenderSettings
 from sda_features.interactions import Interactions
 from sda_features.recommenders.base import Batch, Recommender
-from sda_features.recommenders.features import ItemVectors
+from sda_features.recommenders.features import ItemVectors, drop_ids, rows_with_ids
 from sda_features.recommenders.lightgcn import BipartiteGraph
 from sda_features.recommenders.softmax import softmax_loss
 
@@ -79,7 +79,15 @@ class ModalityTable(nn.Module):
         names: of the M modalities.
     """
 
-    def __init__(self, item_count: int, settings: RecommenderSettings, vectors: ItemVectors | None) -> None:
+    found: Tensor | None
+
+    def __init__(
+        self,
+        item_count: int,
+        settings: RecommenderSettings,
+        vectors: ItemVectors | None,
+        trained: NDArray[np.bool_] | None = None,
+    ) -> None:
         super().__init__()
         self.ids: nn.Embedding | None = None
         self.projections = nn.ModuleList()
@@ -87,7 +95,11 @@ class ModalityTable(nn.Module):
             self.ids = nn.Embedding(item_count + 1, settings.hidden_dim, padding_idx=0)
             nn.init.xavier_normal_(self.ids.weight)
             with torch.no_grad():
-                self.ids.weight[0].zero_()
+                self.ids.weight.mul_(rows_with_ids(item_count, trained))
+        self.id_dropout = settings.id_dropout if vectors is not None else 0.0
+        self.register_buffer("found", None, persistent=False)
+        if vectors is not None:
+            self.found = torch.from_numpy(vectors.found).float()[:, None]
         blocks = _blocks(vectors) if vectors else {}
         for number, block in enumerate(blocks.values()):
             self.register_buffer(f"vectors_{number}", F.normalize(block), persistent=False)
@@ -98,6 +110,8 @@ class ModalityTable(nn.Module):
     def forward(self) -> Tensor:
         """float32 [M, I + 1, d]."""
         parts = [] if self.ids is None else [self.ids.weight]
+        if parts and self.training and self.found is not None:
+            parts = [drop_ids(parts[0], self.id_dropout, self.found)]
         for number, projection in enumerate(self.projections):
             vectors, there = self.get_buffer(f"vectors_{number}"), self.get_buffer(f"there_{number}")
             parts.append(projection(vectors) * there)
@@ -153,7 +167,7 @@ class SLMRec(Recommender):
         super().__init__(settings)
         hidden = settings.hidden_dim
         self.graph = BipartiteGraph(train)
-        self.items = ModalityTable(train.item_count, settings, vectors)
+        self.items = ModalityTable(train.item_count, settings, vectors, train.item_counts > 0)
         self.modalities = len(self.items.names)
         self.users = nn.Parameter(nn.init.xavier_normal_(torch.empty(train.user_count, hidden)))
         self.user_fusion = _linear(self.modalities * hidden, hidden)
@@ -217,6 +231,10 @@ class SLMRec(Recommender):
         )
         states, modal, _ = self._propagate(self.items(), users, items)
         return states, self._fuse_items(modal)
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """W_m and b_m."""
+        return list(self.items.projections.parameters())
 
     def user_states(self, users: Tensor, histories: Tensor) -> Tensor:
         """Rows of the propagated user table, float32 [B, d]; `histories` is not used."""

@@ -18,8 +18,8 @@ from torch.autograd.function import once_differentiable
 LOGITS_AT_ONCE = 1 << 19  # 2 MiB of float32
 
 
-def softmax_loss(states: Tensor, table: Tensor, targets: Tensor) -> Tensor:
-    """-mean log softmax(E h)[target], over the catalogue without padding.
+def softmax_loss(states: Tensor, table: Tensor, targets: Tensor, candidates: Tensor | None = None) -> Tensor:
+    """-mean log softmax(E h)[target], over the catalogue without padding, or over some of it.
 
     On a CPU both gradients come with the forward pass: for p = softmax(E h), dL/dh = E^T (p - y) / N
     and dL/dE = sum (p - y) h^T / N, where y is 1 at the target. There is no second derivative.
@@ -28,10 +28,14 @@ def softmax_loss(states: Tensor, table: Tensor, targets: Tensor) -> Tensor:
         states: float [N, d], h.
         table: float [I + 1, d], E; row 0 is left out.
         targets: int64 [N], item codes 1..I.
+        candidates: int64 [C], 0 and then the codes of the items that compete, sorted; all targets are
+            among them. None: the whole catalogue.
 
     Returns:
         float, scalar.
     """
+    if candidates is not None:
+        table, targets = table[candidates], torch.searchsorted(candidates, targets)
     if states.device.type != "cpu":
         return F.cross_entropy(states @ table[1:].T, targets - 1)
     loss: Tensor = _BlockedSoftmaxLoss.apply(states, table, targets)  # type: ignore[no-untyped-call]

@@ -222,7 +222,10 @@ def _fit(
     device = model.device
     random = np.random.default_rng(settings.seed)
     optimizer = torch.optim.Adam(
-        model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), fused=device.type in ("cpu", "cuda")
+        _parameter_groups(model, settings),
+        lr=settings.learning_rate,
+        betas=(0.9, 0.98),
+        fused=device.type in ("cpu", "cuda"),
     )
     end = 0.0 if settings.schedule == "linear" else 1.0
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, end, total_iters=settings.epochs)
@@ -264,6 +267,14 @@ def _fit(
     assert best is not None  # the last epoch is always validated
     model.load_state_dict(best[2])
     return epochs, best[1]
+
+
+def _parameter_groups(model: Recommender, settings: RecommenderSettings) -> list[dict[str, Any]]:
+    """All parameters, those that map item vectors with a learning rate of their own if there is one."""
+    adapter = model.adapter_parameters() if settings.adapter_learning_rate else []
+    others = [p for p in model.parameters() if all(p is not ours for ours in adapter)]
+    groups: list[dict[str, Any]] = [{"params": others}]
+    return [*groups, {"params": adapter, "lr": settings.adapter_learning_rate}] if adapter else groups
 
 
 def _weights(model: Recommender) -> dict[str, Tensor]:

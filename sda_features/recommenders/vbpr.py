@@ -18,13 +18,14 @@ from typing import Self, final
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sda_features.config import RecommenderSettings
 from sda_features.evaluation.negatives import UnseenItems
 from sda_features.interactions import Interactions
 from sda_features.recommenders.base import Batch, Recommender
-from sda_features.recommenders.features import ItemVectors
+from sda_features.recommenders.features import ItemVectors, drop_ids, rows_with_ids
 
 
 def bpr_loss(margins: Tensor) -> Tensor:
@@ -43,7 +44,12 @@ class VBPR(Recommender):
     values: Tensor | None
 
     def __init__(
-        self, user_count: int, item_count: int, settings: RecommenderSettings, vectors: ItemVectors | None
+        self,
+        user_count: int,
+        item_count: int,
+        settings: RecommenderSettings,
+        vectors: ItemVectors | None,
+        trained: NDArray[np.bool_] | None = None,
     ) -> None:
         super().__init__(settings)
         hidden = settings.hidden_dim
@@ -55,7 +61,7 @@ class VBPR(Recommender):
             self.item_factors = nn.Parameter(_initial(item_count + 1, hidden + 1))
             with torch.no_grad():
                 self.item_factors[:, -1] = 0
-                self.item_factors[0] = 0
+                self.item_factors.mul_(rows_with_ids(item_count, trained))
             width += hidden
         if vectors is not None:
             self.values = torch.from_numpy(vectors.values)
@@ -66,7 +72,7 @@ class VBPR(Recommender):
     @classmethod
     def build(cls, train: Interactions, settings: RecommenderSettings, vectors: ItemVectors | None) -> Self:
         """A fresh model for the users and items of `train`."""
-        return cls(train.user_count, train.item_count, settings, vectors)
+        return cls(train.user_count, train.item_count, settings, vectors, train.item_counts > 0)
 
     def batches(self, train: Interactions, random: np.random.Generator) -> Iterator[Batch]:
         """Every training interaction once, in random order.
@@ -75,7 +81,7 @@ class VBPR(Recommender):
         uniform over what its user did not take in training.
         """
         # Drawn in the order of the log, where neighbours share their user and the search is local.
-        drawn = UnseenItems(train).draw(train.users, random)
+        drawn = UnseenItems.of_training(train).draw(train.users, random)
         order = random.permutation(len(train.items))
         users, positives, negatives = (
             torch.from_numpy(column[order].astype(np.int64)) for column in (train.users, train.items, drawn)
@@ -96,6 +102,9 @@ class VBPR(Recommender):
         factors = values = None
         if self.item_factors is not None:
             both = F.embedding(pairs, self.item_factors)
+            if self.training and self.values is not None and self.settings.id_dropout:
+                found = self.values[pairs].any(dim=2).flatten()[:, None]
+                both = drop_ids(both.flatten(0, 1), self.settings.id_dropout, found).view_as(both)
             factors = both[:, 0] - both[:, 1]
             penalty = penalty + both.square().sum() / len(users)
         if self.values is not None and self.projection is not None:
@@ -105,6 +114,10 @@ class VBPR(Recommender):
         rows = self._rows(factors, values)
         margins = (users * rows[:, :-1]).sum(dim=1) + rows[:, -1]
         return bpr_loss(margins) + self.settings.l2 * penalty
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """E and B'."""
+        return [] if self.projection is None else [self.projection]
 
     def user_states(self, users: Tensor, histories: Tensor) -> Tensor:
         """g_u, t_u and 1, float32 [B, K]; `histories` is not used."""
