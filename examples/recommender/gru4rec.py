@@ -13,6 +13,7 @@ from typing import Self, final
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sda_features.config import RecommenderSettings
@@ -30,15 +31,21 @@ class GRU4Rec(SequenceRecommender):
     writes 1 - z for z, and r * (U h) for U (r * h).
     """
 
-    def __init__(self, item_count: int, settings: RecommenderSettings, vectors: ItemVectors | None) -> None:
+    def __init__(
+        self,
+        item_count: int,
+        settings: RecommenderSettings,
+        vectors: ItemVectors | None,
+        trained: NDArray[np.bool_] | None = None,
+    ) -> None:
         super().__init__(settings)
-        self.items = ItemEncoder(item_count, settings, vectors)
+        self.items = ItemEncoder(item_count, settings, vectors, trained)
         self.gru = nn.GRU(settings.hidden_dim, settings.hidden_dim, bias=False, batch_first=True)
 
     @classmethod
     def build(cls, train: Interactions, settings: RecommenderSettings, vectors: ItemVectors | None) -> Self:
         """A fresh model for the items of `train`."""
-        return cls(train.item_count, settings, vectors)
+        return cls(train.item_count, settings, vectors, train.item_counts > 0)
 
     def batches(self, train: Interactions, random: np.random.Generator) -> Iterator[Batch]:
         """Users with 2 training items or more: `histories` and the `targets` that came next, int64 [B, L]."""
@@ -52,7 +59,7 @@ class GRU4Rec(SequenceRecommender):
         """`softmax_loss` over the real positions of a batch."""
         real, table = batch["histories"] > 0, self.items.table()
         inputs = F.embedding(batch["histories"], table, padding_idx=0)  # padding must stay zero
-        return softmax_loss(self._run(inputs)[real], table, batch["targets"][real])
+        return softmax_loss(self._run(inputs)[real], table, batch["targets"][real], self.items.candidates)
 
     def user_states(self, users: Tensor, histories: Tensor) -> Tensor:
         """State after the last item, float32 [B, d]; `users` is not used."""

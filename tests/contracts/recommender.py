@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -130,3 +132,48 @@ class RecommenderContract:
         fresh.load_state_dict(load(save({k: v.contiguous() for k, v in model.state_dict().items()})))
         users = np.arange(USERS)
         np.testing.assert_array_equal(fresh.scorer(small_log())(users), model.scorer(small_log())(users))
+
+    def test_items_without_training_are_never_trained_against(self, variant):
+        """Codes 1 and 2: their vectors change neither a loss nor a gradient, and their id rows stay zero."""
+        settings, vectors = variant
+        model = self.build((settings.model_copy(update={"dropout": 0.0, "id_dropout": 0.3}), vectors)).train()
+        others = model
+        if vectors is not None:
+            values = vectors.values.copy()
+            values[[1, 2]] *= -3
+            others = self.build((model.settings, replace(vectors, values=values))).train()
+        gradients = []
+        for each in (model, others):
+            torch.manual_seed(5)
+            total = sum(each.loss(batch) for batch in each.batches(small_log(), np.random.default_rng(0)))
+            total.backward()
+            gradients.append([total.detach(), *(p.grad.clone() for p in each.parameters())])
+            each.zero_grad()
+        for ours, theirs in zip(*gradients, strict=True):
+            torch.testing.assert_close(ours, theirs)
+        # Without a vector nothing tells one such item from the other; with vectors they are ranked by them.
+        table = model.eval().item_table()
+        assert torch.equal(table[1], table[2]) == (vectors is None)
+
+    def test_dropped_ids_change_training_alone(self, variant):
+        settings, vectors = variant
+        model = self.build(
+            (settings.model_copy(update={"dropout": 0.0, "id_dropout": 0.9, "ssl_weight": 0.0}), vectors)
+        )
+        (batch, *_) = model.batches(small_log(), np.random.default_rng(0))
+        model.train()
+        torch.manual_seed(1)
+        losses = {model.loss(batch).item() for _ in range(5)}
+        self_supervised_alone = vectors is None or settings.fusion == "replace"
+        assert (len(losses) == 1) == self_supervised_alone
+        users, score = np.arange(USERS), model.scorer(small_log())
+        whole = self.build((model.settings.model_copy(update={"id_dropout": 0.0}), vectors)).scorer(
+            small_log()
+        )
+        np.testing.assert_array_equal(score(users), whole(users))
+
+    def test_what_maps_vectors_is_told_from_the_rest(self, variant):
+        model = self.build(variant)
+        own, adapter = {id(p) for p in model.parameters()}, {id(p) for p in model.adapter_parameters()}
+        assert adapter < own
+        assert bool(adapter) == (variant[1] is not None)

@@ -68,3 +68,24 @@ def test_too_few_unseen_items_raise():
         unseen.draw(np.array([0]), np.random.default_rng(0))
     with pytest.raises(RankingError, match="at least 5 unseen items"):
         unseen.draw_distinct(np.array([0]), 5, np.random.default_rng(0))
+
+
+@given(seed=st.integers(0, 10**6))
+def test_items_that_training_lacks_are_never_drawn(seed):
+    random = np.random.default_rng(seed)
+    log = index_interactions(
+        random.integers(5, size=30), random.integers(8, 20, size=30), catalogue=range(25)
+    )
+    trained = np.flatnonzero(log.item_counts)
+    unseen = UnseenItems.of_training(log)
+    for user in range(log.user_count):
+        own = set(log.items[log.offsets[user] : log.offsets[user + 1]].tolist())
+        left = [item for item in trained.tolist() if item not in own]
+        assert unseen.counts[user] == len(left)
+        users = np.full(len(left), user)
+        assert unseen.numbered(users, np.arange(len(left))).tolist() == left
+
+
+def test_a_user_who_took_all_that_is_trained_gets_negatives_of_the_catalogue():
+    log = index_interactions(["u", "u"], ["a", "b"], catalogue=["a", "b", "c"])
+    assert set(UnseenItems.of_training(log).draw(np.zeros(9, int), np.random.default_rng(0)).tolist()) == {3}

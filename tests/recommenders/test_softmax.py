@@ -37,3 +37,16 @@ def test_one_side_alone_can_want_a_gradient():
     states, table = torch.randn(4, 3), torch.randn(9, 3, requires_grad=True)
     softmax_loss(states, table, torch.tensor([1, 8, 3, 3])).backward()
     assert table.grad.abs().max() > 0
+
+
+def test_a_softmax_over_candidates_is_that_over_their_table():
+    torch.manual_seed(0)
+    states, table = torch.randn(7, 4), torch.randn(12, 4, requires_grad=True)
+    candidates, targets = torch.tensor([0, 2, 3, 7, 11]), torch.tensor([2, 3, 7, 11, 2, 2, 11])
+    loss = softmax_loss(states, table, targets, candidates)
+    logits = states @ table.detach()[candidates[1:]].T
+    expected = F.cross_entropy(logits, torch.tensor([0, 1, 2, 3, 0, 0, 3]))
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert table.grad[candidates[1:]].abs().min() > 0
+    assert not table.grad[[0, 1, 4, 5, 6, 8, 9, 10]].any()
