@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test hostile check bench docs clean
+.PHONY: site test-ray demo test hostile check bench docs clean
 
 demo: $(VENV)/.installed ## walk the whole product on generated data
 	$(BIN)/sda-features demo
@@ -14,6 +14,10 @@ test: $(VENV)/.installed ## all tests
 
 hostile: $(VENV)/.installed ## hostile inputs and faults alone; the last lines count them
 	$(BIN)/python -m pytest -q -m "hostile or fault"
+
+test-ray: $(VENV)/.installed ## the tests of --engine ray, with its extra installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
+	$(BIN)/python -m pytest -q tests/test_ray_engine.py
 
 check: $(VENV)/.installed ## formatting, lint and types
 	$(BIN)/ruff format --check .
@@ -26,6 +30,10 @@ bench: $(VENV)/.installed ## every benchmark, quick sizes
 
 docs: $(VENV)/.installed ## write docs/cli.md from the commands' own help
 	$(BIN)/python docs/make_cli.py
+
+site: $(VENV)/.installed ## the documentation as a site in build/site
+	$(BIN)/python -m pip install --quiet 'zensical>=0.0.11,<0.2'
+	$(BIN)/zensical build --clean
 
 # torch comes first and alone: its constraint selects a build without CUDA packages where one is offered.
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -54,8 +54,8 @@ def command(
 ) -> None:
     """Add the item-vector feature views to the Feast repo in REPO, as one file.
 
-    An entity of items that the repo already has is used. No other file is touched, and a file
-    that you edited is not replaced.
+    An entity of items that the repo already has is used, and a file that you edited is not replaced.
+    Beside it lies sda-gate.toml, the limits of `sda-features gate`. No other file is touched.
 
     \b
     Example:
@@ -75,6 +75,9 @@ def command(
         feast_materialize=feast_materialize,
         force=force,
     )
+    from sda_features.thresholds import write_thresholds
+
+    limits = write_thresholds(repo)
     if as_json:
         click.echo(
             to_json(
@@ -90,6 +93,8 @@ def command(
         )
         return
     click.echo(f"{result.action} {result.path}")
+    if limits:
+        click.echo(f"created {limits}")
     click.echo(f"  views   {', '.join(result.views)}")
     click.echo(f"  entity  {f'yours, {result.entity}' if result.entity else f'new, join key {join_key}'}")
     if result.entity and (result.entity.join_key, result.entity.value_type) != ("item_id", "STRING"):

@@ -447,3 +447,43 @@ class VectorEvaluationSettings(Settings):
         10_000, gt=0, le=MANY, description="Users measured, drawn by the seed; none: all."
     )
     seed: int = Field(0, ge=0, le=SEED, description="Seed of the drawn users and of the bootstrap.")
+
+
+class GateSettings(Settings):
+    """What a version must hold before it may be served; a file `sda-gate.toml` in the repo changes it."""
+
+    max_lost: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Share of items that have a vector in the live version and none in the new one.",
+    )
+    max_without: float = Field(0.1, ge=0, le=1, description="Share of items without any vector.")
+    max_spread: float = Field(
+        0.98, ge=0, le=1, description="Length of the mean unit vector of a modality; 1 is a collapsed space."
+    )
+    min_rank: float = Field(
+        0.5, ge=0, description="Effective rank of a modality, as a share of the live version's."
+    )
+    min_recall: float = Field(
+        0.8, ge=0, description="R@10 of pictures found by texts, as a share of the live version's."
+    )
+    max_common_pictures: float = Field(
+        0.05, ge=0, le=1, description="Share of items whose picture vector ten others have: placeholders."
+    )
+    min_kept: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="Share of the live version's ten nearest items that stay, by text and picture.",
+    )
+    max_worse: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="How much a metric on the log may fall before it counts; it fails if its 95 % interval lies below.",
+    )
+    max_size: float = Field(2.0, gt=0, description="Bytes an item, as a share of the live version's.")
+    sample: int = Field(
+        1000, gt=0, le=MANY, description="Items whose stored vectors are compared bit for bit."
+    )

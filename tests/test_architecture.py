@@ -30,6 +30,7 @@ LAYER = {
     "interactions": 1,
     "splits": 1,
     "artifacts": 1,
+    "thresholds": 1,
     "config": 0,
     "tables": 0,
     "text_tables": -1,
@@ -42,6 +43,7 @@ SAME_LAYER = {
     ("pictures", "images"),
     ("pictures", "fetch"),
     ("catalog", "artifacts"),
+    ("thresholds", "artifacts"),
     ("catalog", "catalog_files"),
     ("splits", "interactions"),
 }  # nouns that other nouns are made of

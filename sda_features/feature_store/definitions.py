@@ -111,3 +111,24 @@ def embedding_view(
         description=f"Item vectors of the feature set {feature_set}.",
         tags={"feature_set": feature_set, "slot": str(slot), STORE_DTYPE_TAG: store_dtype},
     )
+
+
+def codes_view(feature_set: str, path: str, entity: Entity) -> FeatureView:
+    """The feature view `{feature_set}_item_codes` of the codes.parquet that `sda-features index --codes` wrote.
+
+    Args:
+        feature_set: name of the feature set.
+        path: the file.
+        entity: entity of items, with ids of type STRING or of no declared type.
+    """
+    return FeatureView(
+        name=f"{feature_set}_item_codes",
+        entities=[entity],
+        source=FileSource(name=f"{feature_set}_item_codes", path=path, timestamp_field=EVENT_TIMESTAMP),
+        ttl=timedelta(0),
+        schema=[
+            Field(name=entity.join_key, dtype=String),
+            Field(name="codes", dtype=Array(Int32), description="Residual k-means codes, coarse to fine."),
+        ],
+        description=f"Codes of the items of the feature set {feature_set}.",
+    )

@@ -80,8 +80,8 @@ def load_features(name: str, item_ids: Any, repo: Path | None = None) -> Feature
     """Vectors by name.
 
     Args:
-        name: `id`; a feature set of the repo, e.g. `sda`; one modality of it, `sda-text` or
-            `sda-image`; a parquet file with `item_id` and columns of vectors, each a modality; one
+        name: `id`; a feature set of the repo, e.g. `sda`, or a version of it, `sda@526f`; one modality
+            of it, `sda-text` or `sda-image`; a parquet file with `item_id` and columns of vectors, each a modality; one
             column of it, `file.parquet:text`; or several of these side by side, `sda+vanilla`.
         item_ids: Arrow strings [I]; item i has code i + 1.
         repo: an applied Feast repo; needed for a feature set.
@@ -111,13 +111,14 @@ def _one_set(name: str, item_ids: Any, repo: Path | None) -> tuple[Matrices, str
         path, _, modality = name.partition(FILE_COLUMN)
         modalities, version, where = read_vectors(Path(path), item_ids), None, path
     else:
-        feature_set, _, modality = name.partition("-")
+        whole, _, modality = name.partition("-")
+        feature_set, _, of_version = whole.partition("@")
         if modality not in ("", *MODALITIES) or feature_set in ("", IDS_ALONE):
             raise FeatureMismatchError(
                 f"No features {name!r}. Expected {IDS_ALONE}, a feature set such as sda, one modality of it such as "
                 f"sda-{MODALITIES[0]} or sda-{MODALITIES[1]}, a parquet file, or several joined by +."
             )
-        modalities, version = stored_vectors(repo or Path(), feature_set, item_ids)
+        modalities, version = stored_vectors(repo or Path(), feature_set, item_ids, of_version or None)
         where = f"feature set {feature_set!r}"
     if modality and modality not in modalities:
         raise FeatureMismatchError(

@@ -1,0 +1,273 @@
+"""May this version be served? Checks of a candidate alone and against the live version."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from tabulate import tabulate
+
+from sda_features.artifacts import sha256_json, write_json
+from sda_features.config import CatalogSettings, EvaluationSettings, GateSettings, VectorEvaluationSettings
+from sda_features.errors import FeatureStoreError, ParityError
+from sda_features.workflows.inspection import (
+    Space,
+    compare_spaces,
+    inspect_space,
+    load_space,
+    read_columns,
+)
+from sda_features.workflows.vectors import evaluate_feature_sets
+from sda_features.workflows.verify import verify
+
+PASSES = "gates"  # folder of verdicts in the repo
+WATCHED = ("recall@", "ndcg@")  # metrics on the log that are checked
+
+
+@dataclass(frozen=True)
+class Check:
+    """One condition.
+
+    Attributes:
+        name: what is checked.
+        passed: whether it holds.
+        found: the value, for people.
+        wanted: the limit, for people.
+    """
+
+    name: str
+    passed: bool
+    found: str
+    wanted: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a version may be served.
+
+    Attributes:
+        feature_set: name of the feature set.
+        version: the candidate.
+        live: the version it was compared with; None: there was none.
+        checks: all conditions.
+        thresholds: hash of the settings they were made with.
+        time: ISO time.
+    """
+
+    feature_set: str
+    version: str
+    live: str | None
+    checks: tuple[Check, ...]
+    thresholds: str
+    time: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether every condition holds."""
+        return all(check.passed for check in self.checks)
+
+    def markdown(self) -> str:
+        """A heading and a table."""
+        rows = [
+            [("pass" if check.passed else "FAIL"), check.name, check.found, check.wanted]
+            for check in self.checks
+        ]
+        against = f"against {self.live}" if self.live else "no version is live"
+        heading = f"{'pass' if self.passed else 'FAIL'}: {self.feature_set} {self.version}, {against}"
+        return f"{heading}\n\n{tabulate(rows, ['', 'check', 'found', 'wanted'], 'github', disable_numparse=True)}\n"
+
+    def junit(self) -> str:
+        """JUnit XML, one case a check."""
+        failures = sum(not check.passed for check in self.checks)
+        suite = ElementTree.Element(
+            "testsuite",
+            name=f"gate {self.feature_set} {self.version}",
+            tests=str(len(self.checks)),
+            failures=str(failures),
+            timestamp=self.time,
+        )
+        for check in self.checks:
+            case = ElementTree.SubElement(suite, "testcase", classname="sda-features.gate", name=check.name)
+            if not check.passed:
+                ElementTree.SubElement(case, "failure", message=f"{check.found}; wanted {check.wanted}")
+        return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
+
+    def json(self) -> dict[str, Any]:
+        """Everything, and `passed`."""
+        return {**asdict(self), "passed": self.passed}
+
+
+def run_gate(
+    repo: Path,
+    feature_set: str,
+    candidate: str,
+    settings: CatalogSettings,
+    limits: GateSettings,
+    *,
+    interactions: Path | None = None,
+) -> Verdict:
+    """Check a stored version; the verdict is also written to the repo, for `promote --gated`.
+
+    Args:
+        repo: an applied Feast repo.
+        feature_set: name of the feature set.
+        candidate: adapter version or its beginning.
+        settings: the catalogue.
+        limits: the thresholds.
+        interactions: a log; then metrics of both versions on it are compared as well.
+
+    Raises:
+        SDAError: something cannot be read.
+    """
+    ids, columns = read_columns(settings)
+    new = load_space(repo, feature_set, ids, candidate)
+    live: Space | None = load_space(repo, feature_set, ids)
+    assert live is not None
+    if live.version == new.version:
+        live = None
+    checks = [*_alone(new, columns, limits)]
+    if live is not None:
+        checks += _against(new, live, columns, limits)
+        if interactions is not None:
+            checks += _on_log(repo, feature_set, settings, new, live, interactions, limits)
+    checks.append(_parity(repo, feature_set, settings, new, limits))
+    verdict = Verdict(
+        feature_set,
+        str(new.version),
+        live.version if live else None,
+        tuple(checks),
+        sha256_json(limits.model_dump(mode="json"))[:12],
+        datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    write_json(pass_file(repo, feature_set, verdict.version), verdict.json())
+    return verdict
+
+
+def pass_file(repo: Path, feature_set: str, version: str) -> Path:
+    """Where the verdict on a version is kept."""
+    return repo / PASSES / f"{feature_set}-{version}.json"
+
+
+def require_pass(repo: Path, feature_set: str, version: str) -> None:
+    """Refuse a version that the gate has not passed.
+
+    Raises:
+        FeatureStoreError: no verdict names this version, or it failed.
+    """
+    path = pass_file(repo, feature_set, version)
+    command = f"`sda-features gate {version} CATALOG --feature-set {feature_set}`"
+    try:
+        verdict: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        named = verdict["feature_set"], verdict["version"]
+        failed = [check["name"] for check in verdict["checks"] if not check["passed"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise FeatureStoreError(
+            f"--gated needs a pass of version {version}, and {path} holds none. Run {command} first."
+        ) from None
+    if named != (feature_set, version):
+        raise FeatureStoreError(f"{path} is about {' '.join(map(str, named))}, not {feature_set} {version}.")
+    if failed or not verdict.get("passed"):
+        raise FeatureStoreError(
+            f"The gate did not pass version {version}: {', '.join(failed)}. Mend that and run {command} again."
+        )
+
+
+def _alone(new: Space, columns: Mapping[str, Any], limits: GateSettings) -> Iterator[Check]:
+    numbers = inspect_space(new, columns)
+    without = numbers["without"]["any"] / numbers["items"]
+    yield Check(
+        "items without any vector",
+        without <= limits.max_without,
+        f"{without:.1%}",
+        f"<= {limits.max_without:.1%}",
+    )
+    for name, title in (("text", "text"), ("image", "picture")):
+        spread = numbers[name]["spread"]
+        if spread is not None:
+            wanted = f"<= {limits.max_spread:.3f}"
+            yield Check(f"spread of {title} vectors", spread <= limits.max_spread, f"{spread:.3f}", wanted)
+    common = numbers["identical"]["image"]["common"]
+    yield Check(
+        "items that share their picture with ten others",
+        common <= limits.max_common_pictures,
+        f"{common:.1%}",
+        f"<= {limits.max_common_pictures:.1%}",
+    )
+
+
+def _against(new: Space, live: Space, columns: Mapping[str, Any], limits: GateSettings) -> Iterator[Check]:
+    ours, theirs, change = inspect_space(new, {}), inspect_space(live, {}), compare_spaces(new, live)
+    for name, title in (("text", "text"), ("image", "picture")):
+        lost = change["lost"][name] / ours["items"]
+        yield Check(
+            f"items that lost their {title} vector",
+            lost <= limits.max_lost,
+            f"{lost:.1%}",
+            f"<= {limits.max_lost:.1%}",
+        )
+        rank, before = ours[name]["effective_rank"], theirs[name]["effective_rank"]
+        if before:
+            least = limits.min_rank * before
+            yield Check(
+                f"effective rank of {title} vectors",
+                (rank or 0) >= least,
+                f"{rank or 0:.1f}",
+                f">= {least:.1f}",
+            )
+    recall, before = ours["both"]["text_to_image"][10], theirs["both"]["text_to_image"][10]
+    if before is not None:
+        least = limits.min_recall * before
+        yield Check(
+            "text finds picture, R@10", (recall or 0) >= least, f"{recall or 0:.3f}", f">= {least:.3f}"
+        )
+    kept = change["kept"]["both"]
+    if kept is not None:
+        yield Check("neighbours kept", kept >= limits.min_kept, f"{kept:.3f}", f">= {limits.min_kept:.3f}")
+    size, before = (space.text.shape[1] + space.image.shape[1] for space in (new, live))
+    ratio = size / max(before, 1)
+    yield Check(
+        "size of an item", ratio <= limits.max_size, f"{ratio:.2f} x live", f"<= {limits.max_size:.2f} x live"
+    )
+
+
+def _on_log(
+    repo: Path,
+    feature_set: str,
+    settings: CatalogSettings,
+    new: Space,
+    live: Space,
+    interactions: Path,
+    limits: GateSettings,
+) -> Iterator[Check]:
+    """Metrics without training: co-occurrences and the next item, overall, in the tail, of cold items."""
+    ours, theirs = f"{feature_set}@{new.version}", f"{feature_set}@{live.version}"
+    report = evaluate_feature_sets(
+        interactions,
+        [ours, theirs],
+        VectorEvaluationSettings(),
+        EvaluationSettings(),
+        repo=repo,
+        catalog=settings.path,
+    )
+    for row in report.differences(ours):
+        if row["against"] != theirs or not row["metric"].startswith(WATCHED) or row["high"] is None:
+            continue
+        found = f"{row['ours']:.4f} against {row['theirs']:.4f}, difference {row['low']:+.4f} to {row['high']:+.4f}"
+        passed = row["high"] >= -limits.max_worse
+        yield Check(row["metric"], passed, found, f"interval reaches {-limits.max_worse:+.4f}")
+
+
+def _parity(
+    repo: Path, feature_set: str, settings: CatalogSettings, new: Space, limits: GateSettings
+) -> Check:
+    try:
+        sample = min(limits.sample, len(new.text))
+        found = verify(repo, feature_set, settings, version=new.version, sample=sample, progress=False)
+    except ParityError as error:
+        return Check("stores agree", False, str(error), "no difference")
+    return Check("stores agree", True, f"{found.vectors:,} vectors are equal everywhere", "no difference")

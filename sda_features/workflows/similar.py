@@ -1,0 +1,267 @@
+"""Nearest items: exactly, from an index file, and as codes of residual k-means."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from sda_features.artifacts import atomic_folder, check_folder, write_json
+from sda_features.config import CatalogSettings
+from sda_features.errors import FeatureMismatchError, SettingsError
+from sda_features.evaluation.neighbours import nearest
+from sda_features.evaluation.space import choose
+from sda_features.workflows.inspection import load_space, read_columns
+
+View = Literal["text", "image", "both"]
+
+FORMAT = 1
+VIEWS: tuple[View, ...] = ("text", "image", "both")
+FILES = (
+    *(f"{view}.{kind}" for view in VIEWS for kind in ("faiss", "parquet")),
+    *("codes.parquet", "codebooks.npy", "manifest.json"),
+)
+LINKS, BUILD_WIDTH, SEARCH_WIDTH = 32, 100, 128  # of the graph (HNSW): M, efConstruction, efSearch
+MEASURED = 500  # queries that recall is measured with
+RECALL_OF = 10
+
+
+@dataclass(frozen=True)
+class Near:
+    """A near item.
+
+    Attributes:
+        item_id: its id.
+        name: its first text field.
+        cosine: similarity, -1..1; of both modalities, the mean of the two.
+    """
+
+    item_id: str
+    name: str
+    cosine: float
+
+
+def similar_items(
+    repo: Path,
+    feature_set: str,
+    settings: CatalogSettings,
+    item_id: str,
+    *,
+    by: View = "both",
+    k: int = 10,
+    version: str | None = None,
+) -> tuple[str, list[Near]]:
+    """The k nearest items of the catalogue by exact search, and the name of the item.
+
+    Raises:
+        FeatureMismatchError: the item is not in the catalogue or has no vector of that kind.
+        SDAError: catalogue or vectors cannot be read.
+    """
+    ids, columns = read_columns(settings)
+    names = _names(ids, columns)
+    if item_id not in ids:
+        raise FeatureMismatchError(f"Expected an id of {settings.path}, such as {ids[0]!r}, got {item_id!r}.")
+    own = ids.index(item_id)
+    rows = load_space(repo, feature_set, ids, version).views[by]
+    if not rows[own].any():
+        what = {"text": "text vector", "image": "picture vector", "both": "two vectors"}[by]
+        raise FeatureMismatchError(f"Item {item_id!r} has no {what} in feature set {feature_set!r}.")
+    found = [other for other in nearest(rows[[own]], rows, k, own=[own])[0] if other >= 0]
+    scale = 2 if by == "both" else 1
+    return names[own], [
+        Near(ids[other], names[other], float(rows[own] @ rows[other]) / scale) for other in found
+    ]
+
+
+@dataclass(frozen=True)
+class IndexWritten:
+    """What `write_index` made.
+
+    Attributes:
+        path: the folder.
+        version: adapter version.
+        items: view -> items in its index.
+        recall: view -> recall@10 against exact search on a sample.
+        codes: levels and codes a level; None if none were asked for.
+    """
+
+    path: str
+    version: str
+    items: dict[View, int]
+    recall: dict[View, float]
+    codes: tuple[int, int] | None
+
+
+def write_index(
+    repo: Path,
+    feature_set: str,
+    settings: CatalogSettings,
+    output: Path,
+    *,
+    views: Sequence[View] = VIEWS,
+    version: str | None = None,
+    codes: tuple[int, int] | None = None,
+    seed: int = 0,
+) -> IndexWritten:
+    """Write a folder for retrieval: for each view `{view}.faiss` and `{view}.parquet`, and manifest.json.
+
+    An index is a graph (HNSW) of centred unit rows by inner product; position i of it is row i of its
+    parquet file. Queries are rows of the same version, centred as these are.
+
+    Args:
+        repo: an applied Feast repo.
+        feature_set: name of the feature set.
+        settings: the catalogue, whose items are indexed.
+        output: folder; an index of another version there is replaced.
+        views: what is indexed.
+        version: adapter version or its beginning; None: the live one.
+        codes: (levels, codes a level): also codes.parquet, see `residual_codes`. Codebooks of an
+            index of the same version at `output` are used again, so that codes stay what they were.
+        seed: of k-means and of the sample.
+
+    Raises:
+        SettingsError: faiss is not installed.
+        SDAError: catalogue or vectors cannot be read.
+    """
+    check_folder(output, FILES, "an index")
+    faiss = _faiss()
+    ids, _ = read_columns(settings)
+    space = load_space(repo, feature_set, ids, version)
+    assert space.version is not None
+    known = _codebooks(output, space.version, codes)
+    items: dict[View, int] = {}
+    recall: dict[View, float] = {}
+    with atomic_folder(output) as temporary:
+        for view in views:
+            rows = space.views[view]
+            present = np.flatnonzero(rows.any(axis=1))
+            index = build_index(rows[present])
+            faiss.write_index(index, str(temporary / f"{view}.faiss"))
+            pq.write_table(
+                pa.table({"item_id": [ids[item] for item in present]}), temporary / f"{view}.parquet"
+            )
+            items[view], recall[view] = len(present), index_recall(index, rows[present], seed=seed)
+        if codes is not None:
+            rows = space.views["both"]
+            present = np.flatnonzero(rows.any(axis=1))
+            codebooks = known if known is not None else fit_codebooks(rows[present], *codes, seed=seed)
+            np.save(temporary / "codebooks.npy", codebooks, allow_pickle=False)
+            pq.write_table(
+                _codes_table([ids[item] for item in present], residual_codes(rows[present], codebooks)),
+                temporary / "codes.parquet",
+            )
+        written = IndexWritten(str(output), space.version, items, recall, codes)
+        write_json(
+            temporary / "manifest.json",
+            {"format": FORMAT, "feature_set": feature_set, "recall_of": RECALL_OF, **asdict(written)},
+        )
+    return written
+
+
+def build_index(unit: NDArray[np.float32]) -> Any:
+    """A faiss HNSW index over unit rows, float32 [n, d], by inner product.
+
+    Raises:
+        SettingsError: faiss is not installed.
+    """
+    faiss = _faiss()
+    index = faiss.IndexHNSWFlat(unit.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction, index.hnsw.efSearch = BUILD_WIDTH, SEARCH_WIDTH
+    index.add(np.ascontiguousarray(unit, np.float32))
+    return index
+
+
+def index_recall(index: Any, unit: NDArray[np.float32], *, k: int = RECALL_OF, seed: int = 0) -> float:
+    """Share of the k exact neighbours of a sample that the index finds; 1 for an empty index."""
+    queries = choose(len(unit), MEASURED, seed)
+    if not len(queries):
+        return 1.0
+    width = min(k, len(unit))
+    exact = nearest(unit[queries], unit, width)
+    _, found = index.search(unit[queries], width)
+    return float((exact[:, :, None] == found[:, None, :]).any(axis=2).mean())
+
+
+def fit_codebooks(rows: NDArray[np.float32], levels: int, size: int, *, seed: int = 0) -> NDArray[np.float32]:
+    """Residual k-means: level l + 1 clusters what level l leaves over.
+
+    Args:
+        rows: float32 [n, d].
+        levels: number of levels.
+        size: codes a level, at most n.
+        seed: of k-means.
+
+    Returns:
+        float32 [levels, size, d].
+    """
+    if size > len(rows):
+        raise SettingsError(
+            f"--codes asks for {size} codes a level, but only {len(rows)} items have both vectors."
+        )
+    faiss = _faiss()
+    codebooks, residual = [], np.ascontiguousarray(rows, np.float32)
+    for level in range(levels):
+        means = faiss.Kmeans(rows.shape[1], size, niter=20, seed=seed + level, min_points_per_centroid=1)
+        means.train(residual)
+        codebooks.append(means.centroids.copy())
+        residual = residual - codebooks[-1][_closest(residual, codebooks[-1])]
+    return np.stack(codebooks)
+
+
+def residual_codes(rows: NDArray[np.float32], codebooks: NDArray[np.float32]) -> NDArray[np.int32]:
+    """Codes of rows, int32 [n, levels], by codebooks [levels, size, d]: the closest entry at each level."""
+    codes, residual = [], np.asarray(rows, np.float32)
+    for book in codebooks:
+        codes.append(_closest(residual, book))
+        residual = residual - book[codes[-1]]
+    return np.stack(codes, axis=1).astype(np.int32)
+
+
+def _closest(rows: NDArray[np.float32], book: NDArray[np.float32]) -> NDArray[np.int64]:
+    blocks = np.array_split(rows, max(1, len(rows) // 8192))
+    norms = np.square(book).sum(axis=1)
+    return np.concatenate([(norms - 2 * block @ book.T).argmin(axis=1) for block in blocks])
+
+
+def _codebooks(folder: Path, version: str, codes: tuple[int, int] | None) -> NDArray[np.float32] | None:
+    """Those of an earlier index of the same version and size."""
+    if codes is None or not (folder / "codebooks.npy").is_file():
+        return None
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    if manifest.get("version") != version or tuple(manifest.get("codes") or ()) != codes:
+        return None
+    books: NDArray[np.float32] = np.load(folder / "codebooks.npy", allow_pickle=False)
+    return books
+
+
+def _codes_table(ids: Sequence[str], codes: NDArray[np.int32]) -> pa.Table:
+    """Rows for Feast: item_id, codes, event_timestamp."""
+    now = datetime.now(UTC)
+    return pa.table(
+        {
+            "item_id": pa.array(ids, pa.string()),
+            "codes": pa.array(codes.tolist(), pa.list_(pa.int32())),
+            "event_timestamp": pa.array([now] * len(ids), pa.timestamp("us", tz="UTC")),
+        }
+    )
+
+
+def _names(ids: Sequence[str], columns: dict[str, list[str | None]]) -> list[str]:
+    first = next(iter(columns.values()), None)
+    return list(ids) if first is None else [name or item_id for name, item_id in zip(first, ids, strict=True)]
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError:
+        raise SettingsError("An index needs faiss: pip install 'sda-features[index]'.") from None
+    return faiss

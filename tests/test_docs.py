@@ -1,0 +1,92 @@
+"""The documentation: links lead somewhere, Python blocks are Python, and the tutorial's own commands run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sda_features.demo.catalogue import make_catalogue
+from sda_features.demo.model import build_tiny_model
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md")])
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.S | re.M)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    missing = [name for name in targets if "://" not in name and not (page.parent / name).exists()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_blocks_are_python(page: Path) -> None:
+    for text in blocks(page, "python"):
+        compile(text, str(page), "exec")
+
+
+def test_every_page_is_in_the_navigation_and_every_entry_is_a_page() -> None:
+    def pages(entry: object) -> list[str]:
+        if isinstance(entry, str):
+            return [entry]
+        parts = entry if isinstance(entry, list) else list(entry.values())  # type: ignore[attr-defined]
+        return [name for part in parts for name in pages(part)]
+
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    assert sorted(pages(nav)) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+
+
+@pytest.mark.slow
+def test_the_tutorials_commands_run(tmp_path: Path, redis_server: tuple[str, int]) -> None:
+    """Only `pip install` is left out, and catalogue, model and server are named."""
+    make_catalogue(120).write(tmp_path / "items.parquet")
+    build_tiny_model(tmp_path / "model", ["title is oak table"], hidden_size=64, layers=1, vision_layers=1)
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "HF_HUB_OFFLINE": "1",
+    }
+    names = {"CATALOG": "items.parquet", "MODEL": "model", "REDIS": f"{redis_server[0]}:{redis_server[1]}"}
+    page = DOCS / "tutorial.md"
+    export, *shell = blocks(page, "bash")
+    assert set(re.findall(r"(\w+)=", export)) == set(names)
+    for number, script in enumerate(shell):
+        script = script.replace("project: shop", f"project: shop{os.getpid()}")
+        done = subprocess.run(
+            ["bash", "-euc", script], cwd=tmp_path, env=environment | names, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr, number
+    (python,) = blocks(page, "python")
+    read = subprocess.run(
+        [sys.executable, "-c", python.replace("an id of yours", "item-00003")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "(2, 64) [ True False]" in read.stdout
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+def test_the_workflow_files_are_yaml_and_run_what_the_makefile_has() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        jobs = yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"]
+        commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+        used = {name for command in commands for name in re.findall(r"\bmake ([a-z-]+)", command)}
+        assert used <= targets
+        assert json.dumps(jobs)

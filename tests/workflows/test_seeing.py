@@ -1,0 +1,246 @@
+"""`inspect`, `report`, `similar`, `index` and `gate` on a real repo with two versions and a broken third."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from sda_features.cli.main import cli
+from sda_features.config import BackboneSettings, CatalogSettings, GateSettings, PromptSettings
+from sda_features.demo.catalogue import make_catalogue
+from sda_features.demo.model import build_tiny_model
+from sda_features.errors import SettingsError
+from sda_features.feature_store.init import init_repo
+from sda_features.lvlm.checkpoint import unadapted
+from sda_features.report.thumbnails import make_sheets, thumbnail
+from sda_features.thresholds import FILE_NAME, read_thresholds, write_thresholds
+from sda_features.workflows import materialize
+from sda_features.workflows.doctor import examine
+from sda_features.workflows.gate import _alone
+from sda_features.workflows.inspection import Space, load_space, read_columns
+from sda_features.workflows.similar import similar_items
+from tests.feast_repo import apply, redis_config
+
+ITEMS = 60
+
+
+@pytest.fixture(scope="module")
+def shop(
+    tmp_path_factory: pytest.TempPathFactory, redis_server: tuple[str, int], new_project: Callable[[], str]
+) -> Path:
+    """items.parquet and a repo whose feature set `vanilla` holds the vectors of two models."""
+    folder = tmp_path_factory.mktemp("report")
+    make_catalogue(ITEMS).write(folder / "items.parquet")
+    repo = folder / "repo"
+    repo.mkdir()
+    (repo / "feature_store.yaml").write_text(redis_config(new_project(), redis_server))
+    init_repo(repo, feature_sets=["vanilla"], slots=3)
+    apply(repo)
+    write_placeholders(folder)
+    for seed in range(3):
+        model = folder / f"model-{seed}"
+        build_tiny_model(model, ["title is oak table"], hidden_size=64, layers=1, vision_layers=1, seed=seed)
+        settings = BackboneSettings.parse(model=str(model), quantization="none", device="cpu")
+        load = lambda: unadapted(settings, PromptSettings())  # noqa: B023, E731
+        name = "placeholders.parquet" if seed == 2 else "items.parquet"
+        catalog = CatalogSettings.parse(path=folder / name, max_bad_rows=1.0)
+        materialize(repo, "vanilla", catalog, load, progress=False)
+    return folder
+
+
+def write_placeholders(folder: Path) -> None:
+    """The catalogue with one picture for every second item."""
+    items = pq.read_table(folder / "items.parquet")
+    pictures = items["image"].to_pylist()
+    one = next(picture for picture in pictures if picture)
+    changed = [one if row % 2 else picture for row, picture in enumerate(pictures)]
+    column = items.schema.get_field_index("image")
+    pq.write_table(
+        items.set_column(column, "image", pa.array(changed, items.schema.field("image").type)),
+        folder / "placeholders.parquet",
+    )
+
+
+def run(shop: Path, command: str, *arguments: str, before: bool = False) -> str:
+    options = ["--repo", str(shop / "repo"), "--feature-set", "vanilla", "--max-bad-rows", "1"]
+    items = str(shop / "items.parquet")
+    places = [arguments[0], items, *arguments[1:]] if before else [items, *arguments]
+    result = CliRunner().invoke(cli, [command, *places, *options])
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return result.output
+
+
+def stored_versions(shop: Path) -> list[str]:
+    result = CliRunner().invoke(
+        cli, ["versions", "--repo", str(shop / "repo"), "--feature-set", "vanilla", "--json"]
+    )
+    return [entry["version"] for entry in json.loads(result.output)["versions"]]
+
+
+def test_inspect_tells_two_versions_apart(shop: Path) -> None:
+    live, other, _ = stored_versions(shop)
+    found = json.loads(run(shop, "inspect", "--version", other, "--against", "@", "--json"))
+    assert [space["version"] for space in found["spaces"]] == [other, live]
+    assert found["spaces"][0]["items"] > ITEMS * 0.9
+    assert 0 < found["change"]["kept"]["text"] < 1
+    assert found["spaces"][0]["purity"]
+    table = run(shop, "inspect", "--version", other, "--against", "@")
+    assert "text finds picture, R@10" in table
+    assert "neighbours kept" in table
+
+
+def test_a_version_is_not_compared_with_itself(shop: Path) -> None:
+    options = ["--repo", str(shop / "repo"), "--feature-set", "vanilla", "--max-bad-rows", "1"]
+    result = CliRunner().invoke(cli, ["inspect", str(shop / "items.parquet"), *options, "--against", "@"])
+    assert "itself" in str(result.exception)
+
+
+def test_the_report_holds_everything_it_shows(shop: Path) -> None:
+    page = shop / "report.html"
+    run(shop, "report", "--version", stored_versions(shop)[1], "--against", "@", "-o", str(page))
+    html = page.read_text()
+    data = json.loads(re.search(r'id="data">(.*?)</script>', html, re.S)[1])  # type: ignore[index]
+    assert len(data["ids"]) == len(data["names"]) == len(data["pictured"])
+    assert len(data["spaces"]) == 2
+    assert {column["name"] for column in data["columns"]}
+    assert not re.search(r'(src|href)="(?!#|data:)', html)
+    assert data["sheets"][0].startswith("data:image/webp;base64,")
+
+
+def gate(shop: Path, number: int, *arguments: str, items: str = "items.parquet") -> tuple[int, str, str]:
+    """Exit status and output of `gate` for a version, and the version."""
+    version = stored_versions(shop)[number]
+    options = ["--repo", str(shop / "repo"), "--feature-set", "vanilla", "--max-bad-rows", "1"]
+    result = CliRunner().invoke(cli, ["gate", version, str(shop / items), *options, *arguments])
+    return result.exit_code, result.output + str(result.exception or ""), version
+
+
+def promote(shop: Path, version: str) -> str:
+    """What `promote --gated` says."""
+    options = ["--repo", str(shop / "repo"), "--feature-set", "vanilla"]
+    result = CliRunner().invoke(cli, ["promote", version, "--gated", *options])
+    return result.output + str(result.exception or "")
+
+
+def test_the_gate_lets_a_sound_version_pass(shop: Path) -> None:
+    limits = shop / "limits.toml"
+    limits.write_text("min_recall = 0.0\nmax_spread = 1.0\n")  # both models are random
+    version = stored_versions(shop)[1]
+    assert "gate" in promote(shop, version)  # no verdict yet
+    status, output, _ = gate(shop, 1, "--thresholds", str(limits), "--junit", str(shop / "gate.xml"))
+    assert status == 0, output
+    suite = ElementTree.parse(shop / "gate.xml").getroot()
+    assert suite.get("failures") == "0"
+    assert int(suite.get("tests") or 0) == len(suite) >= 10
+
+
+def test_the_gate_stops_a_broken_picture_column(shop: Path) -> None:
+    limits = shop / "limits.toml"
+    limits.write_text("min_recall = 0.0\nmax_spread = 1.0\n")
+    status, output, version = gate(shop, 2, "--thresholds", str(limits), items="placeholders.parquet")
+    assert status == 3
+    failed = [line for line in output.splitlines() if line.startswith("| FAIL")]
+    assert any("share their picture" in line for line in failed), output
+    assert "did not pass" in promote(shop, version)
+    assert "share their picture" in promote(shop, version)
+
+
+def test_the_gate_stops_a_collapsed_space() -> None:
+    rng = np.random.default_rng(0)
+    text, image = (100 + 0.01 * rng.normal(size=(2, 80, 8))).astype(np.float32)
+    checks = list(_alone(Space("sda", "v", text, image), {}, GateSettings()))
+    assert {check.name for check in checks if not check.passed} >= {
+        "spread of text vectors",
+        "spread of picture vectors",
+    }
+    sound = list(_alone(Space("sda", "v", text - 100, image - 100), {}, GateSettings()))
+    assert all(check.passed for check in sound)
+
+
+def test_thresholds_are_written_with_their_defaults_and_read_back(tmp_path: Path) -> None:
+    assert write_thresholds(tmp_path) == tmp_path / FILE_NAME
+    assert read_thresholds(tmp_path) == GateSettings()
+    (tmp_path / FILE_NAME).write_text("min_kpet = 1\n")
+    assert write_thresholds(tmp_path) is None
+    with pytest.raises(SettingsError, match="min_kpet"):
+        read_thresholds(tmp_path)
+
+
+def test_similar_is_exact_search(shop: Path) -> None:
+    settings = CatalogSettings.parse(path=shop / "items.parquet", max_bad_rows=1.0)
+    ids, _ = read_columns(settings)
+    name, found = similar_items(shop / "repo", "vanilla", settings, ids[3], by="text", k=5)
+    rows = load_space(shop / "repo", "vanilla", ids).views["text"]
+    expected = np.argsort(-(rows @ rows[3]), kind="stable")
+    assert [near.item_id for near in found] == [ids[item] for item in expected if item != 3][:5]
+    assert name
+    assert found[0].name in run(shop, "similar", ids[3], "--by", "text", before=True)
+
+
+def test_an_index_finds_the_neighbours_and_its_codes_stay(shop: Path) -> None:
+    output = shop / "index"
+    printed = run(shop, "index", "-o", str(output), "--codes", "2x8")
+    assert "recall@10 1.000" in printed
+    first = pq.read_table(output / "codes.parquet")
+    run(shop, "index", "-o", str(output), "--codes", "2x8")
+    assert pq.read_table(output / "codes.parquet")["codes"].to_pylist() == first["codes"].to_pylist()
+    assert len({tuple(codes) for codes in first["codes"].to_pylist()}) > 8
+
+
+def test_doctor_finds_no_fault_in_this_repo_and_one_in_an_empty_folder(shop: Path, tmp_path: Path) -> None:
+    found = {finding.subject: finding for finding in examine(shop / "repo", str(shop / "model-0"))}
+    assert [finding for finding in found.values() if finding.status == "fault"] == []
+    assert {"repo", "online store", "memory", "model", "disk"} <= found.keys()
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    (model,) = [finding for finding in examine(tmp_path, str(tmp_path)) if finding.subject == "model"]
+    assert "git lfs pull" in model.advice
+    result = CliRunner().invoke(cli, ["doctor", "--repo", str(tmp_path), "--json"])
+    assert result.exit_code == 1
+    assert any(entry["status"] == "fault" for entry in json.loads(result.output)["findings"])
+
+
+def test_text_of_the_catalogue_cannot_end_the_script(shop: Path) -> None:
+    from sda_features.report.html import Shown, render_report
+    from sda_features.workflows.inspection import Space, inspect_space
+
+    vectors = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    space = Space("<b>set</b>", "v", vectors, vectors)
+    nasty = "</script><script>alert(1)</script>"
+    everything = np.arange(6)
+    shown = Shown(
+        [nasty] * 6,
+        [nasty] * 6,
+        {nasty: [nasty, None] * 3},
+        np.zeros(6, bool),
+        make_sheets([None] * 6, 8, max_bytes=10**6),
+        everything,
+        np.zeros((6, 2), np.float32),
+        {space.name: space.neighbours(everything, 3)},
+    )
+    html = render_report(nasty, nasty, [inspect_space(space, {})], None, shown)
+    assert html.count("<script") == html.count("</script>") == 2
+    assert "alert(1)</script>" not in html
+    assert "<b>set</b>" not in html
+
+
+def test_thumbnails_stay_within_their_size() -> None:
+    from PIL import Image
+
+    noise = np.random.default_rng(0).integers(0, 256, (2100, 32, 32, 3), np.uint8)
+    pictures = [thumbnail(Image.fromarray(values), 32) for values in noise]
+    whole = make_sheets(pictures, 32, max_bytes=10**9)
+    assert len(whole.urls) == 3
+    part = make_sheets(pictures, 32, max_bytes=whole.bytes - 1)
+    assert len(part.urls) == 2
+    assert part.bytes < whole.bytes
+    assert make_sheets(pictures, 32, max_bytes=0).urls == []
