@@ -118,7 +118,7 @@ def catalogue(path: Path) -> Path:
         (["materialize", "items.parquet", "--model", "m", "--repo", "nowhere"], "nowhere"),
         (["lookup", "a", "--repo", "nowhere"], "nowhere"),
         (["init", "nowhere"], "nowhere"),
-        (["train", "none.parquet"], "none.parquet: no such file"),
+        (["train", "none.parquet"], "none.parquet does not exist"),
         (["demo", "--output", "."], "holds no earlier demo"),
     ],
 )
