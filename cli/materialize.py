@@ -84,6 +84,10 @@ if TYPE_CHECKING:
     show_default=True,
     help="Share of stored items that may be gone from CATALOG; their vectors are deleted.",
 )
+@click.option("--repair", is_flag=True, help="Encode items again whose stored rows lie in damaged files.")
+@click.option(
+    "--again", multiple=True, metavar="ID", help="Encode this item again; may be given several times."
+)
 @settings_options(CatalogSettings, skip=("path",))
 @click.option("--report", type=OutputFile(), help="Write bad catalogue rows here (JSONL).")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
@@ -110,6 +114,8 @@ def command(
     gpus_per_worker: float | None,
     promote: bool,
     max_removed: float,
+    repair: bool,
+    again: tuple[str, ...],
     report: Path | None,
     as_json: bool,
     **values: Any,
@@ -176,6 +182,8 @@ def command(
         shard_rows=shard_rows,
         promote=promote,
         max_removed=max_removed,
+        repair=repair,
+        again=again,
         progress=not as_json,
     )
     if report is not None:

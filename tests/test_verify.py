@@ -18,10 +18,11 @@ from sda_features.demo.catalogue import make_catalogue
 from sda_features.demo.model import build_tiny_model
 from sda_features.errors import ParityError
 from sda_features.feature_store.init import init_repo
+from sda_features.feature_store.location import parquet_names
 from sda_features.feature_store.online_rows import online_view
 from sda_features.feature_store.parts import newest_batches
 from sda_features.feature_store.repo import open_feature_set
-from sda_features.lvlm.checkpoint import unadapted
+from sda_features.lvlm.checkpoint import LoadedEncoder, unadapted
 from sda_features.workflows import materialize, verify
 from sda_features.workflows.verify import _check_matrices
 from tests.feast_repo import apply, redis_config
@@ -42,10 +43,13 @@ def shop(
     (repo / "feature_store.yaml").write_text(redis_config(new_project(), redis_server))
     init_repo(repo, feature_sets=["vanilla"], slots=1)
     apply(repo)
-    settings = BackboneSettings.parse(model=str(folder / "model"), quantization="none", device="cpu")
-    load = lambda: unadapted(settings, PromptSettings())  # noqa: E731
-    materialize(repo, "vanilla", catalog(folder / "items.parquet"), load, progress=False)
+    materialize(repo, "vanilla", catalog(folder / "items.parquet"), encoder(folder), progress=False)
     return folder
+
+
+def encoder(folder: Path) -> Callable[[], LoadedEncoder]:
+    settings = BackboneSettings.parse(model=str(folder / "model"), quantization="none", device="cpu")
+    return lambda: unadapted(settings, PromptSettings())
 
 
 def catalog(path: Path) -> CatalogSettings:
@@ -125,6 +129,44 @@ def test_other_bytes_in_redis_are_found(
         finally:
             server.hset(key, field, before)  # type: ignore[arg-type]
     check(shop)
+
+
+def test_flipped_bytes_are_found_and_repaired(shop: Path) -> None:
+    """A byte in the middle of a file: found by its checksum, and encoded again, offline and online."""
+    opened = open_feature_set(shop / "repo", "vanilla")
+    (name,) = parquet_names(opened.folder)
+    path = Path(opened.folder, name)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(
+        ParityError, match=f"1 files .* damaged, such as {name} .*: {ITEMS} rows.* and --repair"
+    ):
+        check(shop)
+    done = materialize(shop / "repo", "vanilla", catalog(shop / "items.parquet"), encoder(shop), repair=True)
+    assert (done.encoded, done.unchanged) == (ITEMS, 0)
+    assert check(shop).items == ITEMS
+    assert (
+        materialize(
+            shop / "repo", "vanilla", catalog(shop / "items.parquet"), encoder(shop), repair=True
+        ).encoded
+        == 0
+    )
+
+
+def test_a_named_item_is_encoded_again(shop: Path, redis_server: tuple[str, int]) -> None:
+    opened = open_feature_set(shop / "repo", "vanilla")
+    item_id = next(newest_batches(opened.folder))["item_id"][5].as_py()
+    view = online_view(opened)
+    with redis.Redis(*redis_server) as server:
+        server.hset(view.keys([item_id])[0], view.fields[0], b"\x08\x01")  # type: ignore[arg-type]
+    with pytest.raises(ParityError, match=f"materialize` with the same options and --again {item_id}"):
+        check(shop)
+    done = materialize(
+        shop / "repo", "vanilla", catalog(shop / "items.parquet"), encoder(shop), again=[item_id]
+    )
+    assert done.encoded == 1
+    assert check(shop).items == ITEMS
 
 
 def test_one_bit_of_the_trainers_matrix_is_found(shop: Path) -> None:

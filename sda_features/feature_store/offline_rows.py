@@ -26,10 +26,11 @@ from sda_features.feature_store.schema import (
     EVENT_TIMESTAMP,
     ID_TYPES,
     ITEM_ID,
+    SCHEMA,
     check_table,
     vectors_table,
 )
-from sda_features.feature_store.table import sweep
+from sda_features.feature_store.table import commit, damaged_files, prepare_table, sweep
 from sda_features.serving.layout import VERSION, parse_item_id
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -52,9 +53,14 @@ class OfflineRows(Protocol):
         """Take items out, with rows of that version and time where nothing can be deleted."""
 
 
-def offline_rows(opened: FeatureSet) -> OfflineRows:
-    """The rows of a slot, wherever they are."""
-    return FolderRows(opened) if opened.has_folder else FeastRows(opened)
+def offline_rows(opened: FeatureSet, *, repair: bool = False) -> OfflineRows:
+    """The rows of a slot, wherever they are; with `repair` without those in damaged files of a table of our own."""
+    if not opened.has_folder:
+        return FeastRows(opened)
+    if repair and (damaged := damaged_files(opened.folder)):
+        prepare_table(opened.folder, SCHEMA)
+        commit(opened.folder, [], damaged)
+    return FolderRows(opened)
 
 
 @dataclass(frozen=True)

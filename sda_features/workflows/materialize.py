@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -70,6 +70,8 @@ def materialize(
     shard_rows: int = 1024,
     promote: bool = False,
     max_removed: float = 0.1,
+    repair: bool = False,
+    again: Collection[str] = (),
     progress: bool = True,
 ) -> MaterializeResult:
     """Encode the items of a catalogue and write their vectors to Feast, offline then online.
@@ -97,6 +99,9 @@ def materialize(
         promote: make the version live when it is complete.
         max_removed: share of the stored items that may be gone from the catalogue; more look like
             the wrong or half a catalogue, and nothing is done.
+        repair: look whether the files of the stored rows are as they were written, and encode the items
+            of those that are not again.
+        again: ids of items that are encoded again, although they are stored.
         progress: show a bar on standard error.
 
     Raises:
@@ -126,10 +131,14 @@ def materialize(
             engine(load_encoder or _no_encoder, batch_size, shard_rows) as encoding,
             slot_for(slots, versions, encoding.version) as opened,
         ):
-            rows = offline_rows(opened)
+            rows = offline_rows(opened, repair=repair)
             stored = rows.stored()
             gone = _gone(stored["item_id"], catalog, where, max_removed)
-            known = StoredHashes(stored.filter(pc.equal(stored["adapter_version"], encoding.version)))
+            kept = pc.and_(
+                pc.equal(stored["adapter_version"], encoding.version),
+                pc.invert(pc.is_in(stored["item_id"].cast(pa.string()), pa.array(again, pa.string()))),
+            )
+            known = StoredHashes(stored.filter(kept))
             stamp = rows.next_timestamp()
             encoded, done = _encode(opened, rows, catalog, encoding, known, stamp, progress)
             delete_online(opened, gone)  # before the rows that name them

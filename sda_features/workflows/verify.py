@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from sda_features.feature_store.repo import FeatureSet
 
+REPAIR = "Encode them again, offline and online: `sda-features materialize` with the same options and {}."
 MODALITIES = {"text": "text_embedding", "image": "image_embedding"}
 
 
@@ -76,10 +77,16 @@ def verify(
     """
     from sda_features.feature_store.online_rows import online_server
     from sda_features.feature_store.parts import newest_batches, stored_rows
+    from sda_features.feature_store.table import damaged_files
     from sda_features.feature_store.versions import open_version
 
     catalog = Catalog(catalog_settings)
     opened = open_version(repo, feature_set, version)
+    if damaged := damaged_files(opened.folder):
+        raise ParityError(
+            f"{len(damaged)} files of {opened.view.name} are damaged, such as {damaged[0].name} in {opened.folder}: "
+            f"{sum(file.rows for file in damaged):,} rows. {REPAIR.format('--repair')}"
+        )
     stored = stored_rows(opened.folder)
     versions = sorted(set(stored["adapter_version"].to_pylist()))
     if len(versions) != 1:
@@ -171,7 +178,7 @@ def _check_online(server: redis.Redis, opened: FeatureSet, rows: pa.RecordBatch)
             if stored[position] != expected[position][row]:
                 raise ParityError(
                     f"Item {item_id!r}: {name} in the online store is {_shown(stored[position])}, and in the parquet "
-                    f"parts {_shown(expected[position][row])}. Materialize again."
+                    f"parts {_shown(expected[position][row])}. {REPAIR.format(f'--again {item_id}')}"
                 )
 
 
