@@ -27,6 +27,7 @@ VERBS = {
     "promote": "Serve another version of a feature set, in one step.",
     "rollback": "Serve the version that was served before.",
     "prune": "Delete versions of a feature set that are not served.",
+    "stream": "Write the vectors of new items within seconds, from a Redis Stream.",
     "verify": "Compare catalogue, offline rows, online bytes and the trainers' matrix.",
     "inspect": "Measure a version's vectors: alignment, spread, neighbours, duplicates.",
     "report": "Write a page to look at: numbers, a map of items, neighbours side by side.",

@@ -176,7 +176,7 @@ def command(
         repo,
         feature_set or ("vanilla" if checkpoint is None and vectors is None else "sda"),
         source,
-        partial(_load, checkpoint and checkpoint.resolve(), dim, overrides, feature_set),
+        partial(load_encoder, checkpoint and checkpoint.resolve(), dim, overrides, feature_set),
         engine=chosen,
         batch_size=batch_size,
         shard_rows=shard_rows,
@@ -220,9 +220,10 @@ def command(
         )
 
 
-def _load(
+def load_encoder(
     checkpoint: Path | None, dim: int | None, overrides: dict[str, Any], feature_set: str | None
 ) -> ItemEncoder:
+    """The encoder that the options of `materialize` and `stream` name."""
     from sda_features.lvlm.checkpoint import load_checkpoint, pretrained
     from sda_features.lvlm.dual_encoder import DualEncoder
 

@@ -171,7 +171,7 @@ def test_a_named_item_is_encoded_again(shop: Path, redis_server: tuple[str, int]
 
 def test_one_bit_of_the_trainers_matrix_is_found(shop: Path) -> None:
     opened = open_feature_set(shop / "repo", "vanilla")
-    rows = next(newest_batches(opened.folder))
+    (rows,) = pa.Table.from_batches(newest_batches(opened.folder)).combine_chunks().to_batches()
     ids = rows["item_id"].to_pylist()
     codes = {item_id: code for code, item_id in enumerate(ids, start=1)}
     vectors = [[0.0] * 64 if vector is None else vector for vector in rows["image_embedding"].to_pylist()]

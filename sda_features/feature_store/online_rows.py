@@ -12,9 +12,15 @@ import redis
 from redis.cluster import RedisCluster
 
 from sda_features.feature_store.lease import TIMEOUT, current_lease
-from sda_features.feature_store.redis_writer import Guard, OnlineView, delete_view_keys, delete_view_rows
+from sda_features.feature_store.redis_writer import (
+    Guard,
+    OnlineView,
+    delete_view_keys,
+    delete_view_rows,
+    write_batches,
+)
 from sda_features.feature_store.repo import FeatureSet
-from sda_features.feature_store.schema import EVENT_TIMESTAMP, ITEM_ID
+from sda_features.feature_store.schema import EVENT_TIMESTAMP, ID_TYPES, ITEM_ID
 from sda_features.serving import codec, layout
 from sda_features.serving.connection import RedisAddress, redis_errors
 from sda_features.serving.wire import fetch_fields
@@ -101,6 +107,22 @@ def delete_online(opened: FeatureSet, item_ids: Sequence[str | int]) -> int:
         return 0
     with writing_client(opened) as (server, guard):
         return delete_view_rows(server, online_view(opened), item_ids, guard) if server is not None else 0
+
+
+def write_online(opened: FeatureSet, table: pa.Table) -> bool:
+    """Write rows of `schema.SCHEMA` past Feast, by its rule; False, and nothing, if the store is not Redis."""
+    view = online_view(opened)
+    ids = [layout.parse_item_id(item_id, opened.id_type) for item_id in table[ITEM_ID].to_pylist()]
+    columns = [
+        pa.array(ids, ID_TYPES[opened.id_type]),
+        *(table[name] for name in (*view.features, EVENT_TIMESTAMP)),
+    ]
+    rows = pa.table(columns, names=[view.join_key, *view.features, EVENT_TIMESTAMP])
+    with writing_client(opened) as (server, guard):
+        if server is None:
+            return False
+        write_batches(server, view, rows.to_batches(), timestamp=EVENT_TIMESTAMP, guard=guard)
+        return True
 
 
 @contextlib.contextmanager
