@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ TIMEOUT = 60.0  # seconds; a read waits for events meanwhile
 @click.option("--group", default="sda-features", show_default=True, help="Consumer group.")
 @click.option("--consumer", default="stream", show_default=True, help="Name of this process in the group.")
 @click.option("--max-events", type=COUNT, default=256, show_default=True, help="Events written together.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object a batch.")
 @click.option("--once", is_flag=True, help="End when no event is left.")
 @settings_options(CatalogSettings, skip=("path",))
 def command(
@@ -44,6 +47,7 @@ def command(
     group: str,
     consumer: str,
     max_events: int,
+    as_json: bool,
     once: bool,
     **values: Any,
 ) -> None:
@@ -79,6 +83,7 @@ def command(
         source = RedisStream(server, key, group, consumer)
         for done in stream(repo, feature_set, settings, load, source, max_events=max_events):
             if done.written or done.deleted or done.rejected:
-                click.echo(f"written {done.written:,}  deleted {done.deleted:,}  rejected {done.rejected:,}")
+                shown = f"written {done.written:,}  deleted {done.deleted:,}  rejected {done.rejected:,}"
+                click.echo(json.dumps(asdict(done)) if as_json else shown)
             elif once:
                 return
