@@ -19,7 +19,9 @@ from .options import given, settings_options
     "--interactions",
     help="The log the run was trained on; needed to rank again.",
 )
-@settings_options(EvaluationSettings, skip=("split", "validation_from", "test_from"), defaults=False)
+@settings_options(
+    EvaluationSettings, skip=("split", "cold_share", "validation_from", "test_from"), defaults=False
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(run: Path, interactions: str | None, as_json: bool, **values: Any) -> None:
     """Print the metrics of the run folder RUN, or rank its test items again under another protocol.

@@ -401,9 +401,13 @@ class LogSettings(Settings):
 class EvaluationSettings(Settings):
     """The protocol of an evaluation; part of each metric's meaning."""
 
-    split: Literal["leave-one-out", "temporal"] = Field(
+    split: Literal["leave-one-out", "temporal", "cold"] = Field(
         "leave-one-out",
-        description="leave-one-out: each user's last item; temporal: each user's first item after a date.",
+        description="leave-one-out: each user's last item; temporal: each user's first item after a date; "
+        "cold: each user's last item of those that are taken out of training.",
+    )
+    cold_share: float = Field(
+        0.1, gt=0, lt=1, description="Share of the items that are taken out of training (cold)."
     )
     validation_from: float = Field(
         0.8, gt=0, lt=1, description="Share of all interactions before the validation's date (temporal)."

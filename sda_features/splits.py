@@ -1,4 +1,4 @@
-"""What of a log is learned from and what is predicted: leave-one-out, and a split by time."""
+"""What of a log is learned from and what is predicted: leave-one-out, a split by time, and one by cold items."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Holdout:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """What is learned from and what is predicted; made by `leave_one_out` or `temporal_split`.
+    """What is learned from and what is predicted; made by `leave_one_out`, `temporal_split` or `cold_split`.
 
     Attributes:
         interactions: everything.
@@ -39,7 +39,7 @@ class Split:
         validation: history = `train`.
         test: history = what was known before the test.
         short_users: users whom the test leaves out.
-        held: bool [n], the interactions that neither training nor any history holds.
+        held: bool [n], the interactions that may be targets of the test; no training or history holds them.
     """
 
     interactions: Interactions
@@ -51,9 +51,11 @@ class Split:
 
 
 def split_interactions(interactions: Interactions, settings: EvaluationSettings) -> Split:
-    """`leave_one_out` or `temporal_split`, whichever the protocol names."""
+    """`leave_one_out`, `temporal_split` or `cold_split`, whichever the protocol names."""
     if settings.split == "leave-one-out":
         return leave_one_out(interactions)
+    if settings.split == "cold":
+        return cold_split(interactions, share=settings.cold_share)
     return temporal_split(
         interactions, validation_from=settings.validation_from, test_from=settings.test_from
     )
@@ -128,6 +130,44 @@ def temporal_split(interactions: Interactions, *, validation_from: float, test_f
             )
     short = interactions.user_count - len(test.users)
     return Split(interactions, train, validation, test, short, held=times >= starts[1])
+
+
+def cold_split(interactions: Interactions, *, share: float) -> Split:
+    """A share of the items is taken out of training, to be the targets of the test.
+
+    The test item of a user is the last of these cold items that they took, given the other items
+    before it; the validation item is the last of those, and the ones before that are for training.
+    Later interactions of the user are left out. Who took no cold item, or fewer than two others before it,
+    has the other items in training and is not evaluated. The draw of items is the same for every run.
+
+    Raises:
+        InteractionsError: nobody to evaluate.
+    """
+    taken = np.flatnonzero(interactions.item_counts)
+    cold = np.zeros(interactions.item_count + 1, np.bool_)
+    cold[np.random.default_rng(0).choice(taken, round(share * len(taken)), replace=False)] = True
+    is_cold, place = cold[interactions.items], np.arange(len(interactions.items))
+    last = np.full(interactions.user_count, -1)
+    np.maximum.at(last, interactions.users[is_cold], place[is_cold])
+    before = ~is_cold & (place < last[interactions.users])
+    counts = np.bincount(interactions.users[before], minlength=interactions.user_count)
+    evaluated = counts >= 2
+    users = np.flatnonzero(evaluated)
+    if not len(users):
+        raise InteractionsError(
+            f"Nobody took one of {cold.sum()} items that a share of {share} takes out of training after two "
+            "others. Choose another share, or split leave-one-out."
+        )
+    history = interactions.where(np.where(evaluated[interactions.users], before, ~is_cold))
+    train = history.without_last(1 * evaluated)
+    return Split(
+        interactions=interactions,
+        train=train,
+        validation=Holdout("validation", train, users, history.items[history.offsets[users + 1] - 1]),
+        test=Holdout("test", history, users, interactions.items[last[users]]),
+        short_users=int((~evaluated).sum()),
+        held=is_cold,
+    )
 
 
 def _first_items(

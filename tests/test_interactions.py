@@ -333,3 +333,33 @@ def test_a_temporal_split_needs_times(tmp_path):
     with pytest.raises(InteractionsError, match="later validation item: training ends with 0 of 2"):
         temporal_split(same, validation_from=0.4, test_from=0.5)
     assert split_interactions(log, EvaluationSettings()).test.users.tolist() == [0, 1]
+
+
+@given(seed=st.integers(0, 10**6), share=st.floats(0.1, 0.6))
+def test_a_cold_split_trains_on_no_cold_item_and_on_nothing_later(seed: int, share: float) -> None:
+    random = np.random.default_rng(seed)
+    users, items = random.integers(12, size=120), random.integers(20, size=120)
+    log = index_interactions(users, items)
+    split = split_interactions(log, EvaluationSettings(split="cold", cold_share=share))
+    cold = set(log.items[split.held].tolist())
+    assert len(cold) == round(share * log.item_count)
+    assert not cold & {*split.train.items.tolist(), *split.test.history.items.tolist()}
+    tested = dict(zip(split.test.users.tolist(), split.test.targets.tolist(), strict=True))
+    validated = dict(zip(split.validation.users.tolist(), split.validation.targets.tolist(), strict=True))
+    for user in range(log.user_count):
+        own = row(log, user)
+        places = [place for place, item in enumerate(own) if item in cold]
+        before = [item for item in own[: places[-1] if places else 0] if item not in cold]
+        if len(before) >= 2:
+            assert tested.pop(user) == own[places[-1]]
+            assert validated.pop(user) == before[-1]
+            assert row(split.train, user) == before[:-1]
+            assert row(split.test.history, user) == before
+        else:
+            assert row(split.train, user) == [item for item in own if item not in cold]
+    assert not tested
+    assert not validated
+
+
+def row(log, user: int) -> list[int]:
+    return log.items[log.offsets[user] : log.offsets[user + 1]].tolist()

@@ -19,7 +19,12 @@ from sda_features.interactions import Interactions
 from sda_features.recommenders.train import ITEMS, USERS
 from sda_features.splits import split_interactions
 
-SPLIT = ("split", "validation_from", "test_from")  # what was trained on; the rest is how it is ranked
+SPLIT = (
+    "split",
+    "cold_share",
+    "validation_from",
+    "test_from",
+)  # what was trained on; the rest is how it is ranked
 
 
 def rank_again(folder: Path, log: Interactions, settings: EvaluationSettings) -> Evaluation:
