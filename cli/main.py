@@ -24,6 +24,7 @@ VERBS = {
     "init": "Add the item-vector definitions to a Feast repo.",
     "materialize": "Encode a catalogue and write its vectors to Feast, offline and online.",
     "versions": "List the versions of a feature set that are stored.",
+    "status": "Compare the version record, the offline rows and Redis; for monitors.",
     "promote": "Serve another version of a feature set, in one step.",
     "rollback": "Serve the version that was served before.",
     "prune": "Delete versions of a feature set that are not served.",

@@ -235,23 +235,48 @@ def match_version(name: str, known: Collection[str], feature_set: str) -> str:
 def open_version(repo_path: Path | str, feature_set: str, version: str | None = None) -> FeatureSet:
     """The slot whose offline rows are of a version, by default the live one.
 
-    Redis is asked only if the folders leave a choice, so that a trainer needs none as a rule.
+    Redis is asked if the folders leave a choice, and otherwise if it answers: a trainer needs none.
 
     Raises:
-        FeatureStoreError: no slot holds that version, or see `open_feature_set`.
+        FeatureStoreError: no slot holds that version, the record says that it is not complete, or
+            see `open_feature_set`.
         OnlineStoreError: the record is needed and cannot be read.
     """
     slots = open_slots(repo_path, feature_set)
     held = {opened.slot: held_versions(opened) for opened in slots}
     filled = [opened for opened in slots if held[opened.slot]]
+    chosen = filled[0] if len(filled) == 1 else None
     if version is not None:
         name = match_version(version, [name for names in held.values() for name in names], feature_set)
-        return next(opened for opened in slots if name in held[opened.slot])
-    if len(filled) == 1:
-        return filled[0]
-    with open_record(slots) as versions:
-        slot = versions.record().slot_of() if versions else None
-    return slots[(slot or 1) - 1]
+        chosen = next(opened for opened in slots if name in held[opened.slot])
+    try:
+        with open_record(slots) as versions:
+            record = versions.record() if versions else Pointer()
+            chosen = chosen or slots[(record.slot_of() or 1) - 1]
+            if versions:
+                _check_complete(chosen, held[chosen.slot], record)
+    except OnlineStoreError:
+        if chosen is None:
+            raise
+    return chosen
+
+
+def _check_complete(opened: FeatureSet, held: Collection[str], record: Pointer) -> None:
+    """Refuse the rows of a run that has not ended, and rows that are fewer than the record says."""
+    stored, writer = record.in_slot(opened.slot), record.writers.get(opened.slot)
+    if stored is None and writer is not None and writer.version in held:
+        raise FeatureStoreError(
+            f"Version {writer.version} in slot {opened.slot} is not complete: {writer.owner} "
+            f"{'has left it' if writer.expires == 0 else 'is writing it, or was interrupted'}. Materialize it again "
+            "before training on it."
+        )
+    if stored is not None and stored.version in held and writer is None:
+        count = len(stored_rows(opened.folder))
+        if count != stored.items:
+            raise FeatureStoreError(
+                f"Expected {stored.items:,} items of version {stored.version} offline, as the version record says, "
+                f"found {count:,} in slot {opened.slot}. Materialize it again before training on it."
+            )
 
 
 def held_versions(opened: FeatureSet) -> tuple[str, ...]:

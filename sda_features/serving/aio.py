@@ -49,7 +49,7 @@ class AsyncEmbeddingClient(BaseClient):
         """
         self._check_loop()
         reading = self._reader.read(item_ids, version)
-        with redis_errors(self.address):
+        with self._observed(len(item_ids)) as observed, redis_errors(self.address):
             try:
                 async with asyncio.timeout(deadline):
                     ask = next(reading)
@@ -59,6 +59,7 @@ class AsyncEmbeddingClient(BaseClient):
                             ask = reading.send(reply)
                         except StopIteration as end:
                             found: Embeddings = end.value
+                            observed.append(found)
                             return found
             except TimeoutError:
                 raise DeadlineExceeded("The deadline of the call passed.") from None

@@ -6,9 +6,10 @@ ranking service starts in a fraction of a second and never turns vectors into Py
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ from sda_features.errors import SettingsError
 from sda_features.serving.cache import CacheStatistics
 from sda_features.serving.connection import RedisAddress, redis_errors
 from sda_features.serving.layout import IdType
+from sda_features.serving.observer import Observation, Observer
 from sda_features.serving.reading import Embeddings, Reader
 from sda_features.serving.repo_config import read_repo_config
 from sda_features.serving.wire import Server, fetch_alike
@@ -41,7 +43,9 @@ class BaseClient:
         max_age: timedelta | None = None,
         cache_items: int = 0,
         timeout: float = 2.0,
+        observer: Observer | None = None,
     ) -> None:
+        self._observer = observer
         self._reader = Reader(
             project=project,
             feature_set=feature_set,
@@ -65,6 +69,37 @@ class BaseClient:
 
     def _connect(self, address: RedisAddress, timeout: float) -> Any:
         raise NotImplementedError
+
+    @contextlib.contextmanager
+    def _observed(self, items: int) -> Iterator[list[Embeddings]]:
+        """Tell the observer of a request; the block appends its result."""
+        if self._observer is None:
+            yield []
+            return
+        began, error = time.perf_counter(), None
+        result: list[Embeddings] = []
+        try:
+            yield result
+        except Exception as raised:
+            error = type(raised).__name__
+            raise
+        finally:
+            seconds = time.perf_counter() - began
+            found = result[0] if result else None
+            self._observer(
+                Observation(
+                    seconds,
+                    items,
+                    int((found.text_found | found.image_found).sum()) if found is not None else 0,
+                    next((version for version in found.versions if version), None)
+                    if found is not None
+                    else None,
+                    (datetime.now(UTC) - found.seen).total_seconds()
+                    if found is not None and found.seen
+                    else None,
+                    error,
+                )
+            )
 
     @property
     def project(self) -> str:
@@ -123,6 +158,7 @@ class EmbeddingClient(BaseClient):
         cache_items: keep the rows of so many items in this process. Only the version record is then
             asked for when all are there. Without a record nothing is kept.
         timeout: seconds to wait for a connection and for a reply; what is tried again waits again.
+        observer: told of each request: duration, found items, version and its age (observer.py).
 
     Example:
         >>> client = EmbeddingClient("redis://localhost:6379", project="shop", feature_set="sda")
@@ -157,7 +193,7 @@ class EmbeddingClient(BaseClient):
         """
         ends = None if deadline is None else time.monotonic() + deadline
         reading = self._reader.read(item_ids, version)
-        with redis_errors(self.address):
+        with self._observed(len(item_ids)) as observed, redis_errors(self.address):
             ask = next(reading)
             while True:
                 reply = fetch_alike(
@@ -167,6 +203,7 @@ class EmbeddingClient(BaseClient):
                     ask = reading.send(reply)
                 except StopIteration as end:
                     found: Embeddings = end.value
+                    observed.append(found)
                     return found
 
     def ping(self) -> None:

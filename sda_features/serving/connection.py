@@ -199,8 +199,21 @@ def redis_errors(address: object) -> Iterator[None]:
             message = (
                 "it cannot be reached. Start it, or correct the address (online_store in feature_store.yaml)"
             )
-    except redis.exceptions.NoPermissionError:
-        message = "the user lacks rights. Allow it the commands HMGET and GET on all keys of the project"
+    except redis.exceptions.NoPermissionError as error:
+        message = (
+            f"the user lacks rights ({error}). Allow it the commands HMGET and GET on all keys of the project; a "
+            "writer also HGET, HSET, HDEL, EXPIRE, EVAL, SCAN, EXISTS, LRANGE, CLIENT and INFO"
+        )
+    except redis.exceptions.OutOfMemoryError:
+        message = (
+            "its memory is full (maxmemory). What was written stays and is not written again: prune versions that are "
+            "not needed, or raise maxmemory, and run again"
+        )
+    except redis.exceptions.ReadOnlyError:
+        message = (
+            "it is a replica, which cannot be written. Give the address of the master, or set redis_type to "
+            "redis_sentinel so that it is found"
+        )
     except redis.exceptions.AskError:  # MOVED, too
         message = (
             "it is a node of a cluster. Set redis_type to redis_cluster (online_store in feature_store.yaml)"

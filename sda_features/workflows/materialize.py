@@ -171,6 +171,7 @@ def _encode(
     progress: bool,
 ) -> tuple[int, Progress]:
     """Write a part for each shard of items that are not `known`; return how many they were, and the rest."""
+    from sda_features.feature_store.online_space import check_space
     from sda_features.feature_store.schema import vectors_table
 
     encoded = 0
@@ -188,6 +189,8 @@ def _encode(
                 event_timestamp=stamp,
                 store_dtype=opened.store_dtype,
             )
+            if not encoded:  # the first shard shows how large a row is
+                check_space(opened, catalog.rows - len(known), table)
             rows.write(table)
             encoded += len(shard.item_ids)
     return encoded, done

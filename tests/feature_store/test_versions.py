@@ -389,3 +389,88 @@ def test_the_commands(make_repo):
     assert run("prune", "ab") == f"deleted {B} from slot 2, 30 items\n"
     assert json.loads(run("prune", "--json")) == {"feature_set": "sda", "deleted": []}
     assert states(repo) == {A: (1, "live")}
+
+
+def lose_record(repo, server, *, audit):
+    with redis.Redis(*server) as client:
+        client.delete(*client.keys("sda-features*"))
+        if audit:
+            client.delete(*client.keys("*:audit"))
+
+
+@pytest.mark.parametrize("audit", [False, True])
+@pytest.mark.parametrize("copy", [True, False])
+def test_a_lost_record_is_an_error_until_it_is_repaired(make_repo, server, audit, copy):
+    repo = make_repo(slots=2, server=server)
+    store(repo, A)
+    store(repo, B, promoted=True)
+    lose_record(repo, server, audit=audit)
+    if not copy:
+        (open_feature_set(repo, "sda").folder / ".versions.json").unlink()
+    for attempt in (lambda: states(repo), lambda: store(repo, C), lambda: load_vectors(repo, "sda", IDS)):
+        with pytest.raises(FeatureStoreError, match="record of feature set 'sda' is gone .*--repair"):
+            attempt()
+    arguments = ["versions", "--repair", "--repo", str(repo)]
+    if not copy:
+        refused = CliRunner().invoke(cli, arguments)
+        assert f"complete are {A}, {B}" in str(refused.exception)
+        arguments += ["--live", "abbb"]
+    done = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert states(repo) == {A: (1, "previous" if copy else "stored"), B: (2, "live")}
+    with EmbeddingClient.from_repo(repo, "sda") as client:
+        ROWS[B].assert_equal(client.get(IDS))
+
+
+def test_status_and_sweep(make_repo, server):
+    repo = make_repo(slots=2, server=server)
+    store(repo, A)
+
+    def run(*arguments):
+        done = CliRunner().invoke(cli, ["status", *arguments, "--repo", str(repo), "--json"])
+        return done.exit_code, json.loads(done.stdout)
+
+    code, found = run("--orphans")
+    assert (code, found["live"], found["problems"]) == (0, A, [])
+    assert [slot["orphans"] for slot in found["slots"]] == [0, 0]
+    assert found["slots"][0]["offline"] == found["slots"][0]["recorded"] == len(IDS)
+    assert found["last_change"]["action"] == f"complete {A} in slot 1"
+    opened = open_feature_set(repo, "sda")
+    keys = online_view(opened).keys([IDS[0], "unknown"])
+    with redis.Redis(*server) as client:
+        client.copy(keys[0], keys[1])
+        client.delete(keys[0])
+    code, found = run("--orphans", "--max-age", "0.000001")
+    assert code == 3
+    assert [problem.split(":")[0] for problem in found["problems"]] == [
+        "slot 1",
+        "slot 1",
+        "the live version was brought up to date 0 s ago, above 0 s",
+    ]
+    code, found = run("--sweep")
+    assert (found["swept"], found["slots"][0]["orphans"], found["slots"][0]["missing"]) == (1, 0, 1)
+
+
+def test_every_change_is_listed(make_repo):
+    repo = make_repo(slots=2)
+    store(repo, A)
+    store(repo, B)
+    with open_versions(repo, "sda") as versions:
+        promote(versions, B)
+        rollback(versions)
+        prune(versions)
+    done = CliRunner().invoke(
+        cli, ["versions", "--log", "--json", "--repo", str(repo)], catch_exceptions=False
+    )
+    changes = json.loads(done.output)["changes"][::-1]
+    actions = [(change["action"].split()[0], change["from"], change["to"]) for change in changes]
+    assert actions == [
+        ("write", None, None),
+        ("complete", None, A),
+        ("write", A, A),
+        ("complete", A, A),
+        ("promote", A, B),
+        ("rollback", B, A),
+        ("write", A, A),
+        ("prune", A, A),
+    ]

@@ -1,0 +1,117 @@
+"""What a full, read-only, forbidding or stalled Redis does to a run, and to the run after it."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import redis
+
+from sda_features.errors import OnlineStoreError
+from sda_features.feature_store import engine, lease, online_rows
+from sda_features.feature_store.materialize import materialize_view
+from sda_features.feature_store.online_space import check_space
+from sda_features.feature_store.parts import stored_rows
+from sda_features.feature_store.repo import open_feature_set
+from sda_features.feature_store.versions import open_versions, record_version, slot_for
+from sda_features.serving import EmbeddingClient
+from tests.feature_store.conftest import Rows
+from tests.serving import servers
+
+IDS = [f"i{number:04}" for number in range(3000)]
+ROWS = Rows.random(IDS, 64)
+VERSION = "aaaa00000001"
+
+
+def store(repo: Path) -> None:
+    with open_versions(repo, "sda") as versions, slot_for(versions.slots, versions, VERSION) as opened:
+        if not len(stored_rows(opened.folder)):
+            ROWS.write(opened.folder, version=VERSION)
+        materialize_view(repo, "sda", slot=opened.slot)
+        record_version(versions, opened, VERSION, promote=True)
+
+
+def full(admin: redis.Redis) -> None:
+    admin.config_set("maxmemory", admin.info("memory")["used_memory"] + 300_000)
+
+
+def replica(admin: redis.Redis) -> None:
+    admin.execute_command("REPLICAOF", servers.HOST, 1)
+
+
+def forbid(admin: redis.Redis) -> None:
+    admin.acl_setuser("default", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-hset"])
+
+
+MENDED = {
+    full: lambda admin: admin.config_set("maxmemory", 0),
+    replica: lambda admin: admin.execute_command("REPLICAOF NO ONE"),
+    forbid: lambda admin: admin.acl_setuser(
+        "default", enabled=True, nopass=True, keys=["*"], commands=["+@all"]
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (full, "its memory is full.*raise maxmemory"),
+        (replica, "it is a replica.*address of the master"),
+        (forbid, "the user lacks rights.*HSET"),
+    ],
+)
+def test_a_redis_that_refuses_writes_says_why_and_the_next_run_goes_on(make_repo, fault, message):
+    with servers.server() as port, redis.Redis(servers.HOST, port) as admin:
+        repo = make_repo(server=(servers.HOST, port), slots=2)
+        fault(admin)
+        with pytest.raises(OnlineStoreError, match=f"(?s){message}"):
+            store(repo)
+        MENDED[fault](admin)
+        store(repo)
+        with EmbeddingClient.from_repo(repo, "sda") as client:
+            ROWS.assert_equal(client.get(IDS))
+
+
+def test_a_redis_that_stalls_in_mid_write(make_repo, monkeypatch):
+    """A stopped server answers nothing: the run ends in time, and the next one goes on."""
+    for module in (lease, engine, online_rows):
+        monkeypatch.setattr(module, "TIMEOUT", 0.5)
+    for module in (lease, engine):
+        monkeypatch.setattr(module, "RETRIES", 1)
+    with servers.server() as port, redis.Redis(servers.HOST, port) as admin:
+        repo = make_repo(server=(servers.HOST, port), slots=2)
+        process = admin.info("server")["process_id"]
+        real, stopped = lease.Lease.check, []
+
+        def stall(held, **options):
+            real(held, **options)
+            if not stopped and admin.dbsize() > 500:  # in mid-write
+                stopped.append(process)
+                os.kill(process, signal.SIGSTOP)
+
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(lease.Lease, "check", stall)
+                with pytest.raises(OnlineStoreError, match="did not answer in time"):
+                    store(repo)
+        finally:
+            os.kill(process, signal.SIGCONT)
+        assert 0 < admin.dbsize() < len(IDS)
+        store(repo)
+        with EmbeddingClient.from_repo(repo, "sda") as client:
+            ROWS.assert_equal(client.get(IDS))
+
+
+def test_space_is_compared_with_what_rows_need(make_repo):
+    with servers.server() as port, redis.Redis(servers.HOST, port) as admin:
+        repo = make_repo(server=(servers.HOST, port), slots=2)
+        opened = open_feature_set(repo, "sda")
+        ROWS.write(opened.folder, version=VERSION)
+        sample = stored_rows(opened.folder)
+        check_space(opened, 10**9, sample)  # no limit
+        admin.config_set("maxmemory", admin.info("memory")["used_memory"] + 5_000_000)
+        check_space(opened, 1000, sample)
+        with pytest.raises(
+            OnlineStoreError, match=r"room for 100,000 rows .* bytes; it has [\d,]+ of [\d,]+ bytes left"
+        ):
+            check_space(opened, 100_000, sample)

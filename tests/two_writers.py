@@ -1,0 +1,179 @@
+"""Two writers on one Redis, each with a folder of its own as two pods have, while readers read.
+
+    python -m tests.two_writers [RUNS] [SEED]
+
+In each run both write and promote: the same version or two, both at once, or one that is stopped
+(SIGSTOP) at a random moment for longer than its lease while the other goes on. Readers count what
+they see: a row that is missing or of another version than the others, other numbers than were
+written, a request that fails. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sda_features.errors import FeatureStoreError
+from sda_features.feature_store import lease
+from sda_features.feature_store.init import init_repo
+from sda_features.feature_store.lifecycle import prune
+from sda_features.feature_store.materialize import materialize_view
+from sda_features.feature_store.versions import open_versions, record_version, slot_for
+from sda_features.serving import EmbeddingClient
+from sda_features.serving.embedded import embedded_redis
+from tests.feast_repo import apply, redis_config
+from tests.feature_store.conftest import NOON, Rows
+
+IDS = [f"i{number:04}" for number in range(1500)]
+READ = IDS[::5]
+LEASE = 1.0  # seconds
+READERS = 2
+KINDS = ("two versions", "one version", "one stopped, two versions", "one stopped, one version")
+
+
+def numbers(version: str) -> Rows:
+    """What a version holds; a function of its name."""
+    rng = np.random.default_rng(int(version, 16))
+    there = np.ones(len(IDS), np.bool_)
+    text, image = rng.normal(size=(2, len(IDS), 4)).astype(np.float32)
+    return Rows(IDS, text, there, image, there)
+
+
+def write(repo: Path, version: str) -> str:
+    """Write a version as `materialize` does, and promote it; wait for a slot that another has."""
+    ends = time.monotonic() + 60
+    while True:
+        try:
+            with (
+                open_versions(repo, "sda") as versions,
+                slot_for(versions.slots, versions, version) as opened,
+            ):
+                numbers(version).write(opened.folder, version=version, time=NOON)
+                materialize_view(repo, "sda", slot=opened.slot)
+                record_version(versions, opened, version, promote=True)
+                return "done"
+        except lease.LeaseLost:
+            return "stopped itself"
+        except FeatureStoreError as error:
+            if "Another run" not in str(error):
+                raise
+            if time.monotonic() > ends:
+                return "gave up"
+            time.sleep(0.05)
+
+
+def read(repo: Path, stop: Path) -> Counter[str]:
+    """Read until there is a file `stop`."""
+    seen: Counter[str] = Counter()
+    rows: dict[str, np.ndarray] = {}
+    with EmbeddingClient.from_repo(repo, "sda") as client:
+        while not stop.exists():
+            seen["reads"] += 1
+            try:
+                found = client.get(READ)
+            except Exception as error:
+                seen[f"failed: {str(error)[:90]}"] += 1
+                continue
+            versions = set(found.versions)
+            if len(versions) > 1 or not found.text_found.all():
+                seen["lost or mixed"] += 1
+                continue
+            (version,) = versions
+            rows.setdefault(str(version), numbers(str(version)).text[::5])
+            seen["wrong numbers"] += int(not np.array_equal(found.text, rows[str(version)]))
+            time.sleep(0.002)
+    seen["versions seen"] = len(rows)
+    return seen
+
+
+def fork(job: Callable[[], Any]) -> tuple[int, int]:
+    """Run a job in a fork; its process, and where its result can be read."""
+    out, into = os.pipe()
+    if child := os.fork():
+        os.close(into)
+        return child, out
+    try:
+        os.write(into, json.dumps(job()).encode())
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def result(forked: tuple[int, int]) -> Any:
+    with open(forked[1], "rb") as answer:
+        content = answer.read()
+    os.waitpid(forked[0], 0)
+    return json.loads(content) if content else "failed"
+
+
+def one_run(repos: list[Path], kind: str, chance: random.Random) -> Counter[str]:
+    """Two writers, then what is stored of all that is recorded."""
+    names = [f"{chance.randrange(16**12):012x}" for _ in range(2)]
+    versions = names if "two" in kind else names[:1] * 2
+    writers = [
+        fork(lambda repo=repo, name=name: write(repo, name))
+        for repo, name in zip(repos, versions, strict=True)
+    ]
+    if "stopped" in kind:
+        time.sleep(chance.uniform(0.05, 0.9))
+        os.kill(writers[0][0], signal.SIGSTOP)
+        time.sleep(chance.uniform(1.2, 2.5) * LEASE)
+        os.kill(writers[0][0], signal.SIGCONT)
+    seen = Counter(f"writer {result(writer)}" for writer in writers)
+
+    def check() -> dict[str, int]:
+        wrong = 0
+        with open_versions(repos[0], "sda") as opened, EmbeddingClient.from_repo(repos[0], "sda") as client:
+            record = opened.record()
+            for version in record.versions:
+                found = client.get(IDS, version)
+                wrong += not (np.array_equal(found.text, numbers(version).text) and found.text_found.all())
+            prune(opened)
+        with open_versions(repos[1], "sda") as opened:  # its own folders of what is gone
+            prune(opened)
+        return {"stored wrong": wrong, "versions checked": len(record.versions)}
+
+    checked = result(fork(check))
+    return seen + Counter(checked if isinstance(checked, dict) else {"check failed": 1})
+
+
+def main(runs: int, seed: int) -> Counter[str]:
+    """All runs; what was counted."""
+    lease.SECONDS, chance = LEASE, random.Random(seed)
+    total: Counter[str] = Counter()
+    with embedded_redis() as server, tempfile.TemporaryDirectory() as folder:
+        repos = [Path(folder, name) for name in ("a", "b")]
+        for repo in repos:
+            repo.mkdir()
+            (repo / "feature_store.yaml").write_text(redis_config("shop", server))
+            init_repo(repo, feature_sets=["sda"], slots=3)
+            apply(repo)
+        assert result(fork(lambda: write(repos[0], "0" * 12))) == "done"
+        stop = Path(folder, "stop")
+        readers = [fork(lambda: read(repos[0], stop)) for _ in range(READERS)]
+        for run in range(runs):
+            kind = KINDS[run % len(KINDS)]
+            total += one_run(repos, kind, chance)
+            total[f"runs: {kind}"] += 1
+            print(run, kind, dict(total), file=sys.stderr, flush=True)
+        stop.touch()
+        for reader in readers:
+            total += Counter(result(reader))
+    return Counter({name: total[name] for name in ("lost or mixed", "wrong numbers", "stored wrong", *total)})
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(*(map(int, [*sys.argv[1:], *("200", "0")[len(sys.argv) - 1 :]])))))
