@@ -114,6 +114,7 @@ class Lease:
                 logger.warning("The lease of slot %d was not renewed: %s", self.writer.slot, error)
 
 
+_ended: set[int] = set()  # tokens of this process; the record may not know when the server was away
 _current: ContextVar[Lease | None] = ContextVar("lease", default=None)
 
 
@@ -166,6 +167,7 @@ def leased(
     finally:
         _current.reset(token)
         lease.close()
+        _ended.add(lease.writer.token)
         with contextlib.suppress(redis.RedisError):  # it expires by itself
             _release(server, key, lease, incomplete=lease.began_to_write or before is not None)
 
@@ -194,7 +196,9 @@ def _place() -> str:
 
 
 def _is_dead(writer: Writer) -> bool:
-    """Whether the process of a writer ran here and has ended."""
+    """Whether a writer of this process has let go, or its process ran here and has ended."""
+    if writer.token in _ended:
+        return True
     if not writer.place or writer.place != _place():
         return False
     try:
