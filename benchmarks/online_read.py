@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,9 +30,15 @@ from common import median, options, percentile, report, take_turns
 from tabulate import tabulate
 
 from sda_features.feature_store.definitions import embedding_source, embedding_view, item_entity
+from sda_features.feature_store.redis_writer import OnlineView, write_batches
 from sda_features.feature_store.repo import quiet_feast
-from sda_features.serving import EmbeddingClient
+from sda_features.feature_store.schema import vectors_table
+from sda_features.serving import EmbeddingClient, layout
+from sda_features.serving.connection import RedisAddress
 from sda_features.serving.embedded import embedded_redis
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the servers that the tests start
+from tests.serving import servers
 
 ITEMS = 1000
 VERSION = "0123456789ab"
@@ -202,6 +209,38 @@ def measure_freeze(at: Stored, rounds: int) -> dict[str, dict[str, float]]:
     return figures
 
 
+def measure_cluster(rounds: int) -> dict[str, float]:
+    """p50 in ms of 500 x 2 x 256 from one server and from a cluster of three, in turns."""
+    count, dim = NAMED_SIZE
+    view = OnlineView("cluster", "sda_item_embeddings", layout.FEATURES)
+    vectors = np.random.default_rng(0).normal(size=(2, count, dim)).astype(np.float32)
+    there = np.ones(count, np.bool_)
+    table = vectors_table(
+        IDS[:count],
+        text=vectors[0],
+        text_found=there,
+        image=vectors[1],
+        image_found=there,
+        adapter_version=VERSION,
+        content_hashes=["0" * 64] * count,
+        event_timestamp=datetime.now(UTC),
+    )
+    with contextlib.ExitStack() as stack:
+        one = RedisAddress(*stack.enter_context(embedded_redis()))
+        three = RedisAddress(
+            servers.HOST, stack.enter_context(servers.cluster())[0], redis_type="redis_cluster"
+        )
+        jobs: dict[str, Callable[[], object]] = {}
+        for name, address in (("one server", one), ("cluster of 3", three)):
+            with contextlib.closing(address.connect(timeout=10)) as server:
+                write_batches(server, view, table.to_batches())
+            client = stack.enter_context(EmbeddingClient(address, project="cluster", dim=dim))
+            assert client.get(IDS[:count]).text.tobytes() == vectors[0].tobytes(), name
+            jobs[name] = lambda client=client: client.get(IDS[:count])
+        ms = {name: 1e3 * median(values) for name, values in take_turns(jobs, rounds=rounds).items()}
+    return {**ms, "ratio": ms["cluster of 3"] / ms["one server"]}
+
+
 def rounded(value: Any) -> Any:
     """Nested figures with three digits behind the point."""
     if isinstance(value, Mapping):
@@ -246,6 +285,8 @@ def main() -> None:
     print(
         tabulate([{"": name, **figures} for name, figures in freeze.items()], headers="keys", floatfmt=".2f")
     )
+    from_cluster = measure_cluster(rounds)
+    print(f"\n500 x 2 x 256 from a cluster, ms p50: {rounded(from_cluster)}")
     named = results[NAMED_SIZE]
     report(
         "online_read",
@@ -255,6 +296,7 @@ def main() -> None:
         floor="redis-py MGET of the same numbers into one numpy array",
         sizes={f"{count}x2x{dim}": rounded(one) for (count, dim), one in results.items()},
         gc_freeze=rounded(freeze),
+        cluster=rounded(from_cluster),
     )
 
 

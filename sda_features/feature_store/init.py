@@ -132,6 +132,7 @@ def init_repo(
             f"Expected at least one feature set and one slot, got {len(names)} and {slots}."
         )
     views = tuple(view_name(name, slot) for name in names for slot in range(1, slots + 1))
+    _refuse_shared_folders(names, slots, source_folder)
     found = _choose_entity(list(_entities(repo)), entity, join_key)
     if feast_materialize is None:
         feast_materialize = config.offline_type in FILE_STORES and config.engine_type in ENGINES_HERE
@@ -159,6 +160,20 @@ def init_repo(
 
 def _slot_folder(source_folder: str, feature_set: str, slot: int) -> str:
     return f"{source_folder.rstrip('/')}/{feature_set}{f'_{slot}' if slot > 1 else ''}"
+
+
+def _refuse_shared_folders(names: Sequence[str], slots: int, source_folder: str) -> None:
+    """`sda` with two slots and a set named `sda_2` would write to one folder, and prune one another's rows."""
+    owner: dict[str, str] = {}
+    for name in names:
+        for slot in range(1, slots + 1):
+            folder = _slot_folder(source_folder, name, slot)
+            if folder in owner:
+                raise SettingsError(
+                    f"Feature set {owner[folder]!r} and feature set {name!r} would share the folder {folder}: slot "
+                    "numbers are appended to names. Rename one of them."
+                )
+            owner[folder] = name
 
 
 def _name_and_dtype(feature_set: str) -> tuple[str, StoreDtype]:

@@ -125,7 +125,24 @@ def open_slots(repo_path: Path | str, feature_set: str) -> list[FeatureSet]:
     views = {view.name: view for view in slots[0].store.list_feature_views()}
     while view := views.get(view_name(feature_set, len(slots) + 1)):
         slots.append(replace(slots[0], slot=len(slots) + 1, view=view))
+    _refuse_shared_folders(slots, views)
     return slots
+
+
+def _refuse_shared_folders(slots: list[FeatureSet], views: dict[str, FeatureView]) -> None:
+    """Two views on one folder would overwrite and prune one another's rows."""
+    ours = {opened.view.name: getattr(opened.view.batch_source, "path", None) for opened in slots}
+    for name, path in ours.items():
+        for other, view in views.items():
+            if (
+                path
+                and other != name
+                and getattr(view.batch_source, "path", "").rstrip("/") == path.rstrip("/")
+            ):
+                raise FeatureStoreError(
+                    f"The feature views {name} and {other} both have their rows in {path}. Give each a folder of its "
+                    "own (embedding_source in the definitions), move the rows of one there, and run `feast apply`."
+                )
 
 
 @contextlib.contextmanager

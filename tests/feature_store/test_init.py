@@ -140,6 +140,12 @@ sda_item_embeddings_3 = embedding_view("sda", sda_source_3, item, slot=3)
     )
 
 
+def test_slots_of_one_set_do_not_meet_another_set(repo):
+    with pytest.raises(SettingsError, match="'sda' and feature set 'sda_2' would share the folder"):
+        init_repo(repo, feature_sets=["sda", "sda_2"])
+    init_repo(repo, feature_sets=["sda", "sda_2"], slots=1)
+
+
 @pytest.mark.parametrize("edit", ["{}# mine\n", "# mine\n", "# mine\n{}", "", "{}\n"])
 def test_an_edited_file_is_kept(repo, edit):
     path = init_repo(repo).path
