@@ -13,6 +13,7 @@ from sda_features.config import (
     AdapterSettings,
     AdaptSettings,
     BackboneSettings,
+    BehaviourSettings,
     CatalogSettings,
     LossSettings,
     ProjectionSettings,
@@ -30,6 +31,7 @@ from .ranges import FOLDER
 @settings_options(BackboneSettings)
 @settings_options(AdapterSettings, prefix="adapter")
 @settings_options(LossSettings, prefix="loss")
+@settings_options(BehaviourSettings)
 @settings_options(ProjectionSettings, prefix="projection")
 @settings_options(TrainSettings)
 @settings_options(CatalogSettings, skip=("path",))
@@ -54,6 +56,7 @@ def command(catalog: str, output: Path, dry_run: bool, resume: bool, as_json: bo
         backbone=BackboneSettings.parse(**collect(BackboneSettings, values)),
         adapter=AdapterSettings.parse(**collect(AdapterSettings, values, prefix="adapter")),
         loss=LossSettings.parse(**collect(LossSettings, values, prefix="loss")),
+        behaviour=BehaviourSettings.parse(**collect(BehaviourSettings, values)),
         projection=ProjectionSettings.parse(**collect(ProjectionSettings, values, prefix="projection")),
         train=TrainSettings.parse(**collect(TrainSettings, values)),
         prompts=PromptSettings.parse(**collect(PromptSettings, values)),

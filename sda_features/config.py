@@ -265,6 +265,24 @@ class TrainSettings(Settings):
     tensorboard: bool = Field(False, description="Also log to OUTPUT/tensorboard (extra: tensorboard).")
 
 
+class BehaviourSettings(Settings):
+    """A log of interactions as a second teacher, and what of it is held out."""
+
+    interactions: Path | None = Field(
+        None,
+        description="Log of interactions; items that one customer took together become targets of each other.",
+    )
+    split: Literal["leave-one-out", "temporal"] = Field(
+        "leave-one-out", description="What of the log is held out for evaluation, as --eval-split."
+    )
+    validation_from: float = Field(
+        0.8, gt=0, lt=1, description="Share of all interactions before the validation's date (temporal)."
+    )
+    test_from: float = Field(
+        0.9, gt=0, lt=1, description="Share of all interactions before the test's date (temporal)."
+    )
+
+
 class AdaptSettings(Settings):
     """Everything `sda-features adapt` needs; stored in the checkpoint."""
 
@@ -274,6 +292,7 @@ class AdaptSettings(Settings):
     adapter: AdapterSettings = AdapterSettings()
     projection: ProjectionSettings = ProjectionSettings()
     loss: LossSettings = LossSettings()
+    behaviour: BehaviourSettings = BehaviourSettings()
     train: TrainSettings = TrainSettings()
 
 

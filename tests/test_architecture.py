@@ -21,6 +21,7 @@ LAYER = {
     "report": 3,
     "serving": 2,
     "evaluation": 2,
+    "behaviour": 2,
     "catalog": 1,
     "catalog_files": 1,
     "images": 1,

@@ -45,7 +45,6 @@ entity_key_serialization_version: 3
 # Six hundred items are soon learnt by heart: few steps, a soft teacher.
 ADAPT = {
     "train": {"steps": 60, "batch_size": 64, "learning_rate": 5e-4, "warmup_steps": 5},
-    "loss": {"temperature": 0.2, "teacher_temperature": 0.3},
 }
 RECOMMENDER = {
     "epochs": 30,
@@ -155,7 +154,6 @@ def _adapt(shop: Shop, output: Path, echo: Callable[[str], None], seed: int, pro
     settings = AdaptSettings.parse(
         catalog=shop.catalog_settings,
         backbone={"model": str(shop.model), "quantization": "nf4"},
-        loss=ADAPT["loss"],
         train={**ADAPT["train"], "seed": seed},
     )
     result = adapt(settings, output / "adapt", progress)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sda_features.artifacts import sha256_json
+from sda_features.behaviour import read_behaviour
 from sda_features.catalog import Catalog, CatalogReport
 from sda_features.config import AdaptSettings
 from sda_features.errors import SettingsError
@@ -123,6 +124,7 @@ def _finetune(
         raise SettingsError(
             f"{output} holds an unfinished run. Go on with --resume, or choose another --output."
         )
+    behaviour = read_behaviour(settings.behaviour)
     train = settings.train
     processes = Processes(settings.backbone.device)
     progress = progress and processes.is_main
@@ -154,9 +156,10 @@ def _finetune(
         "data": pairs.sha256,
         "base model": backbone.fingerprint(),
         "number of processes": processes.count,
+        "interactions": behaviour and behaviour.identity["training_sha256"],
     }
     micro = train.micro_batch_size or train.batch_size
-    partners = None
+    partners = behaviour and behaviour.partners(pairs.item_ids, training)
     sampler = Sampler(
         training, pairs.texts, pairs.images, train.batch_size, train.seed, processes.count, partners
     )
@@ -272,6 +275,8 @@ def _finetune(
             "held_out": len(validation),
             "sha256": pairs.sha256,
         }
+        if behaviour is not None:
+            data["behaviour"] = behaviour.identity | {"pairs": len(behaviour.pairs)}
         manifest = {"data": data, "trainable_parameters": count, "metrics": metrics}
         save_checkpoint(output / "checkpoint", encoder, settings, manifest, rotation)
         for name in ("pairs.arrow", "base_vectors.npy"):

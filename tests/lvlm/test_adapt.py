@@ -277,3 +277,24 @@ def test_a_dry_run_counts_what_a_run_trains_and_keeps(
     assert planned(batch_size=12).activation_bytes == pytest.approx(
         first.activation_bytes * (1 if micro else 2), rel=0.01
     )
+
+
+def test_a_log_is_a_second_teacher_and_its_split_is_recorded(
+    run: AdaptResult, tmp_path: Path, catalogue: Path, tiny_models: dict[str, Path]
+) -> None:
+    rows = [
+        {"user_id": f"u{n}", "item_id": f"i{(5 * n + m) % 14}", "position": m}
+        for n in range(9)
+        for m in range(6)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "log.parquet")
+    settings = adapt_settings(
+        catalogue, tiny_models["qwen2_5_vl"], behaviour={"interactions": tmp_path / "log.parquet"}
+    )
+    taught = adapt(settings, tmp_path / "run", progress=False)
+    recorded = json.loads((taught.checkpoint / "manifest.json").read_text())["data"]["behaviour"]
+    assert recorded["split"]["split"] == "leave-one-out"
+    assert recorded["pairs"] > 5
+    assert len(recorded["training_sha256"]) == 64
+    first, second = (load_file(r.checkpoint / "adapter.safetensors") for r in (run, taught))
+    assert any(not np.array_equal(first[name], second[name]) for name in first)
