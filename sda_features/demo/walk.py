@@ -42,7 +42,7 @@ offline_store:
   type: file
 entity_key_serialization_version: 3
 """
-# Six hundred items are soon learnt by heart: few steps, a soft teacher.
+# Six hundred items are soon learnt by heart: few steps.
 ADAPT = {
     "train": {"steps": 60, "batch_size": 64, "learning_rate": 5e-4, "warmup_steps": 5},
 }
