@@ -20,6 +20,7 @@ from sda_features.config import (
     PromptSettings,
     TrainSettings,
 )
+from sda_features.errors import SettingsError
 
 from .options import collect, settings_options
 from .ranges import FOLDER
@@ -36,10 +37,19 @@ from .ranges import FOLDER
 @settings_options(TrainSettings)
 @settings_options(CatalogSettings, skip=("path",))
 @settings_options(PromptSettings)
-@click.option("--dry-run", is_flag=True, help="Load and measure, train nothing, write nothing.")
+@click.option("--dry-run", is_flag=True, help="Say what the run would need and what fits; needs no weights.")
+@click.option("--card", help="With --dry-run: plan for this GPU, e.g. A100-80, RTX4090 or 24GiB.")
 @click.option("--resume", is_flag=True, help="Go on from the newest saved state of OUTPUT.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
-def command(catalog: str, output: Path, dry_run: bool, resume: bool, as_json: bool, **values: Any) -> None:
+def command(
+    catalog: str,
+    output: Path,
+    dry_run: bool,
+    card: str | None,
+    resume: bool,
+    as_json: bool,
+    **values: Any,
+) -> None:
     """Train MoDA adapters on the items of CATALOG and write OUTPUT/checkpoint.
 
     CATALOG is a parquet, JSONL or CSV file with an id column, text columns and an image column, as a
@@ -61,8 +71,10 @@ def command(catalog: str, output: Path, dry_run: bool, resume: bool, as_json: bo
         train=TrainSettings.parse(**collect(TrainSettings, values)),
         prompts=PromptSettings.parse(**collect(PromptSettings, values)),
     )
+    if card and not dry_run:
+        raise SettingsError("--card is for --dry-run: it names a GPU to plan for.")
     if dry_run:
-        show_plan(settings, as_json)
+        show_plan(settings, card, as_json)
         return
     from sda_features.workflows import adapt
 
@@ -102,13 +114,15 @@ def command(catalog: str, output: Path, dry_run: bool, resume: bool, as_json: bo
     click.echo(f"checkpoint  {result.checkpoint}")
 
 
-def show_plan(settings: AdaptSettings, as_json: bool) -> None:
-    """Print what the run would train and need."""
+def show_plan(settings: AdaptSettings, card: str | None, as_json: bool) -> None:
+    """Print what the run would train and need, and what fits on the GPU."""
     from sda_features.workflows import plan_adapt
 
-    planned = plan_adapt(settings)
+    planned = plan_adapt(settings, card)
+    best = planned.best
     if as_json:
-        click.echo(to_json({**asdict(planned), "memory_bytes": planned.memory_bytes}))
+        found = {**asdict(planned), "memory_bytes": planned.memory_bytes}
+        click.echo(to_json({**found, "best": asdict(best) if best else None}))
         return
     share = planned.trainable_parameters / planned.total_parameters
     click.echo(
@@ -123,3 +137,23 @@ def show_plan(settings: AdaptSettings, as_json: bool) -> None:
     }
     detail = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in parts.items())
     click.echo(f"memory      about {planned.memory_bytes / 2**20:,.0f} MiB ({detail})")
+    if planned.usable_bytes is None:
+        return
+    click.echo(f"card        {planned.card}, {planned.usable_bytes / 2**30:.1f} GiB to use")
+    for fit in planned.fits:
+        click.echo(
+            f"  {fit.quantization:5} {'recomputed' if fit.gradient_checkpointing else 'kept':10} "
+            + (
+                f"micro batch {fit.micro_batch_size:4}, {fit.memory_bytes / 2**30:.1f} GiB"
+                if fit.micro_batch_size
+                else "does not fit"
+            )
+        )
+    if best is None:
+        click.echo("suggested   nothing fits: a smaller model, or shorter prompts and smaller pictures")
+        return
+    again = "" if best.gradient_checkpointing else "no-"
+    click.echo(
+        f"suggested   --quantization {best.quantization} --batch-size {settings.train.batch_size} "
+        f"--micro-batch-size {best.micro_batch_size} --{again}gradient-checkpointing"
+    )

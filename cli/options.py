@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 from pydantic.fields import FieldInfo
@@ -66,7 +66,7 @@ def _parameter(prefix: str, name: str) -> str:
 def _declaration(prefix: str, name: str, field: FieldInfo) -> list[str]:
     parameter = _parameter(prefix, name)
     option = "--" + parameter.replace("_", "-")
-    if field.annotation is bool:
+    if _unwrap_optional(field.annotation)[0] is bool:
         option += "/--no-" + parameter.replace("_", "-")
     return [option, parameter]
 
@@ -89,6 +89,15 @@ def _attributes(name: str, field: FieldInfo) -> dict[str, Any]:
     elif annotation in (int, float):
         numbers = number_range(annotation, field.metadata)
         attributes["type"] = NumberOrNone(numbers) if optional and field.default is not None else numbers
+    elif get_origin(annotation) is Annotated:  # a number of a range, or one of some words
+        kind, limits = get_args(annotation)[:2]
+        words = [
+            word
+            for option in get_args(field.annotation)
+            for word in get_args(option)
+            if isinstance(word, str)
+        ]
+        attributes["type"] = NumberOrNone(number_range(kind, limits.metadata), words)
     elif annotation is Path:
         attributes["type"] = click.Path(path_type=Path)
     elif annotation is str:

@@ -27,16 +27,23 @@ class FiniteRange(click.FloatRange):
 
 
 class NumberOrNone(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """A number of a range, or the word none."""
+    """A number of a range, the word none, or another word that a setting knows.
 
-    def __init__(self, numbers: click.ParamType[Any]):
-        self.numbers = numbers
-        self.name = f"{numbers.name} or none"
+    Args:
+        numbers: the range.
+        words: these others.
+    """
+
+    def __init__(self, numbers: click.ParamType[Any], words: Sequence[str] = ()):
+        self.numbers, self.words = numbers, words
+        self.name = " or ".join([numbers.name, *words, "none"])
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The number, None, or a usage error."""
         if isinstance(value, str) and value.lower() == "none":
             return None
+        if value in self.words:
+            return value
         return self.numbers.convert(value, param, ctx)
 
 

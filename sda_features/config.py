@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -233,11 +233,10 @@ class TrainSettings(Settings):
     batch_size: int = Field(
         32, gt=1, le=MANY, description="Items in a step; each is contrasted with all others."
     )
-    micro_batch_size: int | None = Field(
-        None,
-        gt=0,
-        le=MANY,
-        description="Items encoded at a time; smaller than the batch bounds memory, same gradients.",
+    micro_batch_size: Annotated[int, Field(gt=0, le=MANY)] | Literal["auto"] | None = Field(
+        "auto",
+        description="Items encoded at a time; smaller than the batch bounds memory, same gradients; auto: what a GPU "
+        "has memory for; none: the batch.",
     )
     learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak learning rate of AdamW.")
     weight_decay: float = Field(0.0, ge=0, le=100, description="Weight decay of AdamW.")
@@ -247,7 +246,15 @@ class TrainSettings(Settings):
     max_grad_norm: float = Field(
         1.0, gt=0, le=1e9, description="Gradient norm at which gradients are clipped."
     )
-    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+    gradient_checkpointing: bool | None = Field(
+        None,
+        description="Recompute activations in the backward pass; if not given, on a GPU that they would not fit on.",
+    )
+    deterministic: bool = Field(
+        False,
+        description="Choose kernels of a GPU that add up in one order: equal commands, and resumed ones, give equal "
+        "weights. A CPU always does.",
+    )
     seed: int = Field(0, ge=0, le=SEED, description="Seed of initialisation, order and dropout.")
     validation_share: float = Field(
         0.05, ge=0, le=0.5, description="Share of items held out to measure text-to-image R@1 and R@10."
@@ -263,6 +270,11 @@ class TrainSettings(Settings):
     )
     keep_states: int = Field(2, gt=0, le=MANY, description="Newest states that are kept.")
     tensorboard: bool = Field(False, description="Also log to OUTPUT/tensorboard (extra: tensorboard).")
+
+    @property
+    def items_at_once(self) -> int:
+        """Items encoded at a time: the micro batch if it is a number, else the batch."""
+        return self.micro_batch_size if isinstance(self.micro_batch_size, int) else self.batch_size
 
 
 class BehaviourSettings(Settings):

@@ -34,6 +34,10 @@ class BackboneError(SDAError, ValueError):
     """A vision-language model cannot be loaded or adapted."""
 
 
+class MemoryExhaustedError(SDAError, MemoryError):
+    """A GPU's memory does not hold what was asked of it."""
+
+
 class EngineError(SDAError, RuntimeError):
     """The cluster that encodes a catalogue cannot be reached or has failed."""
 

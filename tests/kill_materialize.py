@@ -145,7 +145,7 @@ def differences(folder: Path) -> list[str]:
     ]
     if hashes[0] != hashes[1]:
         found.append("items or content hashes")
-    ids = pq.read_table(folder / "first.parquet")["item_id"].to_pylist()
+    ids = pq.read_table(folder / "first.parquet")["item_id"].drop_null().to_pylist()
     offline = [load_vectors(folder / name, "sda", ids) for name in ("calm", "killed")]
     online = []
     for name in ("calm", "killed"):

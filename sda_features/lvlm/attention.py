@@ -15,7 +15,10 @@ The results are those of transformers' own attention, up to rounding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +27,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+varlen_attn: Any = None  # torch has it from 2.10 on
+with contextlib.suppress(ImportError):
+    from torch.nn.attention.varlen import varlen_attn
 
 SHARED_PREFIX = "sda_shared_prefix"  # names in transformers
 WINDOWS = "sda_flash_windows"  # a name with "flash" in it is handed all windows at once
@@ -37,10 +44,17 @@ class Layout:
     Attributes:
         prefix: P, tokens that all rows begin with.
         rows: B; S tokens each follow, row after row.
+        visible: bool [S, P + S], which tokens a row's own tokens see; see `with_mask`.
     """
 
     prefix: int
     rows: int
+    visible: Tensor | None = None
+
+    def with_mask(self, length: int, device: torch.device) -> Layout:
+        """The same layout with `visible`, for rows of P + S = `length` tokens."""
+        visible = torch.ones(length - self.prefix, length, dtype=torch.bool, device=device)
+        return replace(self, visible=visible.tril_(self.prefix))
 
     def join(self, padded: Tensor) -> Tensor:
         """[..., B, P + S] -> [..., 1, P + B S]."""
@@ -61,6 +75,40 @@ class Layout:
         """[1, K, P + B S, d] -> [B, K, P + S, d]."""
         shared = joined[:, :, : self.prefix].expand(self.rows, -1, -1, -1)
         return torch.cat([shared, self.rows_of(joined)], dim=2)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Which of N positions attend to each other: those of one window.
+
+    Attributes:
+        bounds: int32 [W + 1], where the windows begin, and N.
+        groups: (length S, number of windows of that length), shortest first.
+        order: int64 [N], the positions window by window, in the order of `groups`.
+        back: int64 [N], from that order to the positions.
+        longest: positions of the longest window.
+    """
+
+    bounds: Tensor
+    groups: tuple[tuple[int, int], ...]
+    order: Tensor
+    back: Tensor
+    longest: int
+
+    @classmethod
+    def of(cls, bounds: Tensor) -> Windows:
+        """The layout of windows with these bounds, on the CPU."""
+        bounds = bounds.cpu()
+        starts, lengths = bounds[:-1].long(), bounds.diff()
+        sizes = sorted(set(lengths.tolist()))
+        begin = {size: starts[lengths == size, None] for size in sizes}
+        order = torch.cat([(begin[size] + torch.arange(size)).flatten() for size in sizes])
+        groups = tuple((size, len(begin[size])) for size in sizes)
+        return cls(bounds.int(), groups, order, order.argsort(), sizes[-1])
+
+    def mapped(self, move: Callable[[Tensor], Tensor]) -> Windows:
+        """The same with each tensor moved."""
+        return replace(self, bounds=move(self.bounds), order=move(self.order), back=move(self.back))
 
 
 def common_prefix(input_ids: Tensor, lengths: Tensor, picture: int) -> int:
@@ -102,6 +150,8 @@ def shared_prefix(
     Returns:
         [1, P + B S, H, d] and None.
     """
+    if query.is_meta:
+        return _kept_on_a_gpu(query, key, value), None
     if layout is None:
         plain: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, **options
@@ -110,13 +160,17 @@ def shared_prefix(
     of_prefix, _ = sdpa_attention_forward(
         module, *(states[:, :, : layout.prefix] for states in (query, key, value)), None, **options
     )
-    queries = layout.rows_of(query)
-    visible = torch.ones(
-        queries.shape[2], layout.prefix + queries.shape[2], dtype=torch.bool, device=query.device
-    ).tril(layout.prefix)
-    keys, values = layout.contexts_of(key), layout.contexts_of(value)
-    of_rows = _attend(module, queries, keys, values, visible, options["scaling"])
+    queries, keys, values = layout.rows_of(query), layout.contexts_of(key), layout.contexts_of(value)
+    of_rows = _attend(module, queries, keys, values, layout.visible, options["scaling"])
     return torch.cat([of_prefix, of_rows.reshape(1, -1, *of_rows.shape[2:])], dim=1), None
+
+
+def _kept_on_a_gpu(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """[B, T, H, d] without numbers; autograd keeps what it keeps of the flash kernel, not a T x T matrix."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
+    attended: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, True)[0]
+    return attended.transpose(1, 2)
 
 
 def windows(
@@ -127,6 +181,7 @@ def windows(
     attention_mask: Tensor | None,
     *,
     cu_seq_lens_q: Tensor,
+    layouts: Mapping[int, Windows] | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Full attention inside each window of a vision tower's layer.
@@ -138,22 +193,41 @@ def windows(
         value: like `query`.
         attention_mask: none.
         cu_seq_lens_q: int [W + 1], where the windows begin, and N.
+        layouts: W + 1 -> layout of the windows, on the states' device; without it a GPU is waited for.
         options: `scaling`, and what else transformers passes.
 
     Returns:
         [1, N, H, d] and None.
     """
-    starts, lengths = cu_seq_lens_q[:-1].long(), cu_seq_lens_q.diff()
-    places, attended = [], []
-    for length in sorted(set(lengths.tolist())):
-        place = (
-            starts[lengths == length, None] + torch.arange(length, device=starts.device)
-        ).flatten()  # [W S]
-        rows = (states[0].transpose(0, 1).index_select(0, place) for states in (query, key, value))
-        q, k, v = (of.view(-1, length, *of.shape[1:]).transpose(1, 2) for of in rows)  # [W, H, S, d]
-        attended.append(_attend(module, q, k, v, None, options["scaling"]).flatten(0, 1))
-        places.append(place)
-    return torch.cat(attended).index_select(0, torch.cat(places).argsort())[None], None
+    scaling: float = options["scaling"]
+    layout = (layouts or {}).get(len(cu_seq_lens_q)) or Windows.of(cu_seq_lens_q).mapped(
+        lambda tensor: tensor.to(query.device)
+    )
+    rows = [states[0].transpose(0, 1) for states in (query, key, value)]  # [N, H, d]
+    if _varlen_runs(query, scaling):
+        q, k, v = (of.contiguous() for of in rows)
+        bounds, longest = layout.bounds, layout.longest
+        return varlen_attn(q, k, v, bounds, bounds, longest, longest)[None], None
+    sizes = [length * count for length, count in layout.groups]
+    grouped = zip(*(torch.split(of.index_select(0, layout.order), sizes) for of in rows), strict=True)
+    parts = []
+    for (length, _), states in zip(layout.groups, grouped, strict=True):
+        q, k, v = (of.view(-1, length, *of.shape[1:]).transpose(1, 2) for of in states)  # [W, H, S, d]
+        parts.append(_attend(module, q, k, v, None, scaling).flatten(0, 1))
+    return torch.cat(parts).index_select(0, layout.back)[None], None
+
+
+def _varlen_runs(query: Tensor, scaling: float) -> bool:
+    """Whether torch's kernel for sequences of different lengths takes these: one launch for all windows."""
+    width = query.shape[-1]
+    return (
+        varlen_attn is not None
+        and query.is_cuda
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+        and width % 8 == 0
+        and math.isclose(scaling, width**-0.5, rel_tol=1e-6)  # the kernel's own
+    )
 
 
 def _attend(

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from PIL.Image import Image
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from sda_features.config import BackboneSettings, PromptSettings
 from sda_features.errors import BackboneError
@@ -27,11 +27,12 @@ from sda_features.lvlm.loading import (
     load_image_processor,
     load_model,
     load_tokenizer,
-    pick_device,
     pick_dtype,
     tokenizer_sha256,
+    use_device,
 )
 from sda_features.lvlm.patches import Patcher
+from sda_features.lvlm.vision_inputs import Pictures, add_at_pictures, picture_inputs
 from sda_features.lvlm.weights import fingerprint
 
 PLACEHOLDER = "\ue000"  # private use: stands for a text in a chat template
@@ -57,14 +58,16 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """Right-padded prompts of one modality.
+    """Right-padded prompts of one modality, with all that follows from their sizes.
 
     Attributes:
         modality: "text" or "image".
         input_ids: [B, T] int64.
         lengths: [B] int64 number of tokens that are not padding.
-        patches: [sum P, C * patch volume] float32, or None.
-        grids: [B, 3] int64, or None.
+        patches: [sum P, C * patch volume] in the model's dtype, or None.
+        grids: [B, 3] int64, always on the CPU, or None.
+        pictures: what else the model needs of the pictures, or None.
+        prefix: number of tokens that all rows begin with, see `common_prefix`.
     """
 
     modality: str
@@ -72,14 +75,29 @@ class PromptBatch:
     lengths: Tensor
     patches: Tensor | None
     grids: Tensor | None
+    pictures: Pictures | None = None
+    prefix: int = 0
 
     def to(self, device: torch.device) -> PromptBatch:
-        """The same batch on `device`."""
-        moved = (
-            None if tensor is None else tensor.to(device)
-            for tensor in (self.input_ids, self.lengths, self.patches, self.grids)
+        """The same batch on `device`; from pinned memory nobody waits for the copy."""
+        if self.input_ids.device == device:
+            return self
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> PromptBatch:
+        """The same batch in page-locked memory, which a GPU copies from while it computes."""
+        return self._mapped(Tensor.pin_memory)
+
+    def _mapped(self, move: Callable[[Tensor], Tensor]) -> PromptBatch:
+        patches = None if self.patches is None else move(self.patches)
+        pictures = None if self.pictures is None else self.pictures.mapped(move)
+        return replace(
+            self,
+            input_ids=move(self.input_ids),
+            lengths=move(self.lengths),
+            patches=patches,
+            pictures=pictures,
         )
-        return PromptBatch(self.modality, *moved)  # type: ignore[arg-type]
 
 
 class Backbone:
@@ -87,17 +105,18 @@ class Backbone:
 
     Args:
         settings: which checkpoint, quantisation, dtype and device.
+        model: weights that are there already, as `load_model` gives them; None: the checkpoint's.
 
     Raises:
         BackboneError: no such checkpoint, another architecture, or weights that cannot be loaded.
     """
 
-    def __init__(self, settings: BackboneSettings):
+    def __init__(self, settings: BackboneSettings, model: nn.Module | None = None):
         config = load_config(settings, MODEL_TYPES)
         self.settings = settings
-        self.device = torch.device(pick_device(settings.device))
+        self.device = use_device(settings.device)
         self.dtype = pick_dtype(settings.dtype, self.device)
-        self.model = load_model(settings, config, self.device, self.dtype)
+        self.model = model or load_model(settings, config, self.device, self.dtype)
         self.tokenizer = load_tokenizer(settings)
         self.image_processor = load_image_processor(settings)
         self._patches = Patcher(self.image_processor, self.dtype)
@@ -108,6 +127,8 @@ class Backbone:
         self._frames: dict[tuple[str, ...], tuple[list[int], str, str, list[int]]] = {}
         self._templates: dict[str, list[int]] = {}  # image instruction -> tokens
         layer_types = getattr(config.get_text_config(), "layer_types", None) or ["full_attention"]
+        if hasattr(self.model.language_model, "_deepstack_process"):
+            self.model.language_model._deepstack_process = add_at_pictures  # type: ignore
         self._full_attention = set(layer_types) == {"full_attention"}  # no window would slide over a layout
 
     def text_tokens(self, prompt: str, most: int | None = None) -> Prompt:
@@ -143,14 +164,19 @@ class Backbone:
         for row, prompt in enumerate(prompts):
             input_ids[row, : len(prompt.token_ids)] = torch.tensor(prompt.token_ids)
         patches = [prompt.patches for prompt in prompts if prompt.patches is not None]
-        grids = [prompt.grid for prompt in prompts if prompt.grid is not None]
-        return PromptBatch(
+        grids = (
+            torch.stack([prompt.grid for prompt in prompts if prompt.grid is not None]) if patches else None
+        )
+        batch = PromptBatch(
             modality,
             input_ids,
             lengths,
             torch.cat(patches) if patches else None,
-            torch.stack(grids) if grids else None,
+            grids,
+            None if grids is None else picture_inputs(self.model, input_ids, grids, self.image_token_id),
+            common_prefix(input_ids, lengths, self.image_token_id),
         )
+        return batch.pinned() if self.device.type == "cuda" else batch
 
     def hidden_states(self, batch: PromptBatch) -> Tensor:
         """Last hidden states [B, T, hidden] in the model's dtype; positions past a row's length are noise.
@@ -158,49 +184,55 @@ class Backbone:
         Padding is on the right and attention is causal, so no real token sees padding and no mask
         is passed: attention may then take its fastest kernel. In inference mode what the prompts begin
         with is computed once; not in training, where dropout would draw over other positions.
+        Nothing here waits for a GPU.
         """
-        vision: dict[str, Any] = {}
-        if batch.patches is not None:
-            vision = {
-                "pixel_values": batch.patches,
-                "image_grid_thw": batch.grids,
-                "mm_token_type_ids": (batch.input_ids == self.image_token_id).int(),
-            }
-        layout = self._layout(batch) if torch.is_inference_mode_enabled() else None
-        if layout is None:
-            output = self.model(input_ids=batch.input_ids, use_cache=False, **vision)
-            states: Tensor = output.last_hidden_state
-            return states
-        if batch.grids is not None:
-            positions = self._picture_positions(batch.input_ids, batch.grids)
-            vision["mm_token_type_ids"] = layout.join(vision["mm_token_type_ids"])
-        else:
-            positions = torch.arange(batch.input_ids.shape[1], device=self.device)
-            positions = positions.expand(3, *batch.input_ids.shape)
-        output = self.model(
-            input_ids=layout.join(batch.input_ids),
-            position_ids=layout.join(positions),
-            use_cache=False,
-            layout=layout,
-            **vision,
+        tokens, layout = batch.input_ids, self._layout(batch) if torch.is_inference_mode_enabled() else None
+        positions = (
+            torch.arange(tokens.shape[1], device=tokens.device).expand(3, *tokens.shape)
+            if batch.pictures is None
+            else batch.pictures.positions
         )
-        return layout.split(output.last_hidden_state)
+        if layout is not None:
+            tokens, positions = layout.join(tokens), layout.join(positions)
+        embedded = self.model.get_input_embeddings()(tokens)  # type: ignore[operator]
+        deep: dict[str, Any] = {}
+        if batch.pictures is not None:
+            places = batch.pictures.places
+            if layout is not None:
+                places = places - places // batch.input_ids.shape[1] * layout.prefix
+            embedded, deep = self._with_pictures(embedded, places, batch)
+        output = self.model.language_model(  # type: ignore[operator]
+            inputs_embeds=embedded, position_ids=positions, use_cache=False, layout=layout, **deep
+        )
+        states: Tensor = output.last_hidden_state
+        return states if layout is None else layout.split(states)
 
-    def _picture_positions(self, input_ids: Tensor, grids: Tensor) -> Tensor:
-        """Positions of the tokens in time, height and width, int64 [3, B, T]; those of one grid are computed once."""
-        different, which = torch.unique(grids, dim=0, return_inverse=True)
-        rows = input_ids[[int((which == kind).nonzero()[0]) for kind in range(len(different))]]
-        pictures = (rows == self.image_token_id).int()
-        positions: Tensor = self.model.get_rope_index(rows, pictures, different)[0]  # type: ignore[operator]
-        return positions[:, which]
+    def _with_pictures(
+        self, embedded: Tensor, places: Tensor, batch: PromptBatch
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Token embeddings with those of pictures in their places, and what Qwen3-VL adds in deeper layers."""
+        pictures = batch.pictures
+        assert pictures is not None
+        grids = batch.grids if pictures.tower else batch.grids.to(embedded.device)  # type: ignore[union-attr]
+        seen = self.model.visual(  # type: ignore[operator]
+            batch.patches, grid_thw=grids, layouts=pictures.windows, **pictures.tower
+        )
+        embedded = (
+            embedded.flatten(0, 1)
+            .index_copy(0, places, seen.pooler_output.to(embedded.dtype))
+            .view_as(embedded)
+        )
+        features = getattr(seen, "deepstack_features", None)
+        return embedded, (
+            {"visual_pos_masks": places, "deepstack_visual_embeds": features} if features else {}
+        )
 
     def _layout(self, batch: PromptBatch) -> Layout | None:
         """How to run the batch as one sequence; None where that saves nothing."""
-        rows = len(batch.lengths)
-        if rows == 1 or not self._full_attention:
+        rows, length = batch.input_ids.shape
+        if rows == 1 or batch.prefix == 0 or not self._full_attention:
             return None
-        prefix = common_prefix(batch.input_ids, batch.lengths, self.image_token_id)
-        return Layout(prefix, rows) if prefix > 0 else None
+        return Layout(batch.prefix, rows).with_mask(length, batch.input_ids.device)
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the checkpoint's configuration and weights; quantisation does not count."""

@@ -26,7 +26,7 @@ from sda_features.config import BackboneSettings, PromptSettings
 from sda_features.errors import BackboneError, SettingsError, foreign
 from sda_features.images import limit_aspect
 from sda_features.lvlm.backbone import Prompt
-from sda_features.lvlm.loading import load_config, pick_device, pick_dtype, tokenizer_sha256
+from sda_features.lvlm.loading import load_config, pick_dtype, tokenizer_sha256, use_device
 from sda_features.lvlm.weights import fingerprint
 from sda_features.prompts import caption
 
@@ -78,7 +78,7 @@ class DualEncoder:
             )
         self.prompts = prompts
         self._siglip: bool = config.model_type != "clip"
-        self.device = torch.device(pick_device(settings.device))
+        self.device = use_device(settings.device)
         self.dtype = pick_dtype(settings.dtype, self.device)
         self.dim: int = config.text_config.projection_size if self._siglip else config.projection_dim
         self.text_limit: int = config.text_config.max_position_embeddings

@@ -17,6 +17,7 @@ from torch import Tensor
 from sda_features.catalog import Item
 from sda_features.lvlm.heap import keep_freed_memory
 from sda_features.lvlm.item_encoder import Batch, ItemEncoder
+from sda_features.lvlm.memory import memory_advice
 from sda_features.lvlm.prefetch import ahead
 
 BATCHES_AHEAD = 2  # prepared while the model runs
@@ -115,7 +116,7 @@ def _encoded(loaded: ItemEncoder, steps: Iterator[_Step]) -> Iterator[tuple[_Ste
     """
 
     def encode(step: _Step) -> Tensor:
-        with torch.inference_mode():
+        with torch.inference_mode(), memory_advice("--batch-size", "--quantization nf4"):
             return loaded.vectors(step.batch).cpu()
 
     threads = 1

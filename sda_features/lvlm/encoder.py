@@ -63,8 +63,9 @@ class PromptEncoder(nn.Module):
 
     def _pooled(self, batch: PromptBatch) -> Tensor:
         batch = batch.to(self.backbone.device)
-        dtype = self.backbone.dtype
-        with torch.autocast(batch.input_ids.device.type, dtype, enabled=dtype != torch.float32):
+        dtype, kind = self.backbone.dtype, self.backbone.device.type
+        casts = dtype != torch.float32 and kind != "meta"
+        with torch.autocast("cpu" if kind == "meta" else kind, dtype, enabled=casts):  # autocast knows no meta
             return mean_pool(self.backbone.hidden_states(batch), batch.lengths)
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -102,7 +103,10 @@ class PromptEncoder(nn.Module):
         options: dict[str, object] = {"use_reentrant": False}
         if self.gates is not None:
             options["context_fn"] = self.gates.checkpoint_contexts
-        self.model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)  # type: ignore[operator]
+        if hasattr(self.model, "activation_checkpointing_enable"):
+            self.model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)  # type: ignore[operator]
+        else:  # transformers before 5.23
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)  # type: ignore[operator]
 
 
 def project(pooled: Tensor, projection: ProjectionSettings, linear: nn.Linear | None) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from sda_features.lvlm.checkpoint import save_checkpoint
 from sda_features.lvlm.cmsa import LossOutput, alignment_loss
 from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.gradient_cache import accumulate_gradients, passes
+from sda_features.lvlm.memory import memory_advice
 from sda_features.lvlm.prefetch import ahead
 from sda_features.lvlm.processes import Processes
 from sda_features.lvlm.reduction import fit_rotation
@@ -42,6 +44,7 @@ logger = logging.getLogger(__name__)
 UNIFORM_TEACHER = 0.98  # share of log N above which the teacher teaches nothing
 KEPT_DIMS = (32, 64, 128, 256, 512, 1024)  # for which the checkpoint tells what --dim keeps
 BATCHES_AHEAD = 2  # micro batches prepared while the model runs
+READ_EVERY = 10  # steps after which a GPU is asked for what they logged: asking waits for it
 COLLAPSED_SPREAD = 0.99  # norm of the mean unit vector above which all vectors are nearly alike
 
 
@@ -129,6 +132,8 @@ def _finetune(
     processes = Processes(settings.backbone.device)
     progress = progress and processes.is_main
     torch.manual_seed(train.seed)
+    if train.deterministic:
+        make_deterministic()
     backbone = Backbone(settings.backbone)
     encoder = PromptEncoder(backbone, settings.adapter, settings.projection)
     if train.gradient_checkpointing:
@@ -140,7 +145,10 @@ def _finetune(
     encoder.train()  # before anything is encoded, see `PromptEncoder.without_dropout`
     weights = encoder.trainable()
     parameters = weights | ({"log_temperature": log_temperature} if settings.loss.learn_temperature else {})
-    optimizer = torch.optim.AdamW(parameters.values(), train.learning_rate, weight_decay=train.weight_decay)
+    on_gpu = backbone.device.type == "cuda"
+    optimizer = torch.optim.AdamW(
+        parameters.values(), train.learning_rate, weight_decay=train.weight_decay, fused=on_gpu
+    )
     scaler = torch.amp.GradScaler(backbone.device.type, enabled=backbone.dtype == torch.float16)
 
     if processes.is_main:
@@ -158,7 +166,7 @@ def _finetune(
         "number of processes": processes.count,
         "interactions": behaviour and behaviour.identity["training_sha256"],
     }
-    micro = train.micro_batch_size or train.batch_size
+    micro = min(train.items_at_once, train.batch_size)
     partners = behaviour and behaviour.partners(pairs.item_ids, training)
     sampler = Sampler(
         training, pairs.texts, pairs.images, train.batch_size, train.seed, processes.count, partners
@@ -201,8 +209,10 @@ def _finetune(
                 )
 
     rate = loss = math.nan
+    result: LossOutput | None = None
     started = time.perf_counter()
     with (
+        memory_advice("--micro-batch-size", "--gradient-checkpointing", "--quantization nf4"),
         TrainingLog(output, standing.step, processes.is_main, train.tensorboard) as log,
         ahead(planned(), BATCHES_AHEAD) as batches,
     ):
@@ -222,36 +232,40 @@ def _finetune(
             )
             processes.sum_gradients(weights.values())
             scaler.unscale_(optimizer)
-            norm = nn.utils.clip_grad_norm_(parameters.values(), train.max_grad_norm).item()
+            norm = nn.utils.clip_grad_norm_(parameters.values(), train.max_grad_norm)
             scaler.step(optimizer)
             scaler.update()
             standing.step = step + 1
-            loss = result.loss.item()
-            check_loss(step, loss, settings)
             rate = sampler.batch_size * (step + 1 - steps.start) / (time.perf_counter() - started)
-            bar.set_postfix_str(
-                f"loss {loss:.3f}, teacher entropy {result.teacher_entropy:.2f}, {rate:.0f} items/s"
-            )
             warn_of_collapse(step, result)
-            record = {
-                "loss": loss,
+            record: dict[str, float | Tensor] = {
+                "loss": result.loss,
                 "teacher_entropy": result.teacher_entropy,
                 "spread": result.spread,
                 "grad_norm": norm,
                 "learning_rate": learning_rate,
-                "temperature": log_temperature.exp().item(),
+                "temperature": log_temperature.exp(),
                 "items_per_second": rate,
             }
             if len(validation) and due(standing.step, train.validate_every, train.steps):
-                record |= validate(encoder, pairs, validation, settings, standing, weights)
+                record |= validate(encoder, pairs, validation, settings, standing, weights, processes)
             log.write(step, record)
+            saving = standing.step % train.save_every == 0
+            if saving or not on_gpu or standing.step % READ_EVERY == 0:
+                check_loss(step, result.loss.item(), settings)
+                if shown := log.flush():
+                    bar.set_postfix_str(
+                        "loss {loss:.3f}, teacher entropy {teacher_entropy:.2f}, "
+                        "{items_per_second:.0f} items/s".format_map(shown)
+                    )
             if standing.stale >= train.patience:
                 logger.warning("R@10 has not improved for %d validations; stopping.", standing.stale)
                 break
-            if standing.step % train.save_every == 0:
+            if saving:
                 check_weights(parameters.values(), settings)
                 save_state(states, standing, parameters, optimizer, identity, processes, train.keep_states)
 
+    loss = loss if result is None else result.loss.item()
     metrics: dict[str, Any] = {
         "steps": standing.step,
         "loss": loss,
@@ -294,6 +308,12 @@ def _finetune(
         rate,
         catalog.report,
     )
+
+
+def make_deterministic() -> None:
+    """Choose, for the life of this process, kernels that add up in one order; it costs a GPU some speed."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def check_trainable(settings: AdaptSettings) -> None:

@@ -52,7 +52,7 @@ def accumulate_gradients(
         The loss of the whole batch, detached.
     """
     cached = passes(count) > 1
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     states, modalities, vectors = [], [], []
     with torch.set_grad_enabled(not cached):
         for batch in islice(batches, count):

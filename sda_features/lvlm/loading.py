@@ -26,11 +26,19 @@ def pick_device(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
+def use_device(name: str) -> torch.device:
+    """The device of that name, made the current one: generators and kernels of a GPU go by the current one."""
+    device = torch.device(pick_device(name))
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    return device
+
+
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 on a GPU that has it, `fast` also on a CPU that multiplies it; else float32."""
     if name in ("auto", "fast"):
         if device.type == "cuda":
-            fast = torch.cuda.is_bf16_supported()
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)  # Turing emulates it, slowly
         else:
             fast = name == "fast" and (
                 torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -71,6 +79,8 @@ def load_model(
         BackboneError: weights that cannot be loaded.
     """
     disable_progress_bar()
+    if device.type == "meta":
+        return finished(_shapes(settings, config, dtype))
     quantization = {
         "nf4": BitsAndBytesConfig(
             load_in_4bit=True,
@@ -100,6 +110,23 @@ def load_model(
             f"{settings.model} lacks {len(missing)} weights of the model, {missing[0]} for one; copy or download it "
             "again."
         )
+    return finished(model)
+
+
+def _shapes(settings: BackboneSettings, config: Any, dtype: torch.dtype) -> nn.Module:
+    """The model on the meta device: no weights are read, so there need be none."""
+    with torch.device("meta"):
+        model: nn.Module = AutoModel.from_config(
+            config,
+            dtype=dtype,
+            attn_implementation={"text_config": SHARED_PREFIX},
+            trust_remote_code=settings.trust_remote_code,
+        )
+    return model
+
+
+def finished(model: nn.Module) -> nn.Module:
+    """A model as transformers makes it, with this package's patch embedding and windows, in evaluation mode."""
     model.visual.patch_embed = PatchEmbedding(model.visual.patch_embed.proj)  # type: ignore
     model.visual.config._attn_implementation = WINDOWS  # type: ignore
     return model.eval()  # type: ignore[no-any-return]

@@ -96,8 +96,13 @@ class ModalityGates(nn.Module):
             modality: a name in `MODALITIES` for the whole batch, or an int64 tensor [B] of
                 positions in `MODALITIES`, one for each row of a mixed batch.
         """
-        index = torch.tensor([MODALITIES.index(modality)]) if isinstance(modality, str) else modality
-        gates = self()[:, index.to(self.embedding.device), None, :]  # [L, 1 | B, 1, r]
+        if isinstance(modality, str):
+            position = MODALITIES.index(
+                modality
+            )  # a slice: an index would be copied to a GPU, and waited for
+            gates = self()[:, position : position + 1, None, :]  # [L, 1, 1, r]
+        else:
+            gates = self()[:, modality.to(self.embedding.device), None, :]  # [L, B, 1, r]
         with self._selecting(gates.unbind(0)):
             yield
 
@@ -197,6 +202,8 @@ def attach_adapter(model: nn.Module, settings: AdapterSettings) -> ModalityGates
         ) from None
     cast_adapter_dtype(model, ADAPTER_NAME)  # small AdamW steps vanish in 16 bits
     layers = adapted_layers(model)
+    for layer in layers.values():
+        layer.cast_input_dtype_enabled = False  # autocast casts; float32 copies would be kept for nothing
     if settings.kind == "lora":
         return None
     gates = ModalityGates(len(layers), settings).to(next(model.parameters()).device)

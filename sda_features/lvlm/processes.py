@@ -8,15 +8,22 @@ one process with the whole batch would have.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import timedelta
+from typing import TypeVar
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather, reduce
+from accelerate.utils import broadcast_object_list, gather, reduce
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sda_features.errors import SettingsError
+
+PATIENCE = timedelta(
+    hours=6
+)  # others wait while the first process reads a catalogue or saves; NCCL's is 10 minutes
+T = TypeVar("T")
 
 
 class Processes:
@@ -27,7 +34,7 @@ class Processes:
     """
 
     def __init__(self, device: str = "auto"):
-        self._state = PartialState(cpu=device == "cpu")
+        self._state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
         self.count: int = self._state.num_processes
         self.rank: int = self._state.process_index
         self.is_main: bool = self._state.is_main_process
@@ -35,6 +42,13 @@ class Processes:
     def wait(self) -> None:
         """Block until every process is here."""
         self._state.wait_for_everyone()
+
+    def agreed(self, value: T) -> T:
+        """The main process's value, in every process: what each would round its own way, one decides."""
+        values = [value]
+        if self.count > 1:
+            broadcast_object_list(values)
+        return values[0]
 
     def share(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """This process's slice of a batch.
@@ -63,8 +77,11 @@ class Processes:
         return gathered
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace each gradient by its sum over processes."""
-        if self.count > 1:
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    parameter.grad = reduce(parameter.grad, "sum")
+        """Replace each gradient by its sum over processes, in one message: there are hundreds of small ones."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if self.count == 1 or not gradients:
+            return
+        total = reduce(torch.cat([gradient.flatten() for gradient in gradients]), "sum")
+        parts = total.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))

@@ -8,6 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+import torch
+from torch import Tensor
+
 from sda_features.artifacts import atomic_file
 from sda_features.errors import SettingsError
 
@@ -27,6 +30,7 @@ class TrainingLog:
 
     def __init__(self, folder: Path, first_step: int, enabled: bool, tensorboard: bool):
         self._stream: TextIO | None = None
+        self._waiting: list[tuple[int, dict[str, float | Tensor]]] = []
         self._events: Any = None
         if not enabled:
             return
@@ -46,10 +50,25 @@ class TrainingLog:
             temporary.write_text("".join(kept), encoding="utf-8")
         self._stream = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
 
-    def write(self, step: int, record: dict[str, float]) -> None:
-        """Append one record; numbers that are not finite become null."""
-        if self._stream is None:
-            return
+    def write(self, step: int, record: dict[str, float | Tensor]) -> None:
+        """Append one record when `flush` is next called; a scalar on a GPU is not waited for until then."""
+        if self._stream is not None:
+            self._waiting.append((step, record))
+
+    def flush(self) -> dict[str, float]:
+        """Write the records that wait, with one copy from the GPU; numbers that are not finite become null.
+
+        Returns:
+            The last record; empty if none waited.
+        """
+        records = numbers_of([record for _, record in self._waiting])
+        for (step, _), record in zip(self._waiting, records, strict=True):
+            self._append(step, record)
+        self._waiting.clear()
+        return records[-1] if records else {}
+
+    def _append(self, step: int, record: dict[str, float]) -> None:
+        assert self._stream is not None
         numbers = {name: value if math.isfinite(value) else None for name, value in record.items()}
         self._stream.write(json.dumps({"step": step, **numbers}) + "\n")
         self._stream.flush()
@@ -63,7 +82,18 @@ class TrainingLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.flush()
         if self._stream is not None:
             self._stream.close()
         if self._events is not None:
             self._events.close()
+
+
+def numbers_of(records: list[dict[str, float | Tensor]]) -> list[dict[str, float]]:
+    """The records with floats in place of scalar tensors, which are copied from their device all at once."""
+    scalars = [value.detach() for record in records for value in record.values() if isinstance(value, Tensor)]
+    read = iter(torch.stack([scalar.double() for scalar in scalars]).tolist() if scalars else ())
+    return [
+        {name: next(read) if isinstance(value, Tensor) else value for name, value in record.items()}
+        for record in records
+    ]

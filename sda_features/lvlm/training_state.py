@@ -119,12 +119,13 @@ def restore_state(
             f"{folder.parent} cannot be resumed: its {', '.join(odd)} differ from this command's. Give the "
             "arguments of the first run, or start over in another --output."
         )
+    fused = optimizer.defaults.get("fused")
     with foreign(CheckpointError, damaged), torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[f"parameter.{name}"])
             moments = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS}
             optimizer.state[parameter] = {
-                moment: value if moment == "step" else value.to(parameter.device)
+                moment: value if moment == "step" and not fused else value.to(parameter.device)
                 for moment, value in moments.items()
             }
             if f"best.{name}" in tensors:

@@ -12,6 +12,7 @@ from torch import nn
 from sda_features.config import AdaptSettings
 from sda_features.evaluation.retrieval import recall_at_k
 from sda_features.lvlm.encoder import PromptEncoder
+from sda_features.lvlm.processes import Processes
 from sda_features.lvlm.reduction import SAMPLE
 from sda_features.lvlm.training_data import Indices, TrainingPairs
 from sda_features.lvlm.training_state import Standing
@@ -26,9 +27,13 @@ def validate(
     settings: AdaptSettings,
     standing: Standing,
     weights: dict[str, nn.Parameter],
+    processes: Processes,
 ) -> dict[str, float]:
-    """Measure held-out retrieval and remember the weights if R@10 is the best so far."""
-    recall = measure_recall(encoder, pairs, indices, settings)
+    """Measure held-out retrieval and remember the weights if R@10 is the best so far.
+
+    The main process's measure counts in all: each rounds its own way, and all must stop at one step.
+    """
+    recall = processes.agreed(measure_recall(encoder, pairs, indices, settings))
     if recall["recall@10"] > standing.best_recall:
         standing.best_recall, standing.best_step, standing.stale = recall["recall@10"], standing.step, 0
         standing.best_weights = {name: value.detach().cpu().clone() for name, value in weights.items()}
@@ -60,7 +65,7 @@ def encode_pairs(
     encoder: PromptEncoder, pairs: TrainingPairs, indices: Indices, settings: AdaptSettings
 ) -> Vectors:
     """Vectors of the items at `indices`, without dropout: float32 [2 n, d], all texts, then all pictures."""
-    micro = settings.train.micro_batch_size or settings.train.batch_size
+    micro = settings.train.items_at_once
     batches = pairs.micro_batches(indices, encoder.backbone, settings.prompts, micro)
     with torch.no_grad(), encoder.without_dropout():
         return torch.cat([encoder(batch).cpu() for batch in batches]).numpy()

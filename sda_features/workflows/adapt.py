@@ -20,13 +20,16 @@ def adapt(settings: AdaptSettings, output: Path, progress: bool = True, resume: 
     """
     catalog = Catalog(settings.catalog)
     from sda_features.lvlm.finetune import finetune
+    from sda_features.lvlm.plan import fitted
 
+    settings = fitted(settings, Catalog(settings.catalog))
     return finetune(settings, catalog, output, progress, resume)
 
 
-def plan_adapt(settings: AdaptSettings) -> Plan:
-    """What `adapt` would train and need; see `lvlm.plan`."""
+def plan_adapt(settings: AdaptSettings, card: str | None = None) -> Plan:
+    """What `adapt` would train and need, on this machine or on a named card; see `lvlm.plan`."""
     catalog = Catalog(settings.catalog)
+    from sda_features.lvlm.memory import find_card
     from sda_features.lvlm.plan import plan
 
-    return plan(settings, catalog)
+    return plan(settings, catalog, find_card(card) if card else None)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from sda_features.config import BackboneSettings
 from sda_features.errors import BackboneError
-from sda_features.lvlm.backbone import Backbone, mean_pool
+from sda_features.lvlm.backbone import Backbone, Prompt, PromptBatch, mean_pool
 from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.loading import pick_dtype
 from tests.lvlm.conftest import ARCHITECTURES, PROMPTS, image_batch, picture, text_batch
@@ -19,31 +19,20 @@ from tests.lvlm.conftest import ARCHITECTURES, PROMPTS, image_batch, picture, te
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("make_batch", [text_batch, image_batch])
 def test_padding_does_not_change_a_vector(
-    make_encoder: Callable[..., PromptEncoder], architecture: str, make_batch: Callable[..., object]
+    make_encoder: Callable[..., PromptEncoder], architecture: str, make_batch: Callable[..., PromptBatch]
 ) -> None:
     encoder = make_encoder(architecture, kind="none").eval()
-    batch = make_batch(encoder.backbone)
-    assert len(set(batch.lengths.tolist())) > 1, "vacuous: no row is padded"  # type: ignore[attr-defined]
+    backbone = encoder.backbone
+    single: list[Prompt] = []
+    collate = backbone.collate
+    backbone.collate = lambda prompts, modality: single.extend(prompts) or collate(prompts, modality)  # type: ignore
+    batch = make_batch(backbone)
+    assert len(set(batch.lengths.tolist())) > 1, "vacuous: no row is padded"
     with torch.no_grad():
         together = encoder(batch)
-        for row in range(len(together)):
-            length = int(batch.lengths[row])  # type: ignore[attr-defined]
-            patches = None
-            grids = None
-            if batch.grids is not None:  # type: ignore[attr-defined]
-                counts = batch.grids.prod(dim=1).tolist()  # type: ignore[attr-defined]
-                patches = batch.patches.split(counts)[row]  # type: ignore[attr-defined]
-                grids = batch.grids[row : row + 1]  # type: ignore[attr-defined]
-            alone = type(
-                batch
-            )(  # type: ignore[call-arg]
-                batch.modality,  # type: ignore[attr-defined]
-                batch.input_ids[row : row + 1, :length],  # type: ignore[attr-defined]
-                batch.lengths[row : row + 1],  # type: ignore[attr-defined]
-                patches,
-                grids,
-            )
-            torch.testing.assert_close(encoder(alone)[0], together[row], rtol=1e-4, atol=1e-5)
+        for row, prompt in enumerate(single):
+            alone = encoder(collate([prompt], batch.modality))[0]
+            torch.testing.assert_close(alone, together[row], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
