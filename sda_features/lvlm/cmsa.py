@@ -183,9 +183,9 @@ def _teacher(text: Tensor, image: Tensor, settings: LossSettings, known: Known) 
 
 
 def normalized_entropy(rows: Tensor) -> float:
-    """Mean entropy of rows of probabilities over log N: 0 for one-hot rows, 1 for uniform ones."""
+    """Mean entropy of rows of probabilities over log N: 0 for one-hot rows, 1 for uniform ones; 0 for N = 1."""
     entropy: float = torch.special.entr(rows).sum(dim=1).mean().item()
-    return entropy / math.log(rows.shape[1])
+    return entropy / math.log(max(rows.shape[1], 2))
 
 
 def _divergence(target: Tensor, logits: Tensor) -> Tensor:

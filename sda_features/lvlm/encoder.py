@@ -65,7 +65,9 @@ class PromptEncoder(nn.Module):
         batch = batch.to(self.backbone.device)
         dtype, kind = self.backbone.dtype, self.backbone.device.type
         casts = dtype != torch.float32 and kind != "meta"
-        with torch.autocast("cpu" if kind == "meta" else kind, dtype, enabled=casts):  # autocast knows no meta
+        with torch.autocast(
+            "cpu" if kind == "meta" else kind, dtype, enabled=casts
+        ):  # autocast knows no meta
             return mean_pool(self.backbone.hidden_states(batch), batch.lengths)
 
     def trainable(self) -> dict[str, nn.Parameter]:

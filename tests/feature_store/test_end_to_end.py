@@ -53,7 +53,9 @@ def shop(tmp_path_factory, redis_server, new_project):
     before = sorted(repo.iterdir())
     done = CliRunner().invoke(command, [str(repo)], catch_exceptions=False)
     assert "The online store of this repo is sqlite" in done.output
-    assert sorted(repo.iterdir()) == sorted([*before, repo / "sda_item_embeddings.py"])
+    assert sorted(repo.iterdir()) == sorted(
+        [*before, repo / "sda-gate.toml", repo / "sda_item_embeddings.py"]
+    )
     (repo / "feature_store.yaml").write_text(config(project, redis_server))
     printed = run_feast("apply", cwd=repo)
     for view in ("driver_hourly_stats", "sda_item_embeddings", "vanilla_item_embeddings"):

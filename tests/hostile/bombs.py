@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import resource
+import re
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,11 @@ def bomb(kind: str, side: int = SIDE) -> bytes:
     return stream.getvalue()
 
 
+def peak_kib() -> int:
+    """Peak memory of this program; getrusage would count what the process was before it became this program."""
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])  # type: ignore[index]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=200)
@@ -59,10 +64,10 @@ def main() -> None:
             pa.table({"item_id": [f"i{n}" for n in range(given.rows)], "image": [encoded] * given.rows}), path
         )
         shrink = None if given.whole else partial(fit_within, longest_side=256)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = peak_kib()
         items = Catalog(CatalogSettings.parse(path=path, max_bad_rows=1)).items(shrink=shrink)
         found = sum(item.image is not None for item in items)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = peak_kib()
     print(
         json.dumps({"rows": given.rows, "pictures": found, "before_mb": before >> 10, "peak_mb": peak >> 10})
     )

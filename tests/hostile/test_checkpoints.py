@@ -250,7 +250,9 @@ def test_the_same_weights_in_shards_are_the_same_model(model: Path) -> None:
 CODE = """
 import pathlib
 pathlib.Path({marker!r}).write_text("run")
-from transformers import AutoConfig, Qwen2_5_VLConfig as Config, Qwen2_5_VLModel as Model
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
+class Config(Qwen2_5_VLConfig): pass  # of its own: transformers marks the class
+class Model(Qwen2_5_VLModel): pass
 """
 
 
