@@ -213,8 +213,7 @@ def test_the_second_read_is_a_block_with_the_same_result(client, blocks):
 def test_what_changes_between_two_reads_is_seen(server, project, client, put, blocks):
     client.get(IDS)
     put(server, project, "7", [1] * 3, [1] * 3, "v2", at=1_700_000_000)
-    with pytest.raises(FeatureMismatchError, match=r"several adapter versions \(v1, v2\)"):
-        client.get(IDS)
+    assert not client.get(IDS).text_found[7]  # a row of another version is one item not found
     put(server, project, "7", [1] * 4, [1] * 3, at=1_700_000_000)
     with pytest.raises(FeatureMismatchError, match="'7' has a vector of dimension 4, expected 3"):
         client.get(IDS)

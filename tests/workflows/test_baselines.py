@@ -147,7 +147,9 @@ def test_another_extractor_is_another_version(shop: Path) -> None:
 def test_what_does_not_fit_is_said(shop: Path, options: list[str], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         materialize(shop, "clip", *options)
-    assert {path.name for path in (shop / "repo").glob("data/item_embeddings/vanilla*/*.parquet")} == {"no-rows-yet.parquet"}
+    assert {path.name for path in (shop / "repo").glob("data/item_embeddings/vanilla*/*.parquet")} == {
+        "no-rows-yet.parquet"
+    }
 
 
 def test_adapt_refuses_such_a_model(shop: Path, tmp_path: Path) -> None:
