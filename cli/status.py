@@ -8,13 +8,14 @@ from pathlib import Path
 
 import click
 
+from .ranges import FiniteRange
 from .version_options import version_options
 
 
 @click.command(name="status")
 @click.option(
     "--max-age",
-    type=click.FloatRange(min=0, min_open=True, max=1e6),
+    type=FiniteRange(min=0, min_open=True, max=1e6),
     metavar="HOURS",
     help="Report a live version that was last brought up to date longer ago.",
 )
