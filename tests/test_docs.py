@@ -50,6 +50,7 @@ def test_every_page_is_in_the_navigation_and_every_entry_is_a_page() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_tutorials_commands_run(tmp_path: Path, redis_server: tuple[str, int]) -> None:
     """Only `pip install` is left out, and catalogue, model and server are named."""
     make_catalogue(120).write(tmp_path / "items.parquet")
