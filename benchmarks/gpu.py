@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from common import median, paired_ratio, report, take_turns
 from gpu_checks import export_equality, recommender_epochs, resume_equality
-from gpu_encoding import encoding
+from gpu_encoding import WORDS, encoding
 from PIL import Image
 from shapes import random_model, write_folder
 from torch import Tensor
@@ -54,20 +54,6 @@ from sda_features.lvlm.loading import pick_dtype, use_device
 from sda_features.lvlm.moda import ADAPTER_NAME, adapted_layers
 from sda_features.lvlm.plan import activations, base_bytes, kept_bytes, shape_only
 
-WORDS = (
-    "cotton",
-    "walnut",
-    "steel",
-    "linen",
-    "oak",
-    "copper",
-    "wool",
-    "glass",
-    "shirt",
-    "kettle",
-    "table",
-    "lamp",
-)
 BATCH, ROUNDS = 32, 5
 
 
