@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# A process a core, which takes whole files of tests: fixtures of a file are made once.
+PYTEST := $(BIN)/python -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile
 
 .PHONY: site test-ray demo test hostile check bench docs clean
 
@@ -10,10 +12,10 @@ demo: $(VENV)/.installed ## walk the whole product on generated data
 	$(BIN)/sda-features demo
 
 test: $(VENV)/.installed ## all tests
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 hostile: $(VENV)/.installed ## hostile inputs and faults alone; the last lines count them
-	$(BIN)/python -m pytest -q -m "hostile or fault"
+	$(PYTEST) -m "hostile or fault"
 
 test-ray: $(VENV)/.installed ## the tests of --engine ray, with its extra installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'

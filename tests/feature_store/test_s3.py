@@ -112,7 +112,7 @@ def test_a_life_at_a_url(repo, tmp_path):
     )
 
 
-KILLS, ITEMS = 20, 2_000
+KILLS, ITEMS = 8, 2_000
 
 
 def killed_run(repo, path, ready):
