@@ -13,13 +13,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from sda_features.feature_store import lease
 from sda_features.feature_store.init import init_repo
 from sda_features.feature_store.lifecycle import prune
 from sda_features.feature_store.materialize import materialize_view
+from sda_features.feature_store.parts import stored_rows
 from sda_features.feature_store.versions import open_versions, record_version, slot_for
 from sda_features.serving import EmbeddingClient
 from sda_features.serving.embedded import embedded_redis
@@ -60,7 +62,8 @@ def write(repo: Path, version: str) -> str:
                 open_versions(repo, "sda") as versions,
                 slot_for(versions.slots, versions, version) as opened,
             ):
-                numbers(version).write(opened.folder, version=version, time=NOON)
+                if not len(stored_rows(opened.folder)):  # a run that stopped may have left them
+                    numbers(version).write(opened.folder, version=version, time=NOON)
                 materialize_view(repo, "sda", slot=opened.slot)
                 record_version(versions, opened, version, promote=True)
                 return "done"
@@ -74,17 +77,19 @@ def write(repo: Path, version: str) -> str:
             time.sleep(0.05)
 
 
-def read(repo: Path, stop: Path) -> Counter[str]:
+def read(repo: Path, stop: Path, pause: float = 0.002) -> Counter[str]:
     """Read until there is a file `stop`."""
     seen: Counter[str] = Counter()
     rows: dict[str, np.ndarray] = {}
     with EmbeddingClient.from_repo(repo, "sda") as client:
+        good = time.monotonic()
         while not stop.exists():
+            time.sleep(pause)
             seen["reads"] += 1
             try:
                 found = client.get(READ)
             except Exception as error:
-                seen[f"failed: {str(error)[:90]}"] += 1
+                seen[f"failed: {re.sub('[0-9]+', 'N', str(error))[:90]}"] += 1
                 continue
             versions = set(found.versions)
             if len(versions) > 1 or not found.text_found.all():
@@ -93,7 +98,8 @@ def read(repo: Path, stop: Path) -> Counter[str]:
             (version,) = versions
             rows.setdefault(str(version), numbers(str(version)).text[::5])
             seen["wrong numbers"] += int(not np.array_equal(found.text, rows[str(version)]))
-            time.sleep(0.002)
+            good, before = time.monotonic(), good
+            seen["longest outage, ms"] = max(seen["longest outage, ms"], int(1e3 * (good - before)))
     seen["versions seen"] = len(rows)
     return seen
 
@@ -119,6 +125,36 @@ def result(forked: tuple[int, int]) -> Any:
     return json.loads(content) if content else "failed"
 
 
+def together(readers: Iterable[Counter[str]]) -> Counter[str]:
+    """What several readers saw: the longest outage, the sum of everything else."""
+    total: Counter[str] = Counter()
+    for seen in readers:
+        longest = max(total["longest outage, ms"], seen["longest outage, ms"])
+        total += seen
+        total["longest outage, ms"] = longest
+    return total
+
+
+def wrong_versions(repo: Path) -> dict[str, int]:
+    """Read every version that is recorded, and compare it with what was written."""
+    wrong = 0
+    with open_versions(repo, "sda") as opened, EmbeddingClient.from_repo(repo, "sda") as client:
+        record = opened.record()
+        for version in record.versions:
+            found = client.get(IDS, version)
+            wrong += not (np.array_equal(found.text, numbers(version).text) and found.text_found.all())
+    return {"stored wrong": wrong, "versions checked": len(record.versions)}
+
+
+def make_repo(folder: Path, config: str) -> Path:
+    """An applied repo of three slots."""
+    folder.mkdir()
+    (folder / "feature_store.yaml").write_text(config)
+    init_repo(folder, feature_sets=["sda"], slots=3)
+    apply(folder)
+    return folder
+
+
 def one_run(repos: list[Path], kind: str, chance: random.Random) -> Counter[str]:
     """Two writers, then what is stored of all that is recorded."""
     names = [f"{chance.randrange(16**12):012x}" for _ in range(2)]
@@ -135,16 +171,11 @@ def one_run(repos: list[Path], kind: str, chance: random.Random) -> Counter[str]
     seen = Counter(f"writer {result(writer)}" for writer in writers)
 
     def check() -> dict[str, int]:
-        wrong = 0
-        with open_versions(repos[0], "sda") as opened, EmbeddingClient.from_repo(repos[0], "sda") as client:
-            record = opened.record()
-            for version in record.versions:
-                found = client.get(IDS, version)
-                wrong += not (np.array_equal(found.text, numbers(version).text) and found.text_found.all())
-            prune(opened)
-        with open_versions(repos[1], "sda") as opened:  # its own folders of what is gone
-            prune(opened)
-        return {"stored wrong": wrong, "versions checked": len(record.versions)}
+        found = wrong_versions(repos[0])
+        for repo in repos:  # each has its own folders
+            with open_versions(repo, "sda") as opened:
+                prune(opened)
+        return found
 
     checked = result(fork(check))
     return seen + Counter(checked if isinstance(checked, dict) else {"check failed": 1})
@@ -155,12 +186,7 @@ def main(runs: int, seed: int) -> Counter[str]:
     lease.SECONDS, chance = LEASE, random.Random(seed)
     total: Counter[str] = Counter()
     with embedded_redis() as server, tempfile.TemporaryDirectory() as folder:
-        repos = [Path(folder, name) for name in ("a", "b")]
-        for repo in repos:
-            repo.mkdir()
-            (repo / "feature_store.yaml").write_text(redis_config("shop", server))
-            init_repo(repo, feature_sets=["sda"], slots=3)
-            apply(repo)
+        repos = [make_repo(Path(folder, name), redis_config("shop", server)) for name in ("a", "b")]
         assert result(fork(lambda: write(repos[0], "0" * 12))) == "done"
         stop = Path(folder, "stop")
         readers = [fork(lambda: read(repos[0], stop)) for _ in range(READERS)]
@@ -170,8 +196,7 @@ def main(runs: int, seed: int) -> Counter[str]:
             total[f"runs: {kind}"] += 1
             print(run, kind, dict(total), file=sys.stderr, flush=True)
         stop.touch()
-        for reader in readers:
-            total += Counter(result(reader))
+        total += together(Counter(result(reader)) for reader in readers)
     return Counter({name: total[name] for name in ("lost or mixed", "wrong numbers", "stored wrong", *total)})
 
 

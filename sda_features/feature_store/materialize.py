@@ -13,14 +13,18 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from sda_features.errors import FeatureStoreError, OnlineStoreError
-from sda_features.feature_store.lease import TIMEOUT
 from sda_features.feature_store.offline import pull_latest
-from sda_features.feature_store.online_rows import check_online_store, delete_online, missing_online
+from sda_features.feature_store.online_rows import (
+    check_online_store,
+    delete_online,
+    missing_online,
+    online_server,
+)
 from sda_features.feature_store.parts import stored_rows
 from sda_features.feature_store.repo import FeatureSet, open_feature_set, quiet_feast
 from sda_features.feature_store.schema import ITEM_ID
 from sda_features.serving import layout
-from sda_features.serving.connection import RedisAddress, redis_errors
+from sda_features.serving.connection import redis_errors
 
 if TYPE_CHECKING:
     from feast import FeatureStore, FeatureView
@@ -85,7 +89,7 @@ def materialize_view(
             _materialize(opened, end)
         if not address:
             checked = _check_sample(opened, rows)
-        elif not (missing := _missing(opened, address, rows)):
+        elif not (missing := _missing(opened, rows)):
             checked = len(rows)
         elif attempt == ATTEMPTS - 1:
             raise OnlineStoreError(
@@ -151,13 +155,14 @@ def _newest_rows(opened: FeatureSet, end: datetime) -> pa.Table:
     return stored_rows(folder, end=end)  # some hundred times faster than Feast: it reads no vectors
 
 
-def _missing(opened: FeatureSet, address: RedisAddress, rows: pa.Table) -> list[int]:
+def _missing(opened: FeatureSet, rows: pa.Table) -> list[int]:
     """Positions of the rows that are not in Redis; those of another version are deleted, to be written again.
 
     A server that failed over has lost its last seconds, and a writer that was overtaken may have
     left rows that are newer than ours.
     """
-    with redis_errors(address), address.connect(timeout=TIMEOUT) as server:
+    with online_server(opened) as server:
+        assert server is not None
         missing: list[int] = []
         foreign: list[int] = []
         for start in range(0, len(rows), BATCH_ROWS):

@@ -12,13 +12,12 @@ stock Feast itself answers in a way that depends on their order. A debug log lin
 from __future__ import annotations
 
 import functools
-import itertools
 import logging
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import pandas as pd
 import pyarrow as pa
@@ -31,11 +30,10 @@ from feast.repo_config import RepoConfig
 from feast.utils import _get_requested_feature_views_to_features_dict
 
 from sda_features.feature_store.historical import join_features
-from sda_features.feature_store.latest import latest_batches
+from sda_features.feature_store.latest import latest_rows
 from sda_features.feature_store.local_parquet import Unsupported, check_columns, read_source, to_feast, zoned
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 class VectorFileOfflineStoreConfig(DaskOfflineStoreConfig):  # type: ignore[misc]
@@ -53,9 +51,7 @@ class VectorRetrievalJob(DaskRetrievalJob):  # type: ignore[misc]
     and drop the others; only a column that passes 2**31 numbers has several.
     """
 
-    def __init__(
-        self, stock: DaskRetrievalJob, fast: Callable[[], pa.Table], pull: _Pull | None = None
-    ) -> None:
+    def __init__(self, stock: DaskRetrievalJob, fast: Callable[[], pa.Table]) -> None:
         super().__init__(
             stock.evaluation_function,
             stock.full_feature_names,
@@ -64,20 +60,6 @@ class VectorRetrievalJob(DaskRetrievalJob):  # type: ignore[misc]
             stock.metadata,
         )
         self._fast = fast
-        self._pull = pull
-
-    def read_batches(self, consume: Callable[[Iterator[pa.RecordBatch]], T]) -> T:
-        """Read rows a batch at a time, so that a whole column need not be in memory.
-
-        Args:
-            consume: is given the batches; again from the first, if files were replaced meanwhile.
-        """
-        if self._pull is not None:
-            try:
-                return self._pull.latest(consume)
-            except Unsupported as reason:
-                logger.debug("Read through stock Feast: %s", reason)
-        return consume(iter(self.to_arrow().to_batches()))
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
         try:
@@ -100,7 +82,7 @@ class VectorFileOfflineStore(DaskOfflineStore):  # type: ignore[misc]
         """The newest row of each key within a time window; arguments as for stock Feast."""
         stock = DaskOfflineStore.pull_latest_from_table_or_query(config, data_source, *arguments, **named)
         pull = _Pull(config, data_source, *arguments, **named)
-        return VectorRetrievalJob(stock, lambda: to_feast(pull.latest(pa.Table.from_batches)), pull)
+        return VectorRetrievalJob(stock, lambda: to_feast(pull.latest()))
 
     @staticmethod
     def pull_all_from_table_or_query(
@@ -165,15 +147,15 @@ class _Pull:
         """Columns of the result."""
         return list(dict.fromkeys([*self.join_key_columns, *self.feature_name_columns, *self.times]))
 
-    def latest(self, consume: Callable[[Iterator[pa.RecordBatch]], T]) -> T:
-        """`consume` the newest row of each key."""
+    def latest(self) -> pa.Table:
+        """The newest row of each key."""
 
-        def read(dataset: pa_dataset.FileSystemDataset) -> T:
+        def read(dataset: pa_dataset.FileSystemDataset) -> pa.Table:
             self._check(dataset)
             created = self.created_timestamp_column
             if created and dataset.to_table(columns=[created])[created].null_count:
                 raise Unsupported("nulls among created timestamps")
-            batches = latest_batches(
+            return latest_rows(
                 dataset,
                 keys=self.join_key_columns,
                 timestamp=self.timestamp_field,
@@ -182,9 +164,6 @@ class _Pull:
                 start=self.start_date,
                 end=self.end_date,
             )
-            # An empty batch first: the schema is known without a row.
-            schema = pa.schema([dataset.schema.field(name) for name in self.columns])
-            return consume(itertools.chain(schema.empty_table().to_batches(), batches))
 
         return read_source(self.data_source, self.config.repo_path, read)
 

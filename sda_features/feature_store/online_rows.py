@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import redis
 from redis.cluster import RedisCluster
 
-from sda_features.feature_store.lease import TIMEOUT, current_lease
+from sda_features.feature_store.lease import RETRIES, TIMEOUT, current_lease
 from sda_features.feature_store.redis_writer import (
     Guard,
     OnlineView,
@@ -53,6 +53,8 @@ def online_view(opened: FeatureSet) -> OnlineView:
 def online_server(opened: FeatureSet) -> Iterator[redis.Redis | None]:
     """A client of the repo's Redis, closed after the block; None for another kind of online store.
 
+    A server that does not answer at first is an error at once; one that goes away later is waited for.
+
     Raises:
         OnlineStoreError: the server does not answer, or fails in the block.
     """
@@ -60,7 +62,7 @@ def online_server(opened: FeatureSet) -> Iterator[redis.Redis | None]:
     if address is None:
         yield None
         return
-    with redis_errors(address), address.connect(timeout=TIMEOUT) as server:
+    with redis_errors(address), address.connect(timeout=TIMEOUT, retries=RETRIES) as server:
         yield server
 
 

@@ -344,7 +344,7 @@ class _NodePipeline(_Pipeline):
         def attempt() -> Any:
             if self._guard:
                 self._guard(connected=True)
-            return self._cluster.execute_command(*command)  # type: ignore[no-untyped-call]
+            return self._cluster.execute_command(command[0].decode(), *command[1:])  # type: ignore[no-untyped-call]
 
         patience = Retry(ExponentialBackoff(cap=2, base=0.1), CLUSTER_RETRIES, (*_GONE, *_ELSEWHERE))  # type: ignore[no-untyped-call]
         return patience.call_with_retry(attempt, lambda _: None)

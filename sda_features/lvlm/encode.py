@@ -15,6 +15,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from sda_features.catalog import Item
+from sda_features.lvlm.encoded_items import EncodedItems
 from sda_features.lvlm.heap import keep_freed_memory
 from sda_features.lvlm.item_encoder import Batch, ItemEncoder
 from sda_features.lvlm.memory import memory_advice
@@ -22,27 +23,6 @@ from sda_features.lvlm.prefetch import ahead
 
 BATCHES_AHEAD = 2  # prepared while the model runs
 TYPICAL_TOKENS = 256  # of a sequence; longer ones make smaller batches, so memory follows batch_size alone
-
-
-@dataclass(frozen=True, eq=False)
-class EncodedItems:
-    """Vectors of n items in catalogue order.
-
-    Attributes:
-        item_ids: n ids.
-        content_hashes: n hashes of the catalogue rows.
-        text: float32 [n, d]; zero where `text_found` [n] is False.
-        image: float32 [n, d]; zero where `image_found` [n] is False.
-        texts_cut: texts of which the encoder reads less than the whole.
-    """
-
-    item_ids: list[str]
-    content_hashes: list[str]
-    text: NDArray[np.float32]
-    text_found: NDArray[np.bool_]
-    image: NDArray[np.float32]
-    image_found: NDArray[np.bool_]
-    texts_cut: int = 0
 
 
 @dataclass(frozen=True)

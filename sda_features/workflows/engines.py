@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm import tqdm
@@ -13,7 +14,10 @@ from tqdm import tqdm
 from sda_features.catalog import Catalog, Item
 
 if TYPE_CHECKING:
-    from sda_features.lvlm.encode import EncodedItems
+    import pyarrow as pa
+
+    from sda_features.feature_store.repo import FeatureSet
+    from sda_features.lvlm.encoded_items import EncodedItems
     from sda_features.lvlm.item_encoder import ItemEncoder
 
 MODALITIES = 2  # vectors of a complete item
@@ -125,6 +129,23 @@ class LocalEncoding:
 def local_engine(load_encoder: LoadEncoder, batch_size: int, shard_rows: int) -> Iterator[LocalEncoding]:
     """The `Engine` that needs nothing but this process."""
     yield LocalEncoding(load_encoder(), batch_size, shard_rows)
+
+
+def rows_of(shard: EncodedItems, version: str, stamp: datetime, opened: FeatureSet) -> pa.Table:
+    """The offline rows of encoded items, as the slot stores them."""
+    from sda_features.feature_store.schema import vectors_table
+
+    return vectors_table(
+        shard.item_ids,
+        text=shard.text,
+        text_found=shard.text_found,
+        image=shard.image,
+        image_found=shard.image_found,
+        adapter_version=version,
+        content_hashes=shard.content_hashes,
+        event_timestamp=stamp,
+        store_dtype=opened.store_dtype,
+    )
 
 
 def _changed(items: Iterable[Item], known: Mapping[str, str], progress: Progress) -> Iterator[Item]:

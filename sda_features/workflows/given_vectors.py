@@ -21,7 +21,7 @@ import pyarrow.dataset as pa_dataset
 
 from sda_features.catalog import CatalogReport
 from sda_features.errors import CatalogError
-from sda_features.lvlm.encode import EncodedItems
+from sda_features.lvlm.encoded_items import EncodedItems
 from sda_features.workflows.engines import Encoding, LoadEncoder, Progress
 
 BATCH_ROWS = 8_192

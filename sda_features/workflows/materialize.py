@@ -23,6 +23,7 @@ from sda_features.workflows.engines import (
     LoadEncoder,
     Progress,
     local_engine,
+    rows_of,
 )
 from sda_features.workflows.given_vectors import VectorTable, vectors_engine
 
@@ -172,23 +173,12 @@ def _encode(
 ) -> tuple[int, Progress]:
     """Write a part for each shard of items that are not `known`; return how many they were, and the rest."""
     from sda_features.feature_store.online_space import check_space
-    from sda_features.feature_store.schema import vectors_table
 
     encoded = 0
     with tqdm(desc="encoding", total=MODALITIES * catalog.rows, unit="vector", disable=not progress) as bar:
         done = Progress(bar=bar)
         for shard in encoding.shards(catalog, known, done):  # type: ignore[arg-type]
-            table = vectors_table(
-                shard.item_ids,
-                text=shard.text,
-                text_found=shard.text_found,
-                image=shard.image,
-                image_found=shard.image_found,
-                adapter_version=encoding.version,
-                content_hashes=shard.content_hashes,
-                event_timestamp=stamp,
-                store_dtype=opened.store_dtype,
-            )
+            table = rows_of(shard, encoding.version, stamp, opened)
             if not encoded:  # the first shard shows how large a row is
                 check_space(opened, catalog.rows - len(known), table)
             rows.write(table)

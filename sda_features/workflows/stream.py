@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sda_features.catalog import Catalog
 from sda_features.config import CatalogSettings
 from sda_features.errors import FeatureStoreError
-from sda_features.workflows.engines import LoadEncoder, LocalEncoding, Progress
+from sda_features.workflows.engines import LoadEncoder, LocalEncoding, Progress, rows_of
 
 if TYPE_CHECKING:
     import redis
@@ -149,7 +149,6 @@ def _write(
     from sda_features.feature_store.offline_rows import offline_rows
     from sda_features.feature_store.online_rows import delete_online, write_online
     from sda_features.feature_store.repo import open_slots
-    from sda_features.feature_store.schema import vectors_table
     from sda_features.feature_store.versions import open_record, record_version, slot_for
     from sda_features.serving.layout import parse_item_id
 
@@ -169,17 +168,7 @@ def _write(
             rows, written = offline_rows(opened), 0
             stamp = rows.next_timestamp()
             for shard in _encoded(upserts, settings, encoding):
-                table = vectors_table(
-                    shard.item_ids,
-                    text=shard.text,
-                    text_found=shard.text_found,
-                    image=shard.image,
-                    image_found=shard.image_found,
-                    adapter_version=encoding.version,
-                    content_hashes=shard.content_hashes,
-                    event_timestamp=stamp,
-                    store_dtype=opened.store_dtype,
-                )
+                table = rows_of(shard, encoding.version, stamp, opened)
                 rows.write(table)
                 if not write_online(opened, table):
                     materialize_view(repo, feature_set, slot=opened.slot)

@@ -76,7 +76,6 @@ def test_a_redis_that_stalls_in_mid_write(make_repo, monkeypatch):
     """A stopped server answers nothing: the run ends in time, and the next one goes on."""
     for module in (lease, engine, online_rows):
         monkeypatch.setattr(module, "TIMEOUT", 0.5)
-    for module in (lease, engine):
         monkeypatch.setattr(module, "RETRIES", 1)
     with servers.server() as port, redis.Redis(servers.HOST, port) as admin:
         repo = make_repo(server=(servers.HOST, port), slots=2)

