@@ -109,7 +109,8 @@ def command(
     if recall := result.recall:
         click.echo(
             f"held out    {result.held_out} items, text to image R@1 {recall['recall@1']:.3f}, "
-            f"R@10 {recall['recall@10']:.3f} at step {recall['step']}"
+            f"R@10 {recall['recall@10']:.3f}, neighbours@10 {recall['neighbours@10']:.3f}, "
+            f"at step {recall['step']}"
         )
     click.echo(f"checkpoint  {result.checkpoint}")
 

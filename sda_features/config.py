@@ -257,13 +257,19 @@ class TrainSettings(Settings):
     )
     seed: int = Field(0, ge=0, le=SEED, description="Seed of initialisation, order and dropout.")
     validation_share: float = Field(
-        0.05, ge=0, le=0.5, description="Share of items held out to measure text-to-image R@1 and R@10."
+        0.05, ge=0, le=0.5, description="Share of items held out to measure what --validate-on names."
+    )
+    validate_on: Literal["alignment", "neighbours", "both"] = Field(
+        "both",
+        description="What the kept step is best at, on held-out items; alignment: text-to-image R@10; neighbours: ten "
+        "nearest of the base model that are kept, or, with --interactions, items taken together among the "
+        "ten nearest; both: the geometric mean.",
     )
     validate_every: int = Field(
         250, gt=0, le=MANY, description="Steps between validations; the last step is validated."
     )
     patience: int = Field(
-        5, gt=0, le=MANY, description="Validations without a better R@10 before training stops."
+        5, gt=0, le=MANY, description="Validations without a better step before training stops."
     )
     save_every: int = Field(
         250, gt=0, le=MANY, description="Steps between states that --resume can start from."

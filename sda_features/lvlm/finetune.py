@@ -37,7 +37,7 @@ from sda_features.lvlm.run_folder import check_loss, check_weights, finished_run
 from sda_features.lvlm.training_data import MOST_HELD_OUT, Sampler, TrainingPairs, hold_out, write_pairs
 from sda_features.lvlm.training_log import TrainingLog
 from sda_features.lvlm.training_state import restore_state, save_state, saved_states
-from sda_features.lvlm.validation import measure_recall, sample_vectors, validate
+from sda_features.lvlm.validation import Validation, sample_vectors
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class AdaptResult:
         steps: optimiser steps taken.
         loss: of the last step, in nats.
         held_out: number of these items that were not trained on.
-        recall: step of the kept weights and their R@1 and R@10 on held-out items; empty without any.
+        recall: step of the kept weights and what `Validation` measures of them; empty without any.
         items_per_second: training throughput of this process and its peers.
         report: bad catalogue rows.
         finished_before: `resume` found a run that had ended, and did nothing.
@@ -158,7 +158,7 @@ def _finetune(
         catalog.report.write(output / "catalog_report.jsonl")
     processes.wait()
     pairs = TrainingPairs(output / "pairs.arrow")
-    training, validation = hold_out(len(pairs), train.validation_share, train.seed)
+    training, held_out = hold_out(len(pairs), train.validation_share, train.seed)
     identity = {
         "settings": sha256_json(settings.model_dump(mode="json", exclude={"catalog": {"path"}})),
         "data": pairs.sha256,
@@ -183,6 +183,8 @@ def _finetune(
                 processes,
             )
         base = BaseVectors(path)
+    together = behaviour and behaviour.partners(pairs.item_ids, held_out)
+    validation = Validation(encoder, pairs, held_out, settings, processes, together)
     relations = Relations(settings.loss, base, partners, training, sampler.batch_size, backbone.device)
     torch.manual_seed(train.seed + 1 + processes.rank)  # dropout differs between processes
     standing = restore_state(states, parameters, optimizer, identity, processes)
@@ -248,7 +250,7 @@ def _finetune(
                 "items_per_second": rate,
             }
             if len(validation) and due(standing.step, train.validate_every, train.steps):
-                record |= validate(encoder, pairs, validation, settings, standing, weights, processes)
+                record |= validation.update(standing, weights)
             log.write(step, record)
             saving = standing.step % train.save_every == 0
             if saving or not on_gpu or standing.step % READ_EVERY == 0:
@@ -259,7 +261,9 @@ def _finetune(
                         "{items_per_second:.0f} items/s".format_map(shown)
                     )
             if standing.stale >= train.patience:
-                logger.warning("R@10 has not improved for %d validations; stopping.", standing.stale)
+                logger.warning(
+                    "validation (%s) has not improved %d times; stopping.", train.validate_on, standing.stale
+                )
                 break
             if saving:
                 check_weights(parameters.values(), settings)
@@ -276,7 +280,7 @@ def _finetune(
         with torch.no_grad():
             for name, parameter in weights.items():
                 parameter.copy_(standing.best_weights[name])
-        recall = measure_recall(encoder, pairs, validation, settings) | {"step": standing.best_step}
+        recall = validation.measure() | {"step": standing.best_step}
         metrics["held_out"] = {"items": len(validation), **recall}
     check_weights(parameters.values(), settings)
     count = sum(parameter.numel() for parameter in parameters.values())

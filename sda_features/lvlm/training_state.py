@@ -34,14 +34,14 @@ class Standing:
     Attributes:
         step: optimiser steps taken.
         best_step: step of the best validation; 0 before the first.
-        best_recall: its R@10.
+        best_score: its `Validation.score`.
         stale: validations since then.
         best_weights: parameters at that step.
     """
 
     step: int = 0
     best_step: int = 0
-    best_recall: float = -1.0
+    best_score: float = -1.0
     stale: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
