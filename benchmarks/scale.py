@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from common import options, peak_memory
 
 DIM, BATCH = 64, 50_000
 SIZES, QUICK = (100_000, 300_000, 1_000_000), (20_000, 100_000)
@@ -56,7 +56,7 @@ def child(folder: Path, name: str) -> None:
                 "encoded": done.encoded,
                 "wall": time.perf_counter() - wall,
                 "cpu": time.process_time() - cpu,
-                "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+                "peak_mib": peak_memory() / 2**20,
             }
         )
     )
@@ -96,10 +96,7 @@ def measured(folder: Path, table: str) -> dict[str, float]:
 
 def main() -> None:
     """Print a table, and the ratios as JSON on the last line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="20,000 and 100,000 items.")
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = options(__doc__ or "", ("--child", {"nargs": 2, "help": argparse.SUPPRESS}))
     if arguments.child:
         return child(Path(arguments.child[0]), arguments.child[1])
     sizes = QUICK if arguments.quick else SIZES

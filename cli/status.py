@@ -55,7 +55,7 @@ def command(
                 f"slot {slot.slot}  {slot.version or 'no complete version':<19}  {slot.recorded:>9,} recorded  "
                 f"{slot.offline:>9,} offline  {slot.missing:,} not online{unknown}{writer}"
             )
-        for node, (used, limit) in found.memory.items():
+        for node, (used, limit, _) in found.memory.items():
             click.echo(f"redis {node}  {used:,} bytes used of {f'{limit:,}' if limit else 'no limit'}")
         if found.last_change:
             change = found.last_change

@@ -170,7 +170,7 @@ def cluster(folder: Path, chance: random.Random, *, moves: bool) -> Iterator[Sce
             if moves:
                 slots = chance.sample(range(servers.SLOTS), MOVED_SLOTS)
                 for slot in slots:
-                    move(client, slot, chance.choice(masters()))
+                    servers.move_slot(client, slot, chance.choice(masters()))
             else:
                 dead.append(chance.choice(masters()))
                 servers.kill(dead[0])
@@ -187,21 +187,6 @@ def cluster(folder: Path, chance: random.Random, *, moves: bool) -> Iterator[Sce
         nodes = ",".join(f"{servers.HOST}:{port}" for port in ports)
         store = f"{{type: redis, redis_type: redis_cluster, connection_string: '{nodes}'}}"
         yield Scene(make_repo(folder / "repo", config(store)), chance, fail, heal)
-
-
-def move(client: RedisCluster, slot: int, target: int) -> None:
-    """Give a slot and its keys to another node, as `valkey-cli --cluster reshard` does."""
-    owner = int(client.nodes_manager.get_node_from_slot(slot).port)
-    if owner == target:
-        return
-    with redis.Redis(servers.HOST, owner) as source, redis.Redis(servers.HOST, target) as other:
-        names = [node.execute_command("CLUSTER MYID") for node in (source, other)]
-        other.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", names[0])
-        source.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", names[1])
-        while keys := source.execute_command("CLUSTER GETKEYSINSLOT", slot, 10):
-            source.execute_command("MIGRATE", servers.HOST, target, "", 0, 5000, "KEYS", *keys)
-        for node in (other, source):
-            node.execute_command("CLUSTER SETSLOT", slot, "NODE", names[1])
 
 
 def has_failed(node: redis.Redis, port: int) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -129,3 +131,8 @@ def test_nothing_is_unpickled_or_evaluated() -> None:
                 )
                 loose = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
                 assert loose.get("allow_pickle", "False") == "False", f"{path}: {called}"
+
+
+def test_vectors_that_are_given_need_no_torch():
+    code = "import sys, sda_features.workflows.materialize; sys.exit(bool({'torch', 'feast'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -62,6 +62,7 @@ def load_vectors(
     *,
     version: str | None = None,
     end: datetime | None = None,
+    folder: Path | None = None,
 ) -> ItemVectors:
     """The newest vectors of items, read through the offline store that the repo names.
 
@@ -77,6 +78,8 @@ def load_vectors(
         item_ids: n ids; they may repeat. An unknown id has masks of False and rows of zeros.
         version: adapter version whose slot is read; None: the live one, see `versions.open_version`.
         end: rows after this instant are not seen; None: all are.
+        folder: where the matrices are made as memory-mapped files text.npy and image.npy, for more vectors
+            than memory holds; ids are distinct then. None: in memory.
 
     Raises:
         FeatureStoreError: the repo is not applied, lacks the view, or holds no rows.
@@ -85,8 +88,17 @@ def load_vectors(
     opened = open_version(repo_path, feature_set, version)
     wanted = [parse_item_id(item_id, opened.id_type) for item_id in item_ids]
     rows = {item_id: row for row, item_id in enumerate(dict.fromkeys(wanted))}
+    if folder is not None and len(rows) < len(wanted):
+        raise FeatureStoreError("Expected distinct ids for matrices in files.")
+
+    def make(name: str, shape: tuple[int, ...]) -> Matrix:
+        if folder is None or not all(shape):  # no file of nothing can be mapped
+            return np.zeros(shape, np.float32)
+        path = folder / f"{name.removesuffix('_embedding')}.npy"
+        return np.lib.format.open_memmap(path, "w+", np.float32, shape)
+
     text, image, versions = _read_latest(
-        opened, end or END_OF_TIME, lambda tables: _gather(opened, tables, rows)
+        opened, end or END_OF_TIME, lambda tables: _gather(opened, tables, rows, make)
     )
     if len(rows) < len(wanted):  # ids that repeat share one row until here
         order = np.array([rows[item_id] for item_id in wanted])
@@ -163,7 +175,10 @@ def _read_latest(opened: FeatureSet, end: datetime, consume: Callable[[Iterator[
 
 
 def _gather(
-    opened: FeatureSet, tables: Iterable[pa.Table], rows: Mapping[str | int, int]
+    opened: FeatureSet,
+    tables: Iterable[pa.Table],
+    rows: Mapping[str | int, int],
+    make: Callable[[str, tuple[int, ...]], Matrix],
 ) -> tuple[tuple[Matrix, Mask], tuple[Matrix, Mask], tuple[str, ...]]:
     """Vectors of the items that `rows` names, each in its row, [n, d] and found [n]; and their versions."""
     matrices = {TEXT: np.zeros((len(rows), 0), np.float32), IMAGE: np.zeros((len(rows), 0), np.float32)}
@@ -184,7 +199,7 @@ def _gather(
         versions.update(table[VERSION].filter(pa.array(target >= 0)).unique().drop_null().to_pylist())
         for name, matrix in matrices.items():
             if dims and not matrix.shape[1]:
-                matrices[name] = matrix = np.zeros((len(rows), *dims), np.float32)
+                matrices[name] = matrix = make(name, (len(rows), *dims))
             column = table[name]
             place = target[column.is_valid().to_numpy()]
             wanted = place >= 0

@@ -8,8 +8,8 @@ from typing import Any
 
 from sda_features.errors import FeatureStoreError
 from sda_features.feature_store.online_rows import missing_online, orphans_online, sweep_online
-from sda_features.feature_store.online_space import memory_of
 from sda_features.feature_store.parts import stored_rows
+from sda_features.feature_store.space import Memory, memory_of
 from sda_features.feature_store.versions import Versions, held_versions
 from sda_features.serving.pointer import Pointer, read_audit, read_with_time
 
@@ -49,7 +49,7 @@ class Status:
         previous: version to which `rollback` returns.
         age: seconds since the last materialisation of the live version ended; None without one.
         slots: its slots.
-        memory: bytes that each Redis node uses and may use (0: no limit), by its address.
+        memory: of each Redis node, by its address.
         problems: what a monitor should report; empty if all is well.
         last_change: the newest entry of the audit list.
     """
@@ -59,7 +59,7 @@ class Status:
     previous: str | None
     age: float | None
     slots: list[SlotStatus]
-    memory: dict[str, tuple[int, int]]
+    memory: dict[str, Memory]
     problems: list[str]
     last_change: dict[str, Any] | None
 
@@ -118,9 +118,15 @@ def status(versions: Versions, *, max_age: float | None = None, orphans: bool = 
         problems.append(f"the live version was brought up to date {age:.0f} s ago, above {max_age:.0f} s")
     memory = memory_of(versions.server)
     problems += [
-        f"Redis at {node} uses {used:,} of {limit:,} bytes"
-        for node, (used, limit) in memory.items()
-        if limit and used > 0.9 * limit
+        f"Redis at {node} uses {held.used:,} of {held.limit:,} bytes"
+        for node, held in memory.items()
+        if held.limit and held.used > 0.9 * held.limit
+    ]
+    problems += [
+        f"Redis at {node} drops vectors, and may drop the version record, when it is full ({held.policy}); set "
+        "maxmemory-policy noeviction"
+        for node, held in memory.items()
+        if held.limit and held.policy.startswith("allkeys")
     ]
     changes = read_audit(versions.server, versions.key)
     return Status(

@@ -25,6 +25,7 @@ from sda_features.lvlm.encoded_items import EncodedItems
 from sda_features.workflows.engines import Encoding, LoadEncoder, Progress
 
 BATCH_ROWS = 8_192
+AHEAD = 2  # batches that are read while one is looked at
 FILE_BYTES = 48 << 20  # of vectors that are written together
 
 
@@ -59,8 +60,13 @@ class VectorTable:
             CatalogError: it cannot be read, or lacks a column.
         """
         kind = "ipc" if self.path.suffix in (".arrow", ".feather") else "parquet"
+        # Arrow's default holds a whole file in memory before its first row.
+        pages = pa_dataset.ParquetFragmentScanOptions(
+            use_buffered_stream=True, buffer_size=1 << 20, pre_buffer=False
+        )
+        paged = pa_dataset.ParquetFileFormat(default_fragment_scan_options=pages)
         try:
-            found = pa_dataset.dataset(str(self.path), format=kind)
+            found = pa_dataset.dataset(str(self.path), format=paged if kind == "parquet" else kind)
         except (OSError, pa.ArrowException) as problem:
             raise CatalogError(f"The vectors in {self.path} cannot be read as {kind}: {problem}") from None
         wanted = [self.id_column, *filter(None, [self.text, self.image])]
@@ -78,7 +84,7 @@ class VectorTable:
 
     def ids(self) -> Iterator[str]:
         """The ids."""
-        for batch in self.dataset.to_batches(columns=[self.id_column], batch_size=BATCH_ROWS):
+        for batch in self._batches(self.id_column):
             yield from batch.column(0).cast(pa.string()).to_pylist()
 
     def shards(self, known: Mapping[str, str], progress: Progress) -> Iterator[EncodedItems]:
@@ -88,7 +94,7 @@ class VectorTable:
             CatalogError: an id is missing, or a vector has another length than the others.
         """
         waiting: list[EncodedItems] = []
-        for batch in self.dataset.to_batches(batch_size=BATCH_ROWS):
+        for batch in self._batches(self.id_column, *filter(None, [self.text, self.image])):
             changed = self._changed(batch, known, progress)
             if changed.item_ids:
                 waiting.append(changed)
@@ -97,6 +103,11 @@ class VectorTable:
                 waiting = []
         if waiting:
             yield _together(waiting)
+
+    def _batches(self, *columns: str) -> Iterator[pa.RecordBatch]:
+        return self.dataset.to_batches(  # type: ignore[no-any-return]
+            columns=list(columns), batch_size=BATCH_ROWS, batch_readahead=AHEAD, fragment_readahead=1
+        )
 
     def _changed(self, batch: pa.RecordBatch, known: Mapping[str, str], progress: Progress) -> EncodedItems:
         ids = batch[self.id_column].cast(pa.string())

@@ -140,8 +140,10 @@ def materialize(
                 pc.invert(pc.is_in(stored["item_id"].cast(pa.string()), pa.array(again, pa.string()))),
             )
             known = StoredHashes(stored.filter(kept))
+            del stored, kept  # their memory serves what follows
             stamp = rows.next_timestamp()
             encoded, done = _encode(opened, rows, catalog, encoding, known, stamp, progress)
+            del known
             delete_online(opened, gone)  # before the rows that name them
             rows.remove(gone, encoding.version, stamp)
             online = materialize_view(repo, feature_set, max(stamp, datetime.now(UTC)), slot=opened.slot)
@@ -172,7 +174,7 @@ def _encode(
     progress: bool,
 ) -> tuple[int, Progress]:
     """Write a part for each shard of items that are not `known`; return how many they were, and the rest."""
-    from sda_features.feature_store.online_space import check_space
+    from sda_features.feature_store.space import check_space
 
     encoded = 0
     with tqdm(desc="encoding", total=MODALITIES * catalog.rows, unit="vector", disable=not progress) as bar:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from tqdm import tqdm
 
 from sda_features.catalog import Catalog
 from sda_features.config import CatalogSettings
 from sda_features.errors import ParityError
 from sda_features.serving import codec
-from sda_features.workflows.features import stored_vectors
 
 if TYPE_CHECKING:
     import redis
@@ -75,6 +76,7 @@ def verify(
         ParityError: the first difference: which item, what was expected and what is there.
         CatalogError, FeatureStoreError, OnlineStoreError: something cannot be read.
     """
+    from sda_features.feature_store.offline import load_vectors
     from sda_features.feature_store.online_rows import online_server
     from sda_features.feature_store.parts import newest_batches, stored_rows
     from sda_features.feature_store.table import damaged_files
@@ -93,37 +95,46 @@ def verify(
         raise ParityError(
             f"Expected rows of one version in {opened.view.name}, got {', '.join(versions) or 'none'}."
         )
-    hashes = dict(zip(stored["item_id"].to_pylist(), stored["content_hash"].to_pylist(), strict=True))
-    items = _check_catalog(catalog, {str(item_id): value for item_id, value in hashes.items()})
-    chosen = list(hashes)
-    if sample is not None and sample < len(chosen):
-        positions = np.random.default_rng(seed).choice(len(chosen), sample, replace=False)
-        chosen = [chosen[position] for position in sorted(positions.tolist())]
-    names = pa.array([str(item_id) for item_id in chosen], pa.string())
-    matrices, _ = stored_vectors(repo, feature_set, names, versions[0])
-    codes = {item_id: code for code, item_id in enumerate(chosen, start=1)}
-    vectors = 0
+    count = len(stored)
+    items = _check_catalog(catalog, stored)
+    chosen = np.ones(count, np.bool_)
+    if sample is not None and sample < count:
+        chosen[:] = False
+        chosen[np.random.default_rng(seed).choice(count, sample, replace=False)] = True
+    ids = stored["item_id"].filter(pa.array(chosen)).combine_chunks()
+    del stored
+    vectors = done = start = 0
     with (
+        tempfile.TemporaryDirectory() as folder,
         online_server(opened) as server,
-        tqdm(desc="comparing", total=len(chosen), unit="item", disable=not progress) as bar,
+        tqdm(desc="comparing", total=len(ids), unit="item", disable=not progress) as bar,
     ):
+        names = ids.cast(pa.string()).to_pylist()
+        trained = load_vectors(repo, feature_set, names, version=versions[0], folder=Path(folder))
         for batch in newest_batches(opened.folder):
-            rows = batch.filter(pa.array([item_id in codes for item_id in batch["item_id"].to_pylist()]))
-            vectors += _check_matrices(rows, matrices, codes)
+            rows = batch.filter(pa.array(chosen[start : start + len(batch)]))
+            here = slice(done, done + len(rows))
+            start, done = start + len(batch), done + len(rows)
+            if not rows["item_id"].equals(ids[here]):
+                raise ParityError(f"{opened.folder} was changed while it was read. Verify again.")
+            vectors += _check_matrices(rows, {"text": trained.text[here], "image": trained.image[here]})
             if server is not None:
                 _check_online(server, opened, rows)
             bar.update(len(rows))
     return Verified(opened.view.name, versions[0], items, vectors, server is not None)
 
 
-def _check_catalog(catalog: Catalog, hashes: Mapping[str, str]) -> int:
+def _check_catalog(catalog: Catalog, rows: pa.Table) -> int:
     """Every usable item of the catalogue is stored as it is, and nothing else; return their number."""
-    missing = set(hashes) - set(catalog.ids())
-    if missing:
+    from sda_features.feature_store.stored_hashes import StoredHashes, missing
+
+    gone = missing(rows["item_id"], pa.array(catalog.ids(), pa.string()))
+    if len(gone):
         raise ParityError(
-            f"Item {min(missing)!r} is stored, but not in the catalogue ({len(missing):,} such items). "
-            "Materialize the catalogue again; it deletes what is gone."
+            f"Item {pc.min(gone.cast(pa.string())).as_py()!r} is stored, but not in the catalogue ({len(gone):,} such "
+            "items). Materialize the catalogue again; it deletes what is gone."
         )
+    hashes = StoredHashes(rows)
     items = 0
     for item in catalog.items(hashes):
         if not item.fields and item.image is None and hashes.get(item.item_id) != item.content_hash:
@@ -142,23 +153,17 @@ def _check_catalog(catalog: Catalog, hashes: Mapping[str, str]) -> int:
     return items
 
 
-def _check_matrices(
-    rows: pa.RecordBatch, matrices: Mapping[str, np.ndarray], codes: Mapping[str | int, int]
-) -> int:
-    """The trainers' matrices hold the rows of the parts; return how many vectors there are."""
+def _check_matrices(rows: pa.RecordBatch, trained: Mapping[str, np.ndarray]) -> int:
+    """The trainers' matrices [n, d] are the rows of the parts; return how many vectors there are."""
     from sda_features.feature_store.schema import matrix_of
 
     ids = rows["item_id"].to_pylist()
-    places = [codes[item_id] for item_id in ids]
     count = 0
     for modality, column in MODALITIES.items():
         expected, found = matrix_of(rows[column])
         count += int(found.sum())
-        if modality not in matrices:
-            got = np.zeros_like(expected)
-        else:
-            got = matrices[modality][places]
-            expected = expected if expected.shape[1] else np.zeros_like(got)
+        got = trained[modality]
+        expected = expected if expected.shape[1] else np.zeros_like(got)
         _compare(ids, expected, got, f"{column} in the parquet parts", "in the trainers' matrix")
     return count
 

