@@ -54,13 +54,13 @@ class LossOutput:
 
     Attributes:
         loss: scalar, differentiable.
-        teacher_entropy: mean entropy of T's rows over log N; 1 means a uniform teacher, 0 InfoNCE.
-        spread: norm of the mean unit vector, the larger of both modalities; 1 means all vectors alike.
+        teacher_entropy: scalar, mean entropy of T's rows over log N; 1 means a uniform teacher, 0 InfoNCE.
+        spread: scalar, norm of the mean unit vector, the larger of both modalities; 1 means all vectors alike.
     """
 
     loss: Tensor
-    teacher_entropy: float
-    spread: float
+    teacher_entropy: Tensor
+    spread: Tensor
 
 
 def cross_modal_logits(text: Tensor, image: Tensor, temperature: Tensor | float) -> Tensor:
@@ -145,7 +145,8 @@ def alignment_loss(
         known: what else the settings need.
     """
     text, image = text.float(), image.float()
-    spread = max(F.normalize(vectors, dim=1).mean(dim=0).norm().item() for vectors in (text, image))
+    of_text, of_image = (F.normalize(vectors.detach(), dim=1).mean(dim=0).norm() for vectors in (text, image))
+    spread = torch.maximum(of_text, of_image)  # not read here: a GPU would be waited for
     if settings.centre:
         text, image = text - text.mean(dim=0), image - image.mean(dim=0)
     if settings.normalize:
@@ -182,9 +183,9 @@ def _teacher(text: Tensor, image: Tensor, settings: LossSettings, known: Known) 
     return rows.clamp(min=torch.finfo(rows.dtype).tiny)  # log 0 has no gradient
 
 
-def normalized_entropy(rows: Tensor) -> float:
+def normalized_entropy(rows: Tensor) -> Tensor:
     """Mean entropy of rows of probabilities over log N: 0 for one-hot rows, 1 for uniform ones; 0 for N = 1."""
-    entropy: float = torch.special.entr(rows).sum(dim=1).mean().item()
+    entropy: Tensor = torch.special.entr(rows).sum(dim=1).mean()
     return entropy / math.log(max(rows.shape[1], 2))
 
 

@@ -29,8 +29,10 @@ def pick_device(name: str) -> str:
 def use_device(name: str) -> torch.device:
     """The device of that name, made the current one: generators and kernels of a GPU go by the current one."""
     device = torch.device(pick_device(name))
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True  # of float32 on tensor cores; docs/gpu.md
+        if device.index is not None:
+            torch.cuda.set_device(device)
     return device
 
 

@@ -1,0 +1,101 @@
+"""One optimiser step's gradients for every loss, by this process's share of a batch: run by test_processes.py."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sda_features.config import AdapterSettings, BackboneSettings, LossSettings, ProjectionSettings
+from sda_features.lvlm.backbone import Backbone
+from sda_features.lvlm.cmsa import LossOutput, alignment_loss
+from sda_features.lvlm.encoder import PromptEncoder
+from sda_features.lvlm.gradient_cache import accumulate_gradients, passes
+from sda_features.lvlm.processes import Processes
+from tests.lvlm.conftest import PROMPTS, TEXTS, picture
+from tests.lvlm.test_gradient_cache import EVERY_TERM, known
+from tests.lvlm.test_moda import randomise
+
+LOSSES = {
+    "infonce": LossSettings.parse(kind="infonce"),
+    "moving teacher": LossSettings.parse(kind="cmsa", teacher="moving", centre=True),
+    "fixed teacher": LossSettings.parse(kind="cmsa", teacher="fixed"),
+    "structure": LossSettings.parse(kind="infonce", structure_weight=1.5),
+    "behaviour": LossSettings.parse(kind="infonce", behaviour_weight=0.5),
+    "every term": EVERY_TERM,
+}
+# quantisation, loss, items encoded at a time: fewer than a process has means gradient caching
+CASES = [
+    *((quantization, loss, 8) for quantization in ("none", "nf4") for loss in LOSSES),
+    *((quantization, "every term", 3) for quantization in ("none", "nf4")),
+]
+ITEMS = 8
+
+
+def key(quantization: str, loss: str, micro: int) -> str:
+    return f"{quantization}, {loss}, {micro}"
+
+
+def steps(model: Path) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Case -> loss, number of processes, and the gradient of every trained parameter."""
+    processes = Processes("cpu")
+    for quantization in ("none", "nf4"):
+        torch.manual_seed(0)
+        settings = BackboneSettings.parse(
+            model=str(model), quantization=quantization, device="cpu", dtype="float32"
+        )
+        encoder = PromptEncoder(Backbone(settings), AdapterSettings.parse(dropout=0.0), ProjectionSettings())
+        randomise(encoder)
+        encoder.train()
+        mine = processes.share(np.arange(ITEMS))
+        prompts = {
+            "text": [encoder.backbone.text_tokens(TEXTS[i % 3] + f" number {i}") for i in mine],
+            "image": [encoder.backbone.image_tokens(picture(int(i)), PROMPTS) for i in mine],
+        }
+        for case in CASES:
+            if case[0] != quantization:
+                continue
+            _, loss, micro = case
+            batches = [
+                encoder.backbone.collate(made[start : start + micro], modality)
+                for modality, made in prompts.items()
+                for start in range(0, len(mine), micro)
+            ]
+            encoder.zero_grad()
+            result = accumulate_gradients(
+                encoder,
+                iter(batches * passes(len(batches))),
+                len(batches),
+                partial(_loss, loss),
+                globally=processes.with_everyones,
+            )
+            processes.sum_gradients(encoder.trainable().values())
+            found = {
+                name: value.grad for name, value in encoder.trainable().items() if value.grad is not None
+            }
+            measured = {"loss": result.loss, "entropy": result.teacher_entropy, "spread": result.spread}
+            yield key(*case), {**measured, "count": torch.tensor(processes.count), **found}
+
+
+def _loss(name: str, text: Tensor, image: Tensor) -> LossOutput:
+    told = known(len(text))
+    if name not in ("behaviour", "every term"):
+        told = replace(told, partners=None)
+    return alignment_loss(text, image, LOSSES[name], 0.07, told)
+
+
+if __name__ == "__main__":
+    made = {
+        f"{case}|{name}": value for case, step in steps(Path(sys.argv[1])) for name, value in step.items()
+    }
+    processes = Processes("cpu")
+    if processes.is_main:
+        save_file({name: value.clone().contiguous() for name, value in made.items()}, sys.argv[2])
+    processes.wait()
