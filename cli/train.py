@@ -26,7 +26,7 @@ from .recommender_options import grid_arguments, recommender_options
     default="id",
     show_default=True,
     help="id: no vectors; a feature set of the repo: sda, vanilla, clip, ...; one modality of it: sda-text, "
-    "sda-image; or a parquet file with item_id and columns of vectors.",
+    "sda-image; both in one space: sda-shared; or a parquet file with item_id and columns of vectors.",
 )
 @click.option("--output", "-o", type=FOLDER, help="Run folder for weights and ranks.")
 @recommender_options(seeds="0")

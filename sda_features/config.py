@@ -290,6 +290,12 @@ class BehaviourSettings(Settings):
         None,
         description="Log of interactions; items that one customer took together become targets of each other.",
     )
+    user_column: str = Field("user_id", description="Column of the log with the user id.")
+    item_column: str = Field("item_id", description="Column of the log with the item id.")
+    time_column: str | None = Field(
+        None,
+        description="Column of the log that orders a user's rows; none: timestamp, position or event_timestamp.",
+    )
     split: Literal["leave-one-out", "temporal"] = Field(
         "leave-one-out", description="What of the log is held out for evaluation, as --eval-split."
     )
@@ -372,6 +378,11 @@ class RecommenderSettings(Settings):
     )
     adapter_learning_rate: float | None = Field(
         None, gt=0, le=1, description="Learning rate of what maps item vectors; none: that of all."
+    )
+    content_weight: Annotated[float, Field(ge=0, le=1e6)] | Literal["auto"] = Field(
+        0.0,
+        description="Weight of the cosine between an item's vectors and those of the user's last items, beside the "
+        "model's score; auto: the best of some on the validation users.",
     )
     seed: int = Field(0, ge=0, le=SEED, description="Seed of initialisation, order, dropout and negatives.")
     device: str = Field(

@@ -21,35 +21,17 @@ Batch = dict[str, Tensor]
 READ_AT_ONCE, USERS_AT_ONCE = 6400, 4096
 
 
-class Recommender(nn.Module, ABC):
-    """A model whose score is a dot product: score[u, i] = user_state(u) . item_table[i].
+class Ranker(nn.Module, ABC):
+    """A score that is a dot product: score[u, i] = user_state(u) . item_table[i].
 
     That one form holds for self-attention (state of the last position), factorisation (a bias is
     one more column) and graph models alike, makes scoring one matrix product, and lets a vector
-    index serve the model.
-
-    Subclasses are final, make all their parameters in `__init__` and implement the abstract methods;
-    tests/contracts/recommender.py holds what they promise. Item code 0 is padding: its row of the
-    table is ignored by every reader. A random choice made in Python draws from the generator that
-    is handed in, one made by torch from torch's global generator; the training loop seeds both.
+    index serve the model. Item code 0 is padding: its row of the table is ignored by every reader.
     """
 
     def __init__(self, settings: RecommenderSettings) -> None:
         super().__init__()
         self.settings = settings
-
-    @classmethod
-    @abstractmethod
-    def build(cls, train: Interactions, settings: RecommenderSettings, vectors: ItemVectors | None) -> Self:
-        """A fresh model; `train` gives the counts of users and items, and a graph to those that need one."""
-
-    @abstractmethod
-    def batches(self, train: Interactions, random: np.random.Generator) -> Iterator[Batch]:
-        """One shuffled pass over the training data, as CPU tensors that `loss` understands."""
-
-    @abstractmethod
-    def loss(self, batch: Batch) -> Tensor:
-        """Mean training loss of a batch, a differentiable scalar."""
 
     @abstractmethod
     def user_states(self, users: Tensor, histories: Tensor) -> Tensor:
@@ -66,10 +48,6 @@ class Recommender(nn.Module, ABC):
     @abstractmethod
     def item_table(self) -> Tensor:
         """Right factor of the score, float32 [I + 1, K]."""
-
-    def adapter_parameters(self) -> list[nn.Parameter]:
-        """What maps item vectors into the model, and has a learning rate of its own; none by default."""
-        return []
 
     def score(self, users: Tensor, histories: Tensor) -> Tensor:
         """Scores of the whole catalogue, float32 [B, I + 1]; arguments as for `user_states`."""
@@ -125,6 +103,33 @@ class Recommender(nn.Module, ABC):
             histories = torch.from_numpy(history.recent(some, self.settings.max_length)).long()
             states.append(self.user_states(torch.from_numpy(some).to(self.device), histories.to(self.device)))
         return torch.cat(states)
+
+
+class Recommender(Ranker):
+    """A ranker that is trained.
+
+    Subclasses are final, make all their parameters in `__init__` and implement the abstract methods;
+    tests/contracts/recommender.py holds what they promise. A random choice made in Python draws from
+    the generator that is handed in, one made by torch from torch's global generator; the training loop
+    seeds both.
+    """
+
+    @classmethod
+    @abstractmethod
+    def build(cls, train: Interactions, settings: RecommenderSettings, vectors: ItemVectors | None) -> Self:
+        """A fresh model; `train` gives the counts of users and items, and a graph to those that need one."""
+
+    @abstractmethod
+    def batches(self, train: Interactions, random: np.random.Generator) -> Iterator[Batch]:
+        """One shuffled pass over the training data, as CPU tensors that `loss` understands."""
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean training loss of a batch, a differentiable scalar."""
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """What maps item vectors into the model, and has a learning rate of its own; none by default."""
+        return []
 
 
 class SequenceRecommender(Recommender):

@@ -30,6 +30,7 @@ from sda_features.errors import CheckpointError
 from sda_features.evaluation.runs import read_manifest
 from sda_features.interactions import Interactions
 from sda_features.recommenders.base import SequenceRecommender
+from sda_features.recommenders.content import content_state, content_units
 from sda_features.recommenders.features import Floats, ItemVectors, Scaling, join_modalities
 from sda_features.recommenders.registry import find_class
 from sda_features.recommenders.train import ITEMS, SCALING, WEIGHTS
@@ -64,8 +65,10 @@ class LoadedRecommender:
         item_ids: ids of codes 1..I, in order.
         interactions: int64 [I + 1], how often the log has each item; entry 0 is 0.
         has_vector: bool [I + 1], which items had a vector in training.
-        table: float32 [I + 1, K], the item representations that were saved; row 0 is zero.
+        table: float32 [I + 1, K], the item representations that were saved; row 0 is zero. With a content
+            weight their last columns are the unit vectors of `content`.
         scalings: modality -> how its vectors are standardised; empty for a run on ids alone.
+        content_weight: of the content score, see content.py.
         version: hash of weights, items and scaling, 12 hex digits.
         vectors_version: version of the checkpoint whose vectors the run was trained on, if known.
     """
@@ -76,6 +79,7 @@ class LoadedRecommender:
     has_vector: NDArray[np.bool_]
     table: Tensor
     scalings: Mapping[str, Scaling]
+    content_weight: float
     version: str
     vectors_version: str | None
 
@@ -108,7 +112,7 @@ class LoadedRecommender:
         past, split = known[: len(history)], len(history)
         with torch.inference_mode():
             recent = rows[:split][torch.from_numpy(past)][-self.model.settings.max_length :]
-            scores = (rows[split:] @ self.model.state_after(recent)).numpy()
+            scores = (rows[split:] @ self._state(recent)).numpy()
         stale = self.has_vector[codes] & ~found
         return Scores(scores, known[split:], len(recent), fresh=int(found.sum()), stale=int(stale.sum()))
 
@@ -126,7 +130,18 @@ class LoadedRecommender:
             fresh = self.model.items.represent(
                 torch.from_numpy(codes), torch.from_numpy(values), there.float(), self._adapter
             )
+            if self.content_weight:
+                widths = [len(scaling.mean) for scaling in self.scalings.values()]
+                fresh = torch.cat([fresh, content_units(torch.from_numpy(values), widths)], dim=1)
             return torch.where(there, fresh, saved)
+
+    def _state(self, recent: Tensor) -> Tensor:
+        """User state [K] after items whose representations are [L, K]."""
+        if not self.content_weight:
+            return self.model.state_after(recent)
+        width = sum(len(scaling.mean) for scaling in self.scalings.values())
+        own, units = torch.split(recent, [recent.shape[1] - width, width], dim=1)
+        return torch.cat([self.model.state_after(own), self.content_weight * content_state(units)])
 
     @cached_property
     def _codes(self) -> dict[str, int]:
@@ -180,6 +195,7 @@ def load_run(folder: Path, recommender: type[SequenceRecommender] | None = None)
             has_vector=np.concatenate([[False], items["has_vector"].to_numpy()]),
             table=_table(items["representation"]),
             scalings=scalings,
+            content_weight=float(manifest.get("content_weight", 0.0)),
             version=sha256_files([folder / file for file in _files(scalings)])[:12],
             vectors_version=manifest.get("vectors_version"),
         )

@@ -30,7 +30,8 @@ from sda_features.errors import SettingsError
 from sda_features.evaluation.protocols import Evaluation, evaluate
 from sda_features.evaluation.runs import MANIFEST, RANKS
 from sda_features.interactions import Interactions
-from sda_features.recommenders.base import Recommender
+from sda_features.recommenders.base import Ranker, Recommender
+from sda_features.recommenders.content import WithContent, choose_weight
 from sda_features.recommenders.features import ItemVectors, prepare_vectors
 from sda_features.recommenders.sasrec import SASRec
 from sda_features.splits import Split, split_interactions
@@ -62,6 +63,7 @@ class TrainResult:
 
     Attributes:
         model: with the weights of `best_epoch`, in evaluation mode.
+        content_weight: of the content score beside it (content.py); 0: none.
         settings: of the recommender.
         evaluation: settings of the protocol.
         split: the data, split.
@@ -74,6 +76,7 @@ class TrainResult:
     """
 
     model: Recommender
+    content_weight: float
     settings: RecommenderSettings
     evaluation: EvaluationSettings
     split: Split
@@ -88,6 +91,11 @@ class TrainResult:
     def vectors(self) -> dict[str, dict[str, int]]:
         """Modality -> dimension and items with a vector; empty when ids alone were used."""
         return self.item_vectors.blocks if self.item_vectors else {}
+
+    @property
+    def ranker(self) -> Ranker:
+        """What was measured: the model, with the content score where it has a weight."""
+        return _ranker(self.model, self.item_vectors, self.content_weight)
 
     def manifest(self) -> dict[str, Any]:
         """What a reader needs to judge or repeat the run, ready for JSON."""
@@ -108,6 +116,7 @@ class TrainResult:
             },
             "vectors": self.vectors,
             "vectors_version": self.vectors_version,
+            "content_weight": self.content_weight,
             "best_epoch": self.best_epoch,
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "metrics": self.test.metrics(),
@@ -137,7 +146,7 @@ class TrainResult:
             np.savez_compressed(temporary / RANKS, allow_pickle=False, **arrays)
             save_file(_weights(self.model), temporary / WEIGHTS)
             pq.write_table(self._items(), temporary / ITEMS)
-            states = self.model.states_after(self.split.test.history, self.test.users)
+            states = self.ranker.states_after(self.split.test.history, self.test.users)
             save_arrays({"states": states}, temporary / USERS)
             if self.item_vectors:
                 scalings = self.item_vectors.scalings
@@ -148,7 +157,7 @@ class TrainResult:
     def _items(self) -> pa.Table:
         data = self.split.interactions
         with torch.inference_mode():
-            table = self.model.item_table()[1:].float().cpu().numpy()
+            table = self.ranker.item_table()[1:].float().cpu().numpy()
         has_vector = self.item_vectors.found[1:] if self.item_vectors else np.zeros(len(table), bool)
         return pa.table(
             {
@@ -196,9 +205,15 @@ def train(
     with _torch_state(settings) as device:
         model = recommender.build(split.train, settings, prepared).to(device)
         epochs, best_epoch = _fit(model, split, settings, evaluation, progress)
-        test = evaluate(model.scorer(split.test.history, split.test.users), split, evaluation)
+        weight = settings.content_weight if prepared else 0.0
+        if weight == "auto":
+            assert prepared is not None
+            weight = choose_weight(model, prepared, split, evaluation)
+        ranker = _ranker(model, prepared, weight)
+        test = evaluate(ranker.scorer(split.test.history, split.test.users), split, evaluation)
     return TrainResult(
         model=model,
+        content_weight=weight,
         settings=settings,
         evaluation=evaluation,
         split=split,
@@ -267,6 +282,10 @@ def _fit(
     assert best is not None  # the last epoch is always validated
     model.load_state_dict(best[2])
     return epochs, best[1]
+
+
+def _ranker(model: Recommender, vectors: ItemVectors | None, weight: float) -> Ranker:
+    return WithContent(model, vectors, weight) if vectors and weight else model
 
 
 def _parameter_groups(model: Recommender, settings: RecommenderSettings) -> list[dict[str, Any]]:

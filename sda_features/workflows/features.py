@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from sda_features.cells import AS_IT_IS, ID
 from sda_features.errors import FeatureMismatchError
+from sda_features.evaluation.neighbours import unit_rows
 from sda_features.feature_store.schema import ITEM_ID, column_dim, matrix_of
 from sda_features.tables import open_table
 
 IDS_ALONE = "id"  # the feature set of a recommender that reads no vectors
 MODALITIES = ("text", "image")
+SHARED = "shared"  # one space for all modalities, see `shared_space`
 FILE_COLUMN = ":"  # between a parquet file and one column of it
 
 Matrices = dict[str, NDArray[np.float32]]
@@ -81,8 +83,9 @@ def load_features(name: str, item_ids: Any, repo: Path | None = None) -> Feature
 
     Args:
         name: `id`; a feature set of the repo, e.g. `sda`, or a version of it, `sda@526f`; one modality
-            of it, `sda-text` or `sda-image`; a parquet file with `item_id` and columns of vectors, each a modality; one
-            column of it, `file.parquet:text`; or several of these side by side, `sda+vanilla`.
+            of it, `sda-text` or `sda-image`, or both in one space, `sda-shared`; a parquet file with
+            `item_id` and columns of vectors, each a modality; one column of it,
+            `file.parquet:text`; or several of these side by side, `sda+vanilla`.
         item_ids: Arrow strings [I]; item i has code i + 1.
         repo: an applied Feast repo; needed for a feature set.
 
@@ -113,18 +116,43 @@ def _one_set(name: str, item_ids: Any, repo: Path | None) -> tuple[Matrices, str
     else:
         whole, _, modality = name.partition("-")
         feature_set, _, of_version = whole.partition("@")
-        if modality not in ("", *MODALITIES) or feature_set in ("", IDS_ALONE):
+        if modality not in ("", SHARED, *MODALITIES) or feature_set in ("", IDS_ALONE):
             raise FeatureMismatchError(
                 f"No features {name!r}. Expected {IDS_ALONE}, a feature set such as sda, one modality of it such as "
-                f"sda-{MODALITIES[0]} or sda-{MODALITIES[1]}, a parquet file, or several joined by +."
+                f"sda-{MODALITIES[0]} or sda-{MODALITIES[1]}, both in one space as sda-{SHARED}, a parquet file, or "
+                "several joined by +."
             )
         modalities, version = stored_vectors(repo or Path(), feature_set, item_ids, of_version or None)
         where = f"feature set {feature_set!r}"
+    if modality == SHARED and SHARED not in modalities:
+        return {SHARED: shared_space(modalities)}, version
     if modality and modality not in modalities:
         raise FeatureMismatchError(
             f"No item of the log has a vector of its {modality} in {where}; it has {', '.join(modalities)}."
         )
     return {modality: modalities[modality]} if modality else modalities, version
+
+
+def shared_space(modalities: Matrices) -> NDArray[np.float32]:
+    """One vector an item: the mean of those it has, each centred over its modality and at unit norm.
+
+    It means something where a text and a picture of one item lie near each other, that is for adapted
+    vectors; then an item that has a picture alone compares with one that has a text alone.
+
+    Args:
+        modalities: name -> float32 [I + 1, d], d the same for all; zero for missing vectors.
+
+    Returns:
+        float32 [I + 1, d] at unit norm; zero where no modality has a vector.
+
+    Raises:
+        FeatureMismatchError: the dimensions differ.
+    """
+    dims = {name: matrix.shape[1] for name, matrix in modalities.items()}
+    if len(set(dims.values())) > 1:
+        raise FeatureMismatchError(f"One space needs vectors of one dimension; got {dims}.")
+    total = np.sum([unit_rows(matrix) for matrix in modalities.values()], axis=0)
+    return unit_rows(total, centre=False)
 
 
 def stored_vectors(

@@ -30,10 +30,11 @@ def raw_vectors(seed=0):
     return {name: matrix.astype(np.float32) for name, matrix in vectors.items()}
 
 
-@pytest.fixture(scope="module", params=["ids", "replace", "join"])
+@pytest.fixture(scope="module", params=["ids", "replace", "join", "content"])
 def run(request, tmp_path_factory):
     """A trained run, and the folder it was saved to."""
-    fusion = {} if request.param == "ids" else {"fusion": request.param}
+    fusion = {"fusion": request.param} if request.param in ("replace", "join") else {}
+    fusion |= {"content_weight": 3.0} if request.param == "content" else {}
     trained = train(
         small_log(),
         SETTINGS.model_copy(update=fusion),
@@ -54,7 +55,7 @@ def rows_of(loaded, ids, vectors):
 def test_a_loaded_run_scores_as_the_trained_model(run):
     trained, folder = run
     loaded, log = load_run(folder), trained.split.interactions
-    expected = trained.model.scorer(log)(np.arange(USERS))[:, 1:]
+    expected = trained.ranker.scorer(log)(np.arange(USERS))[:, 1:]
     assert np.ptp(expected, axis=1).min() > 0.01
     for user in range(USERS):
         history = [loaded.item_ids[code - 1] for code in log.items[log.offsets[user] : log.offsets[user + 1]]]
@@ -130,7 +131,7 @@ def test_what_a_run_knows_about_its_items(run):
     assert loaded.interactions.tolist() == trained.split.interactions.item_counts.tolist()
     expected = trained.item_vectors.found if trained.item_vectors else np.zeros(ITEMS + 1, bool)
     assert loaded.has_vector.tolist() == expected.tolist()
-    assert torch.equal(loaded.table, trained.model.item_table())
+    assert torch.equal(loaded.table, trained.ranker.item_table())
     assert loaded.vectors_version == "0123456789ab"
     assert load_run(folder).version == loaded.version
     assert len(loaded.version) == 12

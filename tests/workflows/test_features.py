@@ -139,3 +139,30 @@ def test_files_that_are_no_vectors_are_named(
         load_features(str(tmp_path / "v.parquet"), LOG_IDS)
     with pytest.raises(FeatureMismatchError, match="none.parquet does not exist"):
         load_features(str(tmp_path / "none.parquet"), LOG_IDS)
+
+
+def test_one_space_is_the_mean_of_the_modalities_an_item_has(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    text, image = random.normal(3, 1, (2, 4, 3))
+    rows = {
+        "item_id": ["a", "b", "c", "d"],
+        "text": [text[0], text[1], None, None],
+        "image": [image[0], None, image[2], None],
+    }
+    pq.write_table(pa.table(rows), tmp_path / "v.parquet")
+    found = load_features(f"{tmp_path}/v.parquet:shared", pa.array(rows["item_id"]))
+    assert found.modalities is not None
+    assert list(found.modalities) == ["shared"]
+    texts, images = text[:2] - text[:2].mean(axis=0), image[[0, 2]] - image[[0, 2]].mean(axis=0)
+    units = [part / np.linalg.norm(part, axis=1, keepdims=True) for part in (texts, images)]
+    both = units[0][0] + units[1][0]
+    expected = [both / np.linalg.norm(both), units[0][1], units[1][1], np.zeros(3)]
+    np.testing.assert_allclose(found.modalities["shared"][1:], expected, atol=1e-6)
+
+
+def test_one_space_needs_one_dimension(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"item_id": ["a"], "text": [[1.0, 2.0]], "image": [[1.0, 2.0, 3.0]]}), tmp_path / "v.parquet"
+    )
+    with pytest.raises(FeatureMismatchError, match="One space needs vectors of one dimension; got .*2.*3"):
+        load_features(f"{tmp_path}/v.parquet:shared", pa.array(["a"]))
