@@ -35,6 +35,7 @@ import torch
 from common import median, paired_ratio, report, take_turns
 from gpu_checks import export_equality, recommender_epochs, resume_equality
 from gpu_encoding import WORDS, encoding
+from gpu_memory import expected, peak
 from PIL import Image
 from shapes import random_model, write_folder
 from torch import Tensor
@@ -52,7 +53,6 @@ from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.gradient_cache import accumulate_gradients, passes
 from sda_features.lvlm.loading import pick_dtype, use_device
 from sda_features.lvlm.moda import ADAPTER_NAME, adapted_layers
-from sda_features.lvlm.plan import activations, base_bytes, kept_bytes, shape_only
 
 BATCH, ROUNDS = 32, 5
 
@@ -220,7 +220,7 @@ def adapted(run: Run, quantization: str) -> PromptEncoder:
     return encoder.train()
 
 
-def settings_of(run: Run, quantization: str) -> AdaptSettings:
+def settings_of(run: Run, quantization: str, **train: Any) -> AdaptSettings:
     """Defaults, for this model."""
     backbone = {
         "model": str(run.folder),
@@ -228,7 +228,7 @@ def settings_of(run: Run, quantization: str) -> AdaptSettings:
         "device": str(run.device),
         "dtype": run.name,
     }
-    return AdaptSettings.parse(catalog={"path": "none"}, backbone=backbone)
+    return AdaptSettings.parse(catalog={"path": "none"}, backbone=backbone, train=train)
 
 
 @contextlib.contextmanager
@@ -254,7 +254,7 @@ def contrast(text: Tensor, image: Tensor) -> Any:
     own = torch.arange(len(student), device=student.device)
     cross_entropy = torch.nn.functional.cross_entropy
     loss = (cross_entropy(student, own) + cross_entropy(student.T, own)) / 2
-    return LossOutput(loss, 0.0, 0.0)
+    return LossOutput(loss, loss.detach(), loss.detach())
 
 
 def steps(run: Run) -> None:
@@ -281,9 +281,10 @@ def steps(run: Run) -> None:
                 step()
 
         step()
-        measured = peak(run, encoder, batches, step)
-        planned = expected(run, quantization, count)
-        seconds = take_turns({"moda": step, "lora": lora}, rounds=3 if run.tiny else ROUNDS)
+        measured = peak(run, encoder, step)
+        train = {"batch_size": count, "gradient_checkpointing": on_gpu}
+        planned = expected(settings_of(run, quantization, **train), run, prompts_of)
+        seconds = take_turns({"moda": step, "lora": lora}, rounds=2 if run.tiny else ROUNDS)
         ratio = paired_ratio(seconds["lora"], seconds["moda"])
         found = {name: round(median(of), 4) for name, of in seconds.items()}
         run.row(
@@ -304,30 +305,6 @@ def steps(run: Run) -> None:
         }
         del encoder, batches, optimizer, step, lora
         gc.collect()
-
-
-def peak(run: Run, encoder: PromptEncoder, batches: list[PromptBatch], step: Callable[[], None]) -> int:
-    """Peak bytes of a step; on a CPU the weights and what autograd keeps, which is what can be counted there."""
-    if run.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        return torch.cuda.max_memory_allocated()
-    weights = sum(of.numel() * of.element_size() for of in encoder.model.parameters() if not of.requires_grad)
-    trained = 16 * sum(of.numel() for of in encoder.trainable().values())
-    return weights + trained + sum(kept_bytes(encoder, batch) for batch in batches)
-
-
-def expected(run: Run, quantization: str, count: int) -> int:
-    """What `adapt --dry-run` expects of the same step."""
-    settings = settings_of(run, quantization)
-    encoder = shape_only(settings, run.dtype)
-    kept = activations(encoder, prompts_of(run, encoder.backbone, 4))
-    trained = 16 * sum(of.numel() for of in encoder.trainable().values())
-    return (
-        base_bytes(encoder.model, settings.backbone.quantization, run.dtype)
-        + trained
-        + kept.of(count, count, run.device.type == "cuda")
-    )
 
 
 def large_batch(run: Run) -> None:

@@ -1,0 +1,100 @@
+"""benchmarks/gpu.py at toy size, on a machine that has nothing but its list of wheels: no Feast, no Redis."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+
+pytestmark = pytest.mark.timeout(900)  # of a loaded machine
+ROOT = Path(__file__).parents[2]
+LISTED = [
+    line
+    for line in (ROOT / "benchmarks" / "gpu_requirements.txt").read_text(encoding="utf-8").splitlines()
+    if line and not line.startswith("#")
+]
+
+
+def with_dependencies(name: str) -> set[str]:
+    """The distribution and all it needs, by normalised name."""
+    found, waiting = set(), [name]
+    while waiting:
+        key = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
+        if key in found:
+            continue
+        found.add(key)
+        for line in distribution(key).requires or ():
+            needed = Requirement(line)
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                waiting.append(needed.name)
+    return found
+
+
+def install(names: Iterable[str], folder: Path) -> None:
+    """Put links to these distributions, and to no other, into a folder."""
+    folder.mkdir()
+    for name in names:
+        found = distribution(name)
+        for top in {Path(file).parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
+            link = folder / top
+            if not link.exists():
+                link.symlink_to(Path(str(found.locate_file(top))).resolve())
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    site = tmp_path_factory.mktemp("machine") / "site"
+    install([*LISTED, *with_dependencies("torch")], site)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join((str(site), str(ROOT))),
+    }
+    python = [sys.executable, "-S"]  # without this environment's own packages
+    absent = subprocess.run(
+        [*python, "-c", "import feast"], env=environment, capture_output=True, check=False
+    )
+    assert absent.returncode, "vacuous: Feast is there"
+    done = subprocess.run(
+        [*python, str(ROOT / "benchmarks" / "gpu.py"), "--device", "cpu", "--tiny"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.slow
+def test_every_part_runs(result: dict[str, Any]) -> None:
+    assert result["failed"] == []
+    assert 0.2 < result["ratio"] < 5
+    assert result["large_batch"]["items"] == 16
+    assert {"texts", "pictures", "sasrec", "bert4rec", "pictures_a_core"} <= result.keys()
+
+
+@pytest.mark.slow
+def test_a_killed_run_and_an_export_end_in_the_same_numbers(result: dict[str, Any]) -> None:
+    assert result["resume_killed"]
+    assert result["resume_difference"] == 0
+    assert result["export_distance"] < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_the_plan_is_within_15_percent_of_what_tensors_take(
+    result: dict[str, Any], quantization: str
+) -> None:
+    step = result[f"step_{quantization}"]
+    assert step["plan"] / step["peak"] == pytest.approx(1, abs=0.15)
