@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from sda_features.artifacts import to_json
+from sda_features.artifacts import check_folder, to_json
 from sda_features.config import MANY, AdapterSettings, BackboneSettings, CatalogSettings
 from sda_features.errors import SettingsError
 
@@ -100,10 +100,12 @@ def command(
             "--adapter starts an untrained adapter over a base model; name that with --model."
         )
     from sda_features.catalog import Catalog
+    from sda_features.report.conflict import CONFLICT_FILES, conflict_table, json_rows, write_conflict
 
+    if output is not None:
+        check_folder(output, CONFLICT_FILES, "an earlier diagnosis")
     opened = Catalog(CatalogSettings.parse(path=catalog, **collect(CatalogSettings, values)))
     from sda_features.lvlm.diagnostics import diagnose_on_catalog, fresh, trained
-    from sda_features.report.conflict import conflict_table, json_rows, write_conflict
 
     found = diagnose_on_catalog(
         [

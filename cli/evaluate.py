@@ -35,7 +35,7 @@ def command(run: Path, interactions: str | None, as_json: bool, **values: Any) -
       sda-features evaluate runs/sasrec-sda --negatives 99 --interactions interactions.parquet
     """
     from sda_features.errors import SettingsError
-    from sda_features.evaluation.runs import read_manifest
+    from sda_features.evaluation.run_files import read_manifest
     from sda_features.report.tables import metrics_table
 
     manifest = read_manifest(run)

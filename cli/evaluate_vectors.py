@@ -11,6 +11,7 @@ import click
 from sda_features.config import EvaluationSettings, LogSettings, VectorEvaluationSettings
 
 from .options import collect, settings_options
+from .ranges import OutputFile
 from .recommender_options import names
 
 
@@ -30,7 +31,7 @@ from .recommender_options import names
     "--product-column",
     help="Column of the catalogue that is equal for variants of one product: measure other products only.",
 )
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="Write everything to this JSON file.")
+@click.option("--output", "-o", type=OutputFile(), help="Write everything to this JSON file.")
 @settings_options(VectorEvaluationSettings)
 @settings_options(LogSettings)
 @settings_options(EvaluationSettings, prefix="eval", skip=("negatives", "seed"))

@@ -12,6 +12,7 @@ import click
 from sda_features.config import CatalogSettings
 
 from .options import collect, settings_options
+from .ranges import OutputFile
 from .version_options import version_options
 
 
@@ -24,8 +25,8 @@ from .version_options import version_options
     type=click.Path(path_type=Path),
     help="TOML file of limits.  [default: sda-gate.toml of the repo]",
 )
-@click.option("--junit", type=click.Path(path_type=Path), help="Also write JUnit XML here.")
-@click.option("--markdown", type=click.Path(path_type=Path), help="Also write the table here, as Markdown.")
+@click.option("--junit", type=OutputFile(), help="Also write JUnit XML here.")
+@click.option("--markdown", type=OutputFile(), help="Also write the table here, as Markdown.")
 @settings_options(CatalogSettings, skip=("path",))
 @version_options
 def command(

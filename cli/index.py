@@ -13,6 +13,7 @@ import click
 from sda_features.config import CatalogSettings
 
 from .options import collect, settings_options
+from .ranges import FOLDER
 from .version_options import version_options
 
 
@@ -30,7 +31,7 @@ def _codes(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 @click.option(
     "--output",
     "-o",
-    type=click.Path(path_type=Path),
+    type=FOLDER,
     default="index",
     show_default=True,
     help="Folder to write.",

@@ -12,7 +12,9 @@ from typing import Any
 import click
 from annotated_types import Ge, Gt, Le, Lt
 
+from sda_features.artifacts import real_path
 from sda_features.config import DEVICE, MANY, SEED
+from sda_features.errors import SettingsError
 
 
 class FiniteRange(click.FloatRange):
@@ -67,7 +69,7 @@ class OutputFile(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path, or a usage error."""
-        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        path = _output(self, value, param, ctx)
         if not path.parent.is_dir():
             self.fail(f"{path.parent} is no folder; create it first.", param, ctx)
         if path.exists() and not path.is_file():
@@ -83,10 +85,20 @@ class OutputFolder(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path, or a usage error."""
-        path = Path(os.fsdecode(super().convert(value, param, ctx)))
-        if path.exists() and not path.is_dir():
-            self.fail(f"{path} is no folder.", param, ctx)
+        path = _output(self, value, param, ctx)
+        there = next(way for way in (path, *path.absolute().parents) if way.exists())
+        if not there.is_dir():
+            self.fail(f"{path} cannot be a folder: {there} is none.", param, ctx)
         return path
+
+
+def _output(kind: click.Path, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+    try:
+        path = Path(os.fsdecode(click.Path.convert(kind, value, param, ctx)))
+        real_path(path)
+    except (SettingsError, ValueError) as error:
+        kind.fail(str(error), param, ctx)
+    return path
 
 
 FOLDER = OutputFolder()

@@ -11,7 +11,7 @@ import click
 from sda_features.config import CatalogSettings
 
 from .options import collect, settings_options
-from .ranges import FiniteRange
+from .ranges import FiniteRange, OutputFile
 from .version_options import space_options, version_options
 
 
@@ -21,7 +21,7 @@ from .version_options import space_options, version_options
 @click.option(
     "--output",
     "-o",
-    type=click.Path(path_type=Path),
+    type=OutputFile(),
     default="report.html",
     show_default=True,
     help="HTML file.",

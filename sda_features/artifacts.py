@@ -40,7 +40,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
     Raises:
         SettingsError: `target` is a folder, a device or the like.
     """
-    target = _real(Path(target))
+    target = real_path(Path(target))
     if target.exists() and not target.is_file():
         raise SettingsError(f"{target} exists and is no regular file; name another file to write.")
     make_folder(target.parent)
@@ -65,7 +65,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     Raises:
         SettingsError: `target` exists and is no folder.
     """
-    target = _real(Path(target))
+    target = real_path(Path(target))
     if target.exists() and not target.is_dir():
         raise SettingsError(f"{target} exists and is no folder; name another folder to write.")
     make_folder(target.parent)
@@ -93,7 +93,7 @@ def check_folder(target: Path, ours: Collection[str], what: str) -> None:
     Raises:
         SettingsError: it is a file, a device or the like, or holds something else.
     """
-    real = _real(Path(target))
+    real = real_path(Path(target))
     if not real.exists():
         return
     if not real.is_dir():
@@ -217,11 +217,15 @@ def _rename_exchange(first: Path, second: Path) -> None:
         raise OSError(number, os.strerror(number), str(first), None, str(second))
 
 
-def _real(path: Path) -> Path:
-    """The path behind symbolic links, so that a link stays and what it names is replaced."""
+def real_path(path: Path) -> Path:
+    """The path behind symbolic links, so that a link stays and what it names is replaced.
+
+    Raises:
+        SettingsError: links in a circle, a NUL, or the like.
+    """
     try:
         return path.resolve()
-    except (RuntimeError, OSError, ValueError) as error:  # links in a circle, a NUL
+    except (RuntimeError, OSError, ValueError) as error:
         raise SettingsError(f"{str(path)!r} cannot be a path to write: {error}.") from None
 
 

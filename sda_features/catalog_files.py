@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -105,7 +105,7 @@ class CatalogSlice:
 def cut_into_slices(table: Table, columns: CatalogColumns) -> list[CatalogSlice]:
     """Slices of a catalogue: one a row group of parquet, or one a file."""
     slices, start = [], 1
-    alone = Table(table.name, (), table.columns, table.error)  # a slice carries one part, not all
+    alone = replace(table, parts=())  # a slice carries one part, not all
     for part, rows in table.pieces():
         if rows:
             slices.append(CatalogSlice(start, rows, columns, alone, part))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 from decimal import Decimal
+from types import NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,6 +54,8 @@ def _arrow_texts(column: pa.Array) -> tuple[list[str], Faults]:
 def _plain_texts(values: Sequence[Any]) -> tuple[list[str], Faults]:
     faults: Faults = {}
     texts: list[str] = []
+    if set(map(type, values)) <= {str, JsonFloat, NoneType}:  # most often
+        texts, values = [value or "" for value in values], ()
     for row, value in enumerate(values):
         try:
             texts.append(value if isinstance(value, str) else _json_text(value))
@@ -257,6 +260,8 @@ def _whole(texts: Sequence[str | None]) -> tuple[pa.Array, Faults]:
 def _plain_ids(values: Sequence[Any]) -> tuple[pa.Array, Faults]:
     faults: Faults = {}
     ids: list[str | None] = []
+    if set(map(type, values)) <= {str, NoneType}:
+        ids, values = list(values), ()
     for row, value in enumerate(values):
         if isinstance(value, JsonFloat):
             (number,), wrong = _whole([value])

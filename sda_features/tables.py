@@ -22,7 +22,7 @@ import pyarrow.types as kinds
 from sda_features.cells import ID, TEXT, Faults, Rule, UnusableColumn
 from sda_features.errors import SDAError
 from sda_features.locations import file_system, shown
-from sda_features.text_tables import DamagedRow, blocks, csv_columns, csv_records, json_records
+from sda_features.text_tables import csv_columns, csv_rows, json_columns, json_rows
 
 FORMAT_OF_SUFFIX = {
     ".parquet": "parquet",
@@ -120,13 +120,7 @@ class TextPart:
     def types(self) -> Mapping[str, pa.DataType | None]:
         """See `Part`; JSON is read to its end for it."""
         with self._opened() as stream:
-            if self.format == "csv":
-                return dict.fromkeys(csv_columns(stream))
-            names: dict[str, pa.DataType | None] = {}
-            for record in json_records(stream):
-                if isinstance(record, dict):
-                    names.update(dict.fromkeys(record))
-            return names
+            return dict.fromkeys(csv_columns(stream) if self.format == "csv" else json_columns(stream))
 
     def pieces(self) -> list[tuple[Part, int]]:
         """The file."""
@@ -134,17 +128,15 @@ class TextPart:
 
     def blocks(self, wanted: Mapping[str, Rule], rows: int) -> Iterator[Block]:
         """See `Part`."""
-        read = csv_records if self.format == "csv" else json_records
+        read = csv_rows if self.format == "csv" else json_rows
         with self._opened() as stream:
-            for records in blocks(read(stream), rows):
-                damaged = {row: r.detail for row, r in enumerate(records) if isinstance(r, DamagedRow)}
-                cells = [record.cells if isinstance(record, DamagedRow) else record for record in records]
-                made = {name: rule.plain([cell.get(name) for cell in cells]) for name, rule in wanted.items()}
+            for found in read(stream, rows, wanted.keys()):
+                made = {name: rule.plain(found.columns[name]) for name, rule in wanted.items()}
                 yield Block(
-                    len(records),
+                    found.count,
                     {name: values for name, (values, _) in made.items()},
                     {name: faults for name, (_, faults) in made.items() if faults},
-                    damaged,
+                    found.damaged,
                 )
 
     def _opened(self) -> io.TextIOWrapper:
@@ -158,14 +150,19 @@ class Table:
     Attributes:
         name: its path or URL, for messages.
         parts: its files.
-        columns: names in order of appearance.
+        types: of each file, column -> type; None: as written.
         error: raised for all that is wrong with it.
     """
 
     name: str
     parts: Sequence[Part]
-    columns: tuple[str, ...]
+    types: Sequence[Mapping[str, pa.DataType | None]]
     error: type[SDAError]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names in order of appearance."""
+        return tuple(dict.fromkeys(name for types in self.types for name in types))
 
     @property
     def data_columns(self) -> tuple[str, ...]:
@@ -179,9 +176,7 @@ class Table:
             SDAError: the one of this table; names file, column and type.
         """
         first: dict[str, tuple[Part, pa.DataType]] = {}
-        for part in self.parts:
-            with self._reading(part):
-                types = part.types()
+        for part, types in zip(self.parts, self.types, strict=True):
             for name, rule in wanted.items():
                 kind = types.get(name)
                 if kind is None or kinds.is_null(kind):
@@ -269,11 +264,11 @@ def open_table(location: Path | str, what: str, error: type[SDAError]) -> Table:
             parts = _file(files, name, info["size"], location, error)
         else:
             raise error(f"{shown(location)} is neither a file nor a folder.")
-    columns: dict[str, None] = {}
+    types = []
     for part in parts:
         with _one_error(error, part.path):
-            columns.update(dict.fromkeys(part.types()))
-    return Table(shown(location), parts, tuple(columns), error)
+            types.append(part.types())
+    return Table(shown(location), parts, types, error)
 
 
 def _file(files: Any, name: str, size: int, location: Path | str, error: type[SDAError]) -> list[Part]:

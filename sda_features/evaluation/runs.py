@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from sda_features.errors import CheckpointError, SettingsError
 from sda_features.evaluation.metrics import hit_at_k, mean, ndcg_at_k
+from sda_features.evaluation.run_files import MANIFEST, RANKS, read_manifest, run_content
 from sda_features.evaluation.significance import Comparison, compare, mean_over_seeds
 
-MANIFEST, RANKS = "manifest.json", "ranks.npz"
-REQUIRED = {"recommender", "settings", "evaluation", "data", "metrics"}
 METRICS = {"hit": hit_at_k, "ndcg": ndcg_at_k}
 
 
@@ -72,25 +71,6 @@ class Difference:
     won: int
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a run folder.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"Expected a run folder with {MANIFEST}, as `sda-features train` writes it, in {folder}: {error}."
-        ) from error
-    if not (isinstance(content, dict) and content.keys() >= REQUIRED):
-        raise CheckpointError(
-            f"{folder / MANIFEST} is not the manifest of a run: expected {', '.join(sorted(REQUIRED))} in it."
-        )
-    return content
-
-
 def read_run(folder: Path) -> Run:
     """Read a run folder.
 
@@ -98,20 +78,18 @@ def read_run(folder: Path) -> Run:
         CheckpointError: not a run folder, or damaged.
     """
     manifest = read_manifest(folder)
-    try:
-        with np.load(folder / RANKS, allow_pickle=False) as arrays:
-            parts: dict[str, dict[str, NDArray[Any]]] = {"rank": {}, "group": {}}
-            for name in arrays.files:
-                kind, _, rest = name.partition("/")
-                if rest:
-                    parts[kind][rest] = arrays[name]
-            run = Run(folder, manifest, arrays["user_ids"], arrays["item_ids"], parts["rank"], parts["group"])
-        if not (run.ranks and run.groups and run.cutoff):
-            raise ValueError("ranks or groups are missing")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{folder} is not a complete run folder: {error}. Train again, or copy the whole folder."
-        ) from error
+    with run_content(folder, manifest, [RANKS]), np.load(folder / RANKS, allow_pickle=False) as arrays:
+        parts: dict[str, dict[str, NDArray[Any]]] = {"rank": {}, "group": {}}
+        for name in arrays.files:
+            kind, _, rest = name.partition("/")
+            if rest:
+                parts[kind][rest] = arrays[name]
+        run = Run(folder, manifest, arrays["user_ids"], arrays["item_ids"], parts["rank"], parts["group"])
+        if not (run.ranks and run.groups):
+            raise ValueError(f"{RANKS} holds no ranks or no groups")
+        columns = [run.user_ids, run.item_ids, *run.ranks.values(), *run.groups.values()]
+        if {column.shape for column in columns} != {(len(run.user_ids),)}:
+            raise ValueError(f"the arrays of {RANKS} differ in length")
     return run
 
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from sda_features.config import EvaluationSettings
 from sda_features.errors import CheckpointError, SettingsError
 from sda_features.evaluation.protocols import Evaluation, evaluate
-from sda_features.evaluation.runs import read_manifest
+from sda_features.evaluation.run_files import ITEMS, USERS, read_manifest, run_content
 from sda_features.interactions import Interactions
-from sda_features.recommenders.train import ITEMS, USERS
 from sda_features.splits import split_interactions
 
 SPLIT = (
@@ -44,27 +41,25 @@ def rank_again(folder: Path, log: Interactions, settings: EvaluationSettings) ->
         RankingError: see `evaluate`.
     """
     manifest = read_manifest(folder)
-    try:
+    if manifest["data"]["sha256"] != log.data_hash:
+        raise SettingsError(
+            f"{folder} was trained on another log (hash {manifest['data']['sha256'][:12]}, this one has "
+            f"{log.data_hash[:12]}). Give the same log, columns and k-core."
+        )
+    with run_content(folder, manifest, [USERS, ITEMS]):
         trained = EvaluationSettings.parse(**manifest["evaluation"])
-        if manifest["data"]["sha256"] != log.data_hash:
-            raise SettingsError(
-                f"{folder} was trained on another log (hash {manifest['data']['sha256'][:12]}, this one has "
-                f"{log.data_hash[:12]}). Give the same log, columns and k-core."
-            )
-        if any(getattr(trained, name) != getattr(settings, name) for name in SPLIT):
-            raise SettingsError(
-                f"{folder} was trained on the split {trained.split}; another one needs another training."
-            )
         states = load_file(folder / USERS)["states"]
         items = pq.read_table(folder / ITEMS, columns=["representation"])["representation"].combine_chunks()
         table = items.flatten().to_numpy().reshape(len(items), -1)
-        split = split_interactions(log, settings)
-        if states.shape != (len(split.test.users), table.shape[1]) or len(table) != log.item_count:
-            raise CheckpointError(
-                f"{folder}: states {list(states.shape)} and items {list(table.shape)} do not fit the log. Train again."
-            )
-    except (OSError, KeyError, TypeError, pa.ArrowException, SafetensorError) as error:
-        raise CheckpointError(f"{folder} cannot be ranked again: {error}. Train again.") from error
+    if any(getattr(trained, name) != getattr(settings, name) for name in SPLIT):
+        raise SettingsError(
+            f"{folder} was trained on the split {trained.split}; another one needs another training."
+        )
+    split = split_interactions(log, settings)
+    if states.shape != (len(split.test.users), table.shape[1]) or len(table) != log.item_count:
+        raise CheckpointError(
+            f"{folder}: states {list(states.shape)} and items {list(table.shape)} do not fit the log. Train again."
+        )
     factors = np.concatenate([np.zeros((1, table.shape[1]), np.float32), table]).T
     rows = np.full(log.user_count, -1)
     rows[split.test.users] = np.arange(len(states))

@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 from torch import Tensor
@@ -27,13 +26,12 @@ from torch import Tensor
 from sda_features.artifacts import sha256_files
 from sda_features.config import RecommenderSettings
 from sda_features.errors import CheckpointError
-from sda_features.evaluation.runs import read_manifest
+from sda_features.evaluation.run_files import ITEMS, SCALING, WEIGHTS, read_manifest, run_content
 from sda_features.interactions import Interactions
 from sda_features.recommenders.base import SequenceRecommender
 from sda_features.recommenders.content import content_state, content_units
 from sda_features.recommenders.features import Floats, ItemVectors, Scaling, join_modalities
 from sda_features.recommenders.registry import find_class
-from sda_features.recommenders.train import ITEMS, SCALING, WEIGHTS
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,12 +171,14 @@ def load_run(folder: Path, recommender: type[SequenceRecommender] | None = None)
         raise CheckpointError(
             f"{folder} holds a {name}; expected a recommender that ranks by a history of items: {expected}."
         )
-    try:
+    modalities = list(manifest.get("vectors", {}))
+    files = [WEIGHTS, ITEMS, *([SCALING] if modalities else [])]
+    with run_content(folder, manifest, files):
         items = pq.read_table(folder / ITEMS)
         if len(items) != manifest["data"]["items"]:
             raise ValueError(f"{ITEMS} has {len(items)} rows for {manifest['data']['items']} items")
         settings = RecommenderSettings.parse(**manifest["settings"])
-        scalings = _scalings(folder, list(manifest["vectors"]))
+        scalings = _scalings(folder, modalities)
         width = sum(len(scaling.mean) for scaling in scalings.values())
         vectors = ItemVectors(np.zeros((0, width), np.float32), np.zeros(0, bool), {}, scalings)
         with torch.random.fork_rng(devices=[]):
@@ -196,25 +196,9 @@ def load_run(folder: Path, recommender: type[SequenceRecommender] | None = None)
             table=_table(items["representation"]),
             scalings=scalings,
             content_weight=float(manifest.get("content_weight", 0.0)),
-            version=sha256_files([folder / file for file in _files(scalings)])[:12],
+            version=sha256_files([folder / file for file in files])[:12],
             vectors_version=manifest.get("vectors_version"),
         )
-    except (
-        OSError,
-        KeyError,
-        TypeError,
-        ValueError,
-        RuntimeError,
-        pa.ArrowException,
-        SafetensorError,
-    ) as error:
-        raise CheckpointError(
-            f"{folder} is not a complete run folder: {error}. Train again, or copy the whole folder."
-        ) from error
-
-
-def _files(scalings: Mapping[str, Scaling]) -> list[str]:
-    return [WEIGHTS, ITEMS, *([SCALING] if scalings else [])]
 
 
 def _scalings(folder: Path, modalities: list[str]) -> dict[str, Scaling]:

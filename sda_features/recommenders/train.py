@@ -24,20 +24,27 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sda_features import __version__
-from sda_features.artifacts import atomic_folder, write_json
+from sda_features.artifacts import atomic_folder, check_folder, write_json
 from sda_features.config import EvaluationSettings, RecommenderSettings
 from sda_features.errors import SettingsError
 from sda_features.evaluation.protocols import Evaluation, evaluate
-from sda_features.evaluation.runs import MANIFEST, RANKS
+from sda_features.evaluation.run_files import (
+    FORMAT,
+    ITEMS,
+    MANIFEST,
+    RANKS,
+    RUN_FILES,
+    SCALING,
+    USERS,
+    WEIGHTS,
+    file_hashes,
+)
 from sda_features.interactions import Interactions
 from sda_features.recommenders.base import Ranker, Recommender
 from sda_features.recommenders.content import WithContent, choose_weight
 from sda_features.recommenders.features import ItemVectors, prepare_vectors
 from sda_features.recommenders.sasrec import SASRec
 from sda_features.splits import Split, split_interactions
-
-WEIGHTS, ITEMS = "model.safetensors", "items.parquet"
-SCALING, USERS = "scaling.safetensors", "users.safetensors"
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,7 @@ class TrainResult:
     def save(self, folder: Path) -> None:
         """Write a run folder, without pickle; `saved.load_run` reads it.
 
-        manifest.json, model.safetensors, and
+        manifest.json, which has the hashes of the others, model.safetensors, and
         ranks.npz: `user_ids`, `item_ids` (the targets), one bool array `group/NAME` a group and one
         float64 array `rank/PROTOCOL` a protocol, all [T], so that two runs compare user by user;
         items.parquet, one row for each item code from 1: `item_id`, `interactions` in the whole log,
@@ -133,6 +140,9 @@ class TrainResult:
         users.safetensors: `states`, float32 [T, K], of the evaluated users at the time of the test;
         with the representations they rank again under another protocol (`rank_again`);
         scaling.safetensors, where vectors were used: `MODALITY/mean` and `MODALITY/scale`.
+
+        Raises:
+            SettingsError: the folder holds something else than an earlier run.
         """
         data = self.split.interactions
         arrays: dict[str, NDArray[Any]] = {
@@ -141,8 +151,8 @@ class TrainResult:
         }
         arrays |= {f"rank/{name}": ranks for name, ranks in self.test.ranks.items()}
         arrays |= {f"group/{name}": members for name, members in self.test.groups.items()}
+        check_folder(folder, RUN_FILES, "an earlier run")
         with atomic_folder(folder) as temporary:
-            write_json(temporary / MANIFEST, self.manifest())
             np.savez_compressed(temporary / RANKS, allow_pickle=False, **arrays)
             save_file(_weights(self.model), temporary / WEIGHTS)
             pq.write_table(self._items(), temporary / ITEMS)
@@ -153,6 +163,8 @@ class TrainResult:
                 means = {f"{name}/mean": scaling.mean for name, scaling in scalings.items()}
                 scales = {f"{name}/scale": np.array([scaling.scale]) for name, scaling in scalings.items()}
                 save_arrays(means | scales, temporary / SCALING)
+            complete = {"format": FORMAT, **self.manifest(), "files": file_hashes(temporary)}
+            write_json(temporary / MANIFEST, complete)
 
     def _items(self) -> pa.Table:
         data = self.split.interactions

@@ -10,7 +10,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from sda_features.artifacts import atomic_file, write_json
+from sda_features.artifacts import atomic_file, check_folder, write_json
 
 HEADERS = {
     "module": "module",
@@ -30,6 +30,7 @@ LABEL, HALF, BAR, TOP = (
     18,
     40,
 )  # pixels: width of labels, of a cosine of 1, height of a bar, of the head
+CONFLICT_FILES = ("conflict.json", "conflict.md", "conflict.svg")
 
 Row = Mapping[str, Any]
 
@@ -91,8 +92,10 @@ def json_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def write_conflict(folder: Path, rows: Sequence[Row]) -> None:
     """Write conflict.json, conflict.md (table) and conflict.svg (chart) to `folder`."""
-    write_json(folder / "conflict.json", {"conflict": json_rows(rows)})
-    for name, text in (("conflict.md", conflict_table(rows) + "\n"), ("conflict.svg", conflict_chart(rows))):
+    check_folder(folder, CONFLICT_FILES, "an earlier diagnosis")
+    write_json(folder / CONFLICT_FILES[0], {"conflict": json_rows(rows)})
+    texts = conflict_table(rows) + "\n", conflict_chart(rows)
+    for name, text in zip(CONFLICT_FILES[1:], texts, strict=True):
         with atomic_file(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sda_features.artifacts import atomic_file, source_commit, write_json
+from sda_features.artifacts import atomic_file, check_folder, source_commit, write_json
 from sda_features.config import EvaluationSettings, LogSettings, RecommenderSettings
 from sda_features.errors import SettingsError
 from sda_features.evaluation.metrics import mean
@@ -29,6 +29,8 @@ GROUPS = {
 }
 NAMES = {"hit": "H", "ndcg": "N"}  # as the paper's tables abbreviate
 Values = NDArray[np.float64]
+TABLES = ("table1", "table2", "modality")
+TABLE_FILES = {"runs", *(f"{table}.{suffix}" for table in TABLES for suffix in ("json", "md", "tex"))}
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,10 +102,11 @@ def train_grid(
         progress: show a bar for each training.
 
     Raises:
-        SettingsError: nothing to train, or two feature sets of one label.
+        SettingsError: nothing to train, two feature sets of one label, or `output` holds something else.
         SDAError: a run failed; those that have finished stay and are not trained again.
     """
     log = log or LogSettings()
+    check_folder(output, TABLE_FILES, "a folder of earlier tables")
     if not (features and settings and seeds):
         raise SettingsError("Expected at least one model, one feature set and one seed.")
     read = read_log(interactions, log)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sda_features import __version__
-from sda_features.artifacts import source_commit
+from sda_features.artifacts import check_folder, source_commit
 from sda_features.config import EvaluationSettings, LogSettings, RecommenderSettings
-from sda_features.errors import SettingsError
-from sda_features.evaluation.runs import MANIFEST, Run, read_manifest, read_run
+from sda_features.evaluation.run_files import MANIFEST, RUN_FILES, read_manifest
+from sda_features.evaluation.runs import Run, read_run
 from sda_features.interactions import Interactions, k_core, read_interactions
 from sda_features.workflows.features import Features, load_features
 
@@ -77,7 +78,7 @@ class Training:
         name = f"{place}{self.model}, {self.features.label}, seed {self.settings.seed}"
         differs = self.differs_from(folder)
         if differs:
-            check_replaceable(folder)
+            check_output(folder, 1)
             echo(f"{name}: training ({'; '.join(differs)})")
             self.train(progress).save(folder)
         run = read_run(folder)
@@ -168,6 +169,7 @@ def train_seeds(
     for `train_grid`.
     """
     ((model, of_model),) = settings.items()
+    check_output(output, len(seeds))
     read = read_log(interactions, log)
     training = Training(read, log, load_features(features, read.item_ids, repo), model, of_model, evaluation)
     say_without_vector(training.features, echo)
@@ -192,20 +194,19 @@ def read_log(path: Path | str, settings: LogSettings, *, catalogue: Any = None) 
     return k_core(log, settings.k_core) if settings.k_core else log
 
 
-def check_replaceable(folder: Path) -> None:
-    """Refuse a folder that holds something else than one run; a run folder is replaced as a whole.
+def check_output(output: Path, seeds: int) -> None:
+    """Refuse a folder that holds something else than runs; one run, or some in `seed-SEED`.
 
     Raises:
         SettingsError: naming what is in the way.
     """
-    if not folder.is_dir():
-        return
-    inside = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
-    if inside and (MANIFEST not in inside or any(name.endswith("/") for name in inside)):
-        raise SettingsError(
-            f"{folder} is no run folder, it holds {', '.join(inside[:3])}{', ...' if len(inside) > 3 else ''}. "
-            "Name another folder with --output."
-        )
+    inside = output.iterdir() if output.is_dir() else ()
+    ours = (
+        RUN_FILES
+        if seeds == 1
+        else {p.name for p in inside if re.fullmatch(r"seed-\d+", p.name) and p.is_dir()}
+    )
+    check_folder(output, ours, "an earlier run" if seeds == 1 else "a folder of earlier runs")
 
 
 def say_without_vector(features: Features, echo: Echo) -> None:

@@ -125,5 +125,5 @@ def test_damaged_folders_are_named(tmp_path):
     with pytest.raises(CheckpointError, match="not a complete run folder"):
         read_run(folder)
     (folder / "manifest.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="is not the manifest of a run: expected data, evaluation"):
+    with pytest.raises(CheckpointError, match="is not the manifest of a run: expected recommender, settings"):
         read_run(folder)

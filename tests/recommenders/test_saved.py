@@ -191,10 +191,8 @@ def test_damaged_folders(run, tmp_path):
         (damaged / file).unlink()
         with pytest.raises(CheckpointError, match=f"not a complete run folder: .*{file}"):
             load_run(damaged)
-        (damaged / file).write_bytes(b"no such format")
-        with pytest.raises(CheckpointError, match="not a complete run folder: "):
-            load_run(damaged)
-    shifted = copy_of(run[1], tmp_path / "shifted")
+    shifted = copy_of(run[1], tmp_path / "shifted", files={})  # as an earlier version wrote it
+    load_run(shifted)
     pq.write_table(pq.read_table(shifted / "items.parquet").slice(1), shifted / "items.parquet")
     with pytest.raises(CheckpointError, match=f"has {ITEMS - 1} rows for {ITEMS} items"):
         load_run(shifted)

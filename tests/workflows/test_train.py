@@ -104,12 +104,12 @@ def test_a_run_of_other_settings_is_trained_again(training: Training, folder: Pa
 
 def test_a_folder_that_is_no_run_is_never_replaced(training: Training, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(SettingsError, match=r"is no run folder, it holds notes.txt. Name another"):
+    with pytest.raises(SettingsError, match="is not an earlier run: it holds notes.txt. Name a new"):
         training.run(tmp_path, print, progress=False)
     shutil.copytree(folder, tmp_path / "run")
     (tmp_path / "run" / "seed-1").mkdir()
     assert training.run(tmp_path / "run", print).folder == tmp_path / "run", "nothing is replaced"
-    with pytest.raises(SettingsError, match=r"is no run folder, it holds items.parquet, manifest.json"):
+    with pytest.raises(SettingsError, match="is not an earlier run: it holds seed-1"):
         replace(training, model="vbpr").run(tmp_path / "run", print, progress=False)
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert (tmp_path / "run" / "seed-1").is_dir()
