@@ -31,6 +31,9 @@ CONNECTIONS = 32  # kept open to a host
 LONGEST_URL = 8192
 PORTS = {"http": 80, "https": 443}
 TRY_AGAIN = {408, 425, 429, 500, 502, 503, 504}
+PAGE = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*(?:<(?!svg|\?xml)|\{)", re.IGNORECASE
+)  # of an error, said to be fine
 REFUSED = {401, 403, 407}  # of us, which says nothing about the picture
 
 
@@ -128,6 +131,10 @@ class Fetcher:
                 content += chunk
                 if len(content) > self._max_bytes:
                     raise self._too_large()
+            if not content.strip() or PAGE.match(content):
+                raise ImageProblem(
+                    "image_unreachable", f"{host} answered 200 with a page or nothing, not a picture"
+                )
             if deadline.expired:  # a body without a length ends where the connection was cut
                 raise _Again("cut")
             return bytes(content)

@@ -39,6 +39,7 @@ LAYER = {
     "text_tables": -1,
     "cells": -2,
     "locations": -1,
+    "devices": -1,
     "errors": -2,
 }
 SAME_LAYER = {

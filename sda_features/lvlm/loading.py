@@ -13,6 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from sda_features.artifacts import sha256_json
 from sda_features.config import BackboneSettings
+from sda_features.devices import pick_device
 from sda_features.errors import BackboneError, foreign
 from sda_features.lvlm.attention import SHARED_PREFIX, WINDOWS
 from sda_features.lvlm.patches import PatchEmbedding
@@ -21,14 +22,9 @@ from sda_features.lvlm.weights import check_whole, locate, read_config
 VISION_TOWER = "visual"  # stays in full precision: it is small, and pictures suffer from 4-bit weights
 
 
-def pick_device(name: str) -> str:
-    """`auto` is cuda when there is one, else cpu."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-
-
 def use_device(name: str) -> torch.device:
     """The device of that name, made the current one: generators and kernels of a GPU go by the current one."""
-    device = torch.device(pick_device(name))
+    device = pick_device(name)
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True  # of float32 on tensor cores; docs/gpu.md
         if device.index is not None:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from sda_features import __version__
 from sda_features.artifacts import atomic_folder, check_folder, write_json
 from sda_features.config import EvaluationSettings, RecommenderSettings
+from sda_features.devices import pick_device
 from sda_features.errors import SettingsError
 from sda_features.evaluation.protocols import Evaluation, evaluate
 from sda_features.evaluation.run_files import (
@@ -315,10 +316,7 @@ def _weights(model: Recommender) -> dict[str, Tensor]:
 @contextlib.contextmanager
 def _torch_state(settings: RecommenderSettings) -> Iterator[torch.device]:
     """Seed torch and set its threads for one run, and give the caller's state back afterwards."""
-    name = settings.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    device = pick_device(settings.device)
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)

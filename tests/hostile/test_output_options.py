@@ -96,3 +96,21 @@ def test_the_runs_of_several_seeds_stay_apart_from_other_things(
     (tmp_path / "runs" / "seed-0").mkdir(parents=True)
     (tmp_path / "runs" / "seed-x").mkdir()
     assert "seed-x" in fails("train", "none.parquet", "--seeds", seeds, "-o", "runs")
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "xpu:99", "mps"])
+@pytest.mark.parametrize("verb", ["train", "adapt", "diagnose"])
+def test_a_device_that_is_not_there_is_one_message(
+    tmp_path: Path, catalogue: Path, model: Path, fails: Callable[..., str], verb: str, device: str
+) -> None:
+    (tmp_path / "log.csv").write_text(
+        "user_id,item_id,timestamp\n" + "".join(f"u,i{n},{n}\n" for n in range(5))
+    )
+    base = ["--model", model, "--quantization", "none"]
+    arguments = {
+        "train": [tmp_path / "log.csv"],
+        "adapt": [catalogue, *base, "-o", tmp_path / "out", "--max-bad-rows", "1"],
+        "diagnose": ["--catalog", catalogue, "--adapter", "moda", *base, "--max-bad-rows", "1"],
+    }
+    said = fails(verb, *arguments[verb], "--device", device)
+    assert f"no device {device} here" in said

@@ -43,6 +43,12 @@ def encode(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
 
 
 PNG = encode(Image.new("RGB", (8, 6), "red"))
+PAGES = {  # of an error, answered as a picture with status 200
+    "/page": b"<!DOCTYPE html><html><body>Service is down for maintenance</body></html>",
+    "/page-after-blanks": b"\xef\xbb\xbf\r\n <HTML><head></head></HTML>",
+    "/page-of-json": b'{"error": "backend time-out"}',
+    "/nothing": b"",
+}
 
 
 def decode(encoded: bytes, limits: CatalogSettings = LIMITS) -> Image.Image:
@@ -111,6 +117,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif path == "/chunked":
             self.answer(200, None, {"Transfer-Encoding": "chunked"})
             self.wfile.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(PNG), PNG))
+        elif path in PAGES:
+            self.answer(200, PAGES[path], {"Content-Type": "image/png"})
         elif path == "/moved":
             self.answer(302, b"", {"Location": "/ok"})
         elif path.startswith("/once-"):
@@ -368,6 +376,7 @@ FAILURES = {  # path: reason, requests
     "/short": ("image_unreachable", ATTEMPTS),
     "/reset": ("image_unreachable", ATTEMPTS),
     "/no-http": ("image_unreachable", ATTEMPTS),
+    **dict.fromkeys(PAGES, ("image_unreachable", 1)),
     "/long": ("oversized_image", 1),
     "/large": ("oversized_image", 1),
     "/endless": ("oversized_image", 1),
@@ -385,6 +394,17 @@ def test_a_server_that_fails_is_told_from_a_picture_that_is_not_there(server: Se
     assert problem.reason == reason
     assert "0123456789abcdef" not in problem.detail
     assert len(server.seen) == requests
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("path", PAGES)
+def test_an_item_keeps_its_vectors_while_a_page_is_in_the_place_of_its_picture(
+    server: Server, tmp_path: Path, path: str
+) -> None:
+    known = {item.item_id: item.content_hash for item in catalogue(tmp_path / "c.parquet", server, 0).items()}
+    failing = catalogue(tmp_path / "c.parquet", server, 2, instead=path[1:])
+    assert {item.item_id: item.content_hash for item in failing.items(known)} == known
+    assert str(failing.report) == "2 of 40 rows have problems: 2 image_unreachable"
 
 
 @pytest.mark.fault
@@ -444,9 +464,11 @@ def test_an_entry_of_the_list_that_is_no_host_is_refused(entry: str) -> None:
 # Unreachable pictures in a catalogue.
 
 
-def catalogue(path: Path, server: Server, broken: int, rows: int = 40, **options: Any) -> Catalog:
-    """Of `rows` pictures the first `broken` answer 503."""
-    urls = [f"http://127.0.0.1:{port(server)}/{'status-503' if n < broken else 'ok'}" for n in range(rows)]
+def catalogue(
+    path: Path, server: Server, broken: int, rows: int = 40, instead: str = "status-503", **options: Any
+) -> Catalog:
+    """Of `rows` pictures the first `broken` answer 503, or something else."""
+    urls = [f"http://127.0.0.1:{port(server)}/{instead if n < broken else 'ok'}" for n in range(rows)]
     table = {"item_id": [f"i{n}" for n in range(rows)], "title": ["Oak"] * rows, "image": urls}
     pq.write_table(pa.table(table), path)
     hosts = (f"127.0.0.1:{port(server)}",)
