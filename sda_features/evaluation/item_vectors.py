@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from sda_features.config import EvaluationSettings, VectorEvaluationSettings
 from sda_features.evaluation.metrics import hit_at_k, ndcg_at_k, ranks_of_targets
+from sda_features.evaluation.neighbours import side_by_side, unit_rows
 from sda_features.evaluation.protocols import SCORES_AT_ONCE, Scorer, evaluate, user_groups
 from sda_features.interactions import Interactions
 from sda_features.splits import Holdout, Split
@@ -81,13 +82,7 @@ def unit_vectors(modalities: Mapping[str, Floats]) -> NDArray[np.float32]:
     Returns:
         float32 [I + 1, D]; zero where no modality has a vector.
     """
-    parts = []
-    for vectors in modalities.values():
-        found = vectors.any(axis=1)
-        part = np.zeros(vectors.shape, np.float32)
-        part[found] = vectors[found] - vectors[found].mean(axis=0, dtype=np.float64)
-        parts.append(_at_unit_norm(part))
-    return _at_unit_norm(np.concatenate(parts, axis=1))
+    return unit_rows(side_by_side(*modalities.values()), centre=False)
 
 
 def session_pairs(log: Interactions, held: Bools, *, window: int) -> Pairs:
@@ -233,7 +228,7 @@ def _cosine_to_histories(
     def score(users: NDArray[np.int64]) -> NDArray[np.float32]:
         recent = history.recent(users, settings.history)  # [B, L], the latest last
         weights = settings.decay ** np.arange(recent.shape[1])[::-1].astype(np.float32)
-        means = _at_unit_norm(np.einsum("l,bld->bd", weights, units[recent]))
+        means = unit_rows(np.einsum("l,bld->bd", weights, units[recent]), centre=False)
         scores: NDArray[np.float32] = means @ units.T
         scores[:, ~found] = UNKNOWN
         return scores
@@ -316,11 +311,3 @@ def _distinct(users: Any, queries: Any, targets: Any) -> Pairs:
 
 def _rows_at_once(columns: int) -> int:
     return max(LEAST_ROWS, SCORES_AT_ONCE // columns)
-
-
-def _at_unit_norm(vectors: Floats) -> NDArray[np.float32]:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    scaled: NDArray[np.float32] = np.divide(
-        vectors, norms, out=np.zeros(vectors.shape, np.float32), where=norms > 0
-    )
-    return scaled

@@ -26,7 +26,7 @@ def unit_rows(matrix: Floats, *, centre: bool = True) -> NDArray[np.float32]:
     rows = np.array(matrix, np.float32)
     present = rows.any(axis=1)
     if centre and present.any():
-        rows[present] -= rows[present].mean(axis=0)
+        rows[present] -= rows[present].mean(axis=0, dtype=np.float64)
     norms: NDArray[Any] = np.linalg.norm(rows, axis=1, keepdims=True)
     unit: NDArray[np.float32] = rows / np.maximum(norms, np.finfo(np.float32).tiny)
     return unit

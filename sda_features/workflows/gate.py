@@ -124,15 +124,16 @@ def run_gate(
     Raises:
         SDAError: something cannot be read.
     """
-    ids, columns = read_columns(settings)
+    ids, _ = read_columns(settings)
     new = load_space(repo, feature_set, ids, candidate)
     live: Space | None = load_space(repo, feature_set, ids)
     assert live is not None
     if live.version == new.version:
         live = None
-    checks = [*_alone(new, columns, limits)]
+    numbers = inspect_space(new, {})
+    checks = [*_alone(numbers, limits)]
     if live is not None:
-        checks += _against(new, live, columns, limits)
+        checks += _against(numbers, inspect_space(live, {}), compare_spaces(new, live), limits)
         if interactions is not None:
             checks += _on_log(repo, feature_set, settings, new, live, interactions, limits)
     checks.append(_parity(repo, feature_set, settings, new, limits))
@@ -177,8 +178,7 @@ def require_pass(repo: Path, feature_set: str, version: str) -> None:
         )
 
 
-def _alone(new: Space, columns: Mapping[str, Any], limits: GateSettings) -> Iterator[Check]:
-    numbers = inspect_space(new, columns)
+def _alone(numbers: Mapping[str, Any], limits: GateSettings) -> Iterator[Check]:
     without = numbers["without"]["any"] / numbers["items"]
     yield Check(
         "items without any vector",
@@ -200,8 +200,9 @@ def _alone(new: Space, columns: Mapping[str, Any], limits: GateSettings) -> Iter
     )
 
 
-def _against(new: Space, live: Space, columns: Mapping[str, Any], limits: GateSettings) -> Iterator[Check]:
-    ours, theirs, change = inspect_space(new, {}), inspect_space(live, {}), compare_spaces(new, live)
+def _against(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], change: Mapping[str, Any], limits: GateSettings
+) -> Iterator[Check]:
     for name, title in (("text", "text"), ("image", "picture")):
         lost = change["lost"][name] / ours["items"]
         yield Check(
@@ -228,7 +229,7 @@ def _against(new: Space, live: Space, columns: Mapping[str, Any], limits: GateSe
     kept = change["kept"]["both"]
     if kept is not None:
         yield Check("neighbours kept", kept >= limits.min_kept, f"{kept:.3f}", f">= {limits.min_kept:.3f}")
-    size, before = (space.text.shape[1] + space.image.shape[1] for space in (new, live))
+    size, before = (numbers["text"]["dim"] + numbers["image"]["dim"] for numbers in (ours, theirs))
     ratio = size / max(before, 1)
     yield Check(
         "size of an item", ratio <= limits.max_size, f"{ratio:.2f} x live", f"<= {limits.max_size:.2f} x live"

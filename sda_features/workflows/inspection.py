@@ -62,11 +62,22 @@ class Space:
         both[~(self.found["text"] & self.found["image"])] = 0
         return {"text": unit_rows(self.text), "image": unit_rows(self.image), "both": both}
 
-    def neighbours(self, queries: NDArray[np.int64], k: int = NEAREST) -> dict[str, Neighbours]:
-        """View -> int32 [q, k], the nearest other items of `queries`."""
-        return {
-            name: nearest(rows[queries], rows, k, own=queries.tolist()) for name, rows in self.views.items()
-        }
+    @cached_property
+    def queries(self) -> NDArray[np.int64]:
+        """Items whose neighbours are looked up: all, or `QUERIES` at random, the same in spaces of one catalogue."""
+        return choose(len(self.text), QUERIES, 0)
+
+    @cached_property
+    def neighbours(self) -> dict[str, Neighbours]:
+        """View -> int32 [q, NEAREST], the nearest other items of `queries`; looked up once."""
+        own = self.queries.tolist()
+        return {name: nearest(rows[own], rows, NEAREST, own=own) for name, rows in self.views.items()}
+
+    def only(self, items: NDArray[np.int64]) -> Space:
+        """Some of the items; itself if these are all."""
+        if len(items) == len(self.text):
+            return self
+        return Space(self.name, self.version, self.text[items], self.image[items])
 
 
 def load_space(repo: Path, feature_set: str, item_ids: Sequence[str], version: str | None = None) -> Space:
@@ -168,8 +179,6 @@ def inspect_space(
     """
     found = space.found
     both = found["text"] & found["image"]
-    queries = choose(len(both), QUERIES, seed)
-    neighbours = space.neighbours(queries)
     return {
         "name": space.name,
         "version": space.version,
@@ -187,21 +196,20 @@ def inspect_space(
             "image": _identical(space.image, found["image"], seed),
         },
         "purity": {
-            column: {view: _purity(neighbours[view], queries, values) for view in VIEWS}
+            column: {view: _purity(space.neighbours[view], space.queries, values) for view in VIEWS}
             for column, values in kinds(labels).items()
         },
     }
 
 
-def compare_spaces(candidate: Space, other: Space, *, seed: int = 0) -> dict[str, Any]:
+def compare_spaces(candidate: Space, other: Space) -> dict[str, Any]:
     """What changes from `other` to `candidate` for the same n items.
 
     Returns:
         Name of the other, share of its neighbours that are kept, by view, and items that lost or
         gained a vector.
     """
-    queries = choose(len(candidate.text), QUERIES, seed)
-    before, after = other.neighbours(queries), candidate.neighbours(queries)
+    before, after = other.neighbours, candidate.neighbours
     return {
         "name": other.name,
         "version": other.version,
@@ -213,13 +221,18 @@ def compare_spaces(candidate: Space, other: Space, *, seed: int = 0) -> dict[str
 
 
 def kinds(labels: Mapping[str, Sequence[str | None]]) -> dict[str, Sequence[str | None]]:
-    """The columns that put items into groups: 2 to `MOST_LABELS` values, each of two items on average."""
-    sizes = {name: len({value for value in values if value}) for name, values in labels.items()}
-    return {
-        name: values
-        for name, values in labels.items()
-        if 2 <= sizes[name] <= min(MOST_LABELS, len(values) // 2)
-    }
+    """The columns that put items into groups: 2 to `MOST_LABELS` values, each of two items on average.
+
+    A column of lists that has more values, such as genres, counts by the first member of each list.
+    """
+    found: dict[str, Sequence[str | None]] = {}
+    for name, values in labels.items():
+        first = [value and value.split(", ")[0] for value in values]
+        for title, candidate in ((name, values), (f"first of {name}", first)):
+            if 2 <= len(set(filter(None, candidate))) <= min(MOST_LABELS, len(values) // 2):
+                found[title] = candidate
+                break
+    return found
 
 
 def _purity(

@@ -147,7 +147,7 @@ def write_report(
     change = compare_spaces(*spaces) if len(spaces) > 1 else None
     chosen = choose(len(shelf.ids), MOST_ITEMS, 0)
     shared = shelf.only(chosen)
-    shown = [Space(space.name, space.version, space.text[chosen], space.image[chosen]) for space in spaces]
+    shown = [space.only(chosen) for space in spaces]
     everything = np.arange(len(chosen))
     mapped, places = project(shown[0])
     sheets = make_sheets(shared.thumbnails, SIDE, max_bytes=int(max_megabytes * 1e6))
@@ -165,7 +165,7 @@ def write_report(
             sheets,
             mapped,
             places,
-            {space.name: space.neighbours(everything) for space in shown},
+            {space.name: space.neighbours for space in shown},
         ),
         [*training_sections(run), *recommender_sections(recommenders)],
         shared_pictures=shared.shared_pictures(),

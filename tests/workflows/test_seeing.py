@@ -26,7 +26,7 @@ from sda_features.thresholds import FILE_NAME, read_thresholds, write_thresholds
 from sda_features.workflows import materialize
 from sda_features.workflows.doctor import examine
 from sda_features.workflows.gate import _alone
-from sda_features.workflows.inspection import Space, load_space, read_columns
+from sda_features.workflows.inspection import Space, inspect_space, load_space, read_columns
 from sda_features.workflows.similar import similar_items
 from tests.feast_repo import apply, redis_config
 
@@ -157,12 +157,12 @@ def test_the_gate_stops_a_broken_picture_column(shop: Path) -> None:
 def test_the_gate_stops_a_collapsed_space() -> None:
     rng = np.random.default_rng(0)
     text, image = (100 + 0.01 * rng.normal(size=(2, 80, 8))).astype(np.float32)
-    checks = list(_alone(Space("sda", "v", text, image), {}, GateSettings()))
+    checks = list(_alone(inspect_space(Space("sda", "v", text, image), {}), GateSettings()))
     assert {check.name for check in checks if not check.passed} >= {
         "spread of text vectors",
         "spread of picture vectors",
     }
-    sound = list(_alone(Space("sda", "v", text - 100, image - 100), {}, GateSettings()))
+    sound = list(_alone(inspect_space(Space("sda", "v", text - 100, image - 100), {}), GateSettings()))
     assert all(check.passed for check in sound)
 
 
@@ -225,7 +225,7 @@ def test_text_of_the_catalogue_cannot_end_the_script(shop: Path) -> None:
         make_sheets([None] * 6, 8, max_bytes=10**6),
         everything,
         np.zeros((6, 2), np.float32),
-        {space.name: space.neighbours(everything, 3)},
+        {space.name: space.neighbours},
     )
     html = render_report(nasty, nasty, [inspect_space(space, {})], None, shown)
     assert html.count("<script") == html.count("</script>") == 2

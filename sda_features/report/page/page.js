@@ -12,6 +12,10 @@ const COLOURS = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377
 const OTHER = "#9aa0a6";
 const VIEW_NAMES = { text: "Near by text", image: "Near by picture", both: "Near by both" };
 
+const urls = [];  // of sheets that were looked at: a short name for megabytes, which every cell would else repeat
+function sheetUrl(sheet) {
+  return urls[sheet] ??= URL.createObjectURL(new Blob([bytes(D.sheets[sheet].split(",")[1])], { type: "image/webp" }));
+}
 function cell(item, side = D.side) {
   const box = document.createElement("span");
   box.className = "cell";
@@ -23,7 +27,7 @@ function paint(box, item, side) {
   const per = D.perRow, sheet = Math.floor(item / (per * per)), at = item % (per * per), scale = side / D.side;
   box.style.width = box.style.height = side + "px";
   if (sheet >= D.sheets.length || !D.pictured[item]) return;
-  box.style.backgroundImage = `url(${D.sheets[sheet]})`;
+  box.style.backgroundImage = `url(${sheetUrl(sheet)})`;
   box.style.backgroundSize = `${per * D.side * scale}px auto`;
   box.style.backgroundPosition = `${-(at % per) * side}px ${-Math.floor(at / per) * side}px`;
 }
@@ -73,16 +77,13 @@ function draw() {
   const groups = COLOURS.concat(OTHER).map(() => []);
   mapped.forEach((item, at) => groups[codes ? codes[item] : COLOURS.length].push(at));
   groups.forEach((group, code) => {
-    pen.fillStyle = code < COLOURS.length ? COLOURS[code] : OTHER;
+    const shade = code < COLOURS.length ? COLOURS[code] : OTHER, small = disc(shade, radius, ratio);
     pen.globalAlpha = hits ? 0.12 : 0.75;
-    pen.beginPath();
-    for (const at of group) dot(at, radius, w, h);
-    pen.fill();
+    for (const at of group) dot(at, small, radius, w, h);
     if (!hits) return;
+    const large = disc(shade, radius + 1.5, ratio);
     pen.globalAlpha = 1;
-    pen.beginPath();
-    for (const at of group) if (hits.has(mapped[at])) dot(at, radius + 1.5, w, h);
-    pen.fill();
+    for (const at of group) if (hits.has(mapped[at])) dot(at, large, radius + 1.5, w, h);
   });
   pen.globalAlpha = 1;
   const at = mapped.indexOf(chosen);
@@ -92,10 +93,18 @@ function draw() {
     pen.beginPath(); pen.arc(x, y, radius + 5, 0, 7); pen.stroke();
   }
 }
-function dot(at, radius, w, h) {
+function disc(shade, radius, ratio) {  // drawn once and stamped: a path of 20,000 arcs takes a second to fill
+  const stamp = document.createElement("canvas"), ink = stamp.getContext("2d");
+  stamp.width = stamp.height = Math.ceil(2 * (radius + 1) * ratio);
+  ink.scale(ratio, ratio);
+  ink.fillStyle = shade;
+  ink.beginPath(); ink.arc(radius + 1, radius + 1, radius, 0, 7); ink.fill();
+  return stamp;
+}
+function dot(at, stamp, radius, w, h) {
   const [x, y] = project(at);
   if (x < -9 || y < -9 || x > w + 9 || y > h + 9) return;
-  pen.moveTo(x + radius, y); pen.arc(x, y, radius, 0, 7);
+  pen.drawImage(stamp, x - radius - 1, y - radius - 1, 2 * radius + 2, 2 * radius + 2);
 }
 function redraw() { if (!pending) { pending = true; requestAnimationFrame(draw); } }
 function zoom(px, py, factor) {
@@ -190,7 +199,7 @@ $("colour").addEventListener("change", colour);
 $("search").addEventListener("input", () => {
   const text = $("search").value;
   hits = text.trim() ? new Set(find(text)) : null;
-  $("hits").textContent = hits ? `${hits.size.toLocaleString("en")} items` : "";
+  $("hits").textContent = hits ? `${hits.size.toLocaleString("en")} item${hits.size === 1 ? "" : "s"}` : "";
   redraw();
 });
 $("search").addEventListener("keydown", (event) => { if (event.key === "Enter" && hits && hits.size) open([...hits][0]); });
