@@ -13,40 +13,52 @@ import traceback
 from collections.abc import Sequence
 
 import click
+from click.shell_completion import shell_complete
 
 from sda_features import __version__
 
 from .failures import explain
 
-VERBS = {
-    "demo": "Walk the whole product on generated data, offline, in minutes.",
-    "adapt": "Train MoDA adapters on a catalogue (paper, sections 2.1 and 2.2).",
-    "init": "Add the item-vector definitions to a Feast repo.",
-    "materialize": "Encode a catalogue and write its vectors to Feast, offline and online.",
-    "versions": "List the versions of a feature set that are stored.",
-    "status": "Compare the version record, the offline rows and Redis; for monitors.",
-    "promote": "Serve another version of a feature set, in one step.",
-    "rollback": "Serve the version that was served before.",
-    "prune": "Delete versions of a feature set that are not served.",
-    "stream": "Write the vectors of new items within seconds, from a Redis Stream.",
-    "verify": "Compare catalogue, offline rows, online bytes and the trainers' matrix.",
-    "inspect": "Measure a version's vectors: alignment, spread, neighbours, duplicates.",
-    "report": "Write a page to look at: numbers, a map of items, neighbours side by side.",
-    "similar": "List the items nearest to one, by text, picture or both.",
-    "index": "Write an index of nearest items, and codes of items, for retrieval.",
-    "gate": "Decide whether a version may be served: compare it with the live one.",
-    "doctor": "Look at machine, repo, server and model; say what to do about each.",
-    "lookup": "Read item vectors from the online store.",
-    "export": "Write a checkpoint as PEFT LoRA adapters, and as merged models.",
-    "diagnose": "Measure gradient conflict between text and pictures (paper, section 3.3.3).",
-    "evaluate-vectors": "Measure item vectors on a log without training: neighbours and next item.",
-    "train": "Train a recommender on vectors from Feast and measure Hit@10 and NDCG@10.",
-    "evaluate": "Print the metrics of a saved run, also under another protocol.",
-    "compare": "Compare two runs user by user: paired t-test and bootstrap interval.",
-    "table1": "Recommenders by feature sets, overall and in the tail (paper, Table 1).",
-    "table2": "One recommender on the feature sets of an ablation (paper, Table 2).",
-    "modality": "One recommender on text, image, and both (paper, Figure 3).",
+GROUPS = {
+    "Start": {
+        "demo": "Walk the whole product on generated data, offline, in minutes.",
+        "init": "Add the item-vector definitions to a Feast repo.",
+        "doctor": "Look at machine, repo, server and model; say what to do about each.",
+    },
+    "Make vectors": {
+        "adapt": "Train MoDA adapters on a catalogue (paper, sections 2.1 and 2.2).",
+        "diagnose": "Measure gradient conflict between text and pictures (paper, section 3.3.3).",
+        "materialize": "Encode a catalogue and write its vectors to Feast, offline and online.",
+        "stream": "Write the vectors of new items within seconds, from a Redis Stream.",
+        "export": "Write a checkpoint as PEFT LoRA adapters, and as merged models.",
+    },
+    "Look and decide": {
+        "inspect": "Measure a version's vectors: alignment, spread, neighbours, duplicates.",
+        "report": "Write a page to look at: numbers, a map of items, neighbours side by side.",
+        "similar": "List the items nearest to one, by text, picture or both.",
+        "index": "Write an index of nearest items, and codes of items, for retrieval.",
+        "gate": "Decide whether a version may be served: compare it with the live one.",
+        "verify": "Compare catalogue, offline rows, online bytes and the trainers' matrix.",
+    },
+    "Serve": {
+        "versions": "List the versions of a feature set that are stored.",
+        "status": "Compare the version record, the offline rows and Redis; for monitors.",
+        "promote": "Serve another version of a feature set, in one step.",
+        "rollback": "Serve the version that was served before.",
+        "prune": "Delete versions of a feature set that are not served.",
+        "lookup": "Read item vectors from the online store.",
+    },
+    "Evaluate": {
+        "evaluate-vectors": "Measure item vectors on a log without training: neighbours and next item.",
+        "train": "Train a recommender on vectors from Feast and measure Hit@10 and NDCG@10.",
+        "evaluate": "Print the metrics of a saved run, also under another protocol.",
+        "compare": "Compare two runs user by user: paired t-test and bootstrap interval.",
+        "table1": "Recommenders by feature sets, overall and in the tail (paper, Table 1).",
+        "table2": "One recommender on the feature sets of an ablation (paper, Table 2).",
+        "modality": "One recommender on text, image, and both (paper, Figure 3).",
+    },
 }
+VERBS = {verb: line for verbs in GROUPS.values() for verb, line in verbs.items()}
 
 
 VERBOSE = "sda_features.verbose"
@@ -70,9 +82,11 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the verbs from `VERBS`, so that help imports none of them."""
-        with formatter.section("Commands"):
-            formatter.write_dl(list(VERBS.items()))
+        """List the verbs from `GROUPS`, so that help imports none of them."""
+        width = max(map(len, VERBS))
+        for title, verbs in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(verb.ljust(width), line) for verb, line in verbs.items()])
 
 
 def _verbose() -> click.Option:
@@ -103,6 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: none: those of the process.
     """
     meta: dict[str, object] = {}
+    if not sys.stderr.isatty():  # a log: a line of progress every half minute
+        os.environ.setdefault("TQDM_MININTERVAL", "30")
+    if asked := os.environ.get("_SDA_FEATURES_COMPLETE"):  # the shell completes what is being typed
+        sys.exit(shell_complete(cli, {}, "sda-features", "_SDA_FEATURES_COMPLETE", asked))
     try:
         with cli.make_context("sda-features", list(sys.argv[1:] if arguments is None else arguments)) as ctx:
             meta = ctx.meta

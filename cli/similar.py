@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from tabulate import tabulate
 
 from sda_features.config import CatalogSettings
 
@@ -48,6 +47,7 @@ def command(
       sda-features similar B001 items.parquet --repo shop/feature_repo --by text
     """
     settings = CatalogSettings.parse(path=catalog, **collect(CatalogSettings, values))
+    from sda_features.report.tables import text_table
     from sda_features.workflows.similar import similar_items
 
     name, found = similar_items(repo, feature_set, settings, item, by=by, k=k, version=version)
@@ -58,4 +58,4 @@ def command(
         return
     click.echo(f"{item}  {name}\n")
     rows = [[f"{near.cosine:.3f}", near.item_id, near.name] for near in found]
-    click.echo(tabulate(rows, ["cosine", "item", "name"], disable_numparse=True))
+    click.echo(text_table(rows, ["cosine", "item", "name"], ["right", "left", "left"]))

@@ -50,10 +50,14 @@ def show_versions(states: Sequence[VersionState], feature_set: str, as_json: boo
         versions = [asdict(state) for state in states]
         click.echo(to_json({"feature_set": feature_set, "versions": versions}))
         return
-    for state in states:
-        click.echo(
-            f"{state.version}  slot {state.slot}  {state.state:<10}  {state.items:>9,} items  "
-            f"dimension {state.dim}  {state.written or ''}".rstrip()
-        )
-    if not states:
+    rows = [
+        [state.version, str(state.slot), state.state, f"{state.items:,}", str(state.dim), state.written]
+        for state in states
+    ]
+    if rows:
+        from sda_features.report.tables import text_table
+
+        aligned = ["left", "right", "left", "right", "right", "left"]
+        click.echo(text_table(rows, ["version", "slot", "state", "items", "dimension", "written"], aligned))
+    else:
         click.echo(f"No version of {feature_set} is stored. Write one with `sda-features materialize`.")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from sda_features.cli.main import VERBS, cli, main
+from sda_features.cli.main import GROUPS, VERBS, cli, main
 from sda_features.cli.options import collect, settings_options
 from sda_features.config import AdapterSettings, CatalogSettings, LossSettings, TrainSettings
 from sda_features.errors import CatalogError, SettingsError
@@ -50,6 +51,37 @@ def test_every_verb_has_a_worked_example_and_a_json_form_and_is_documented(verb:
     assert "--json" in done.output
     assert f"sda-features {verb}" in (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     assert f"sda-features {verb}" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_help_lists_every_verb_once_and_in_groups() -> None:
+    lines = CliRunner().invoke(cli, ["--help"]).output.splitlines()
+    listed = [line.split()[0] for line in lines if re.match(r"  [a-z]", line) and line.split()[0] in VERBS]
+    assert listed == list(VERBS)
+    assert [f"{title}:" for title in GROUPS] == [line for line in lines if line.rstrip(":") in GROUPS]
+
+
+def test_the_shell_completes_verbs_and_options() -> None:
+    command = Path(sys.executable).with_name("sda-features")
+    for words, wanted in (("sda-features eval", "evaluate-vectors"), ("sda-features similar --b", "--by")):
+        asked = {
+            "_SDA_FEATURES_COMPLETE": "bash_complete",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split()) - 1),
+        }
+        done = subprocess.run([command], env=os.environ | asked, capture_output=True, text=True, check=True)
+        assert wanted in done.stdout
+
+
+def test_a_log_gets_no_line_for_every_step() -> None:
+    script = (
+        "import sys\nfrom sda_features.cli.main import main\n"
+        "try:\n    main(['--version'])\nexcept SystemExit:\n    pass\n"
+        "from tqdm import tqdm\n"
+        "bar = tqdm(range(20_000))\n"
+        "for step in bar:\n    bar.set_postfix(step=step, refresh=False)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert len(re.split(r"[\r\n]+", done.stderr.strip())) <= 3
 
 
 def test_the_reference_of_commands_is_what_the_commands_say() -> None:

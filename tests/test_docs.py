@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 
+from sda_features.cli.main import cli
 from sda_features.demo.catalogue import make_catalogue
 from sda_features.demo.model import build_tiny_model
 
@@ -36,6 +39,51 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_python_blocks_are_python(page: Path) -> None:
     for text in blocks(page, "python"):
         compile(text, str(page), "exec")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_yaml_blocks_are_yaml(page: Path) -> None:
+    for text in blocks(page, "yaml"):
+        assert list(yaml.safe_load_all(text))
+
+
+def test_the_manifests_run_the_image_with_a_known_command() -> None:
+    manifests = [yaml.safe_load(text) for text in blocks(DOCS / "how-to" / "schedule.md", "yaml")]
+    assert [manifest["kind"] for manifest in manifests] == ["CronJob", "Job"]
+    for manifest in manifests:
+        spec = manifest["spec"].get("jobTemplate", manifest)["spec"]["template"]["spec"]
+        parse(spec["containers"][0]["args"])
+        assert {mount["name"] for mount in spec["containers"][0]["volumeMounts"]} == {
+            volume["name"] for volume in spec["volumes"]
+        }
+
+
+def parse(words: list[str]) -> None:
+    """Whether the command line takes these arguments; nothing is run."""
+    with click.Context(cli, info_name="sda-features") as root:
+        command = cli.get_command(root, words[0])
+        assert command is not None, f"no command {words[0]}"
+        try:
+            command.make_context(words[0], list(words[1:]), parent=root)
+        except click.BadParameter as error:
+            if "does not exist" not in error.message:
+                raise
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page.name != "experiments.md"],  # a log: what was run then
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_commands_are_commands(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for language in ("console", "bash", "yaml"):
+        for block in blocks(page, language):
+            for line in block.replace("\\\n", " ").splitlines():
+                said = re.match(r"^[\s$(\-]*(?:run: )?sda-features ([a-z][^;&|]*)", line)
+                words = shlex.split(said[1], comments=True) if said else []
+                if words and not {"...", "--help", "|"} & set(words):
+                    parse(words)
 
 
 def test_every_page_is_in_the_navigation_and_every_entry_is_a_page() -> None:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from tabulate import tabulate
 
 from sda_features.artifacts import write_json
 from sda_features.catalog import Catalog
@@ -27,6 +26,7 @@ from sda_features.demo.pretrain import pretrain
 from sda_features.errors import FeatureStoreError, SettingsError
 from sda_features.evaluation.retrieval import recall_at_k
 from sda_features.prompts import text_prompt
+from sda_features.report.tables import text_table
 
 Metrics = dict[str, float | int | None]
 
@@ -227,9 +227,7 @@ def _table(metrics: dict[str, Metrics], recall: dict[str, float | None]) -> str:
         [features, recall.get(features), *(values[name] for name in COLUMNS.values())]
         for features, values in metrics.items()
     ]
-    return tabulate(
-        rows, ["features", "text->image R@10", *COLUMNS], "github", floatfmt=".4f", missingval="-"
-    )
+    return text_table(rows, ["features", "text->image R@10", *COLUMNS])
 
 
 def _some_ids(shop: Shop, most: int = 300) -> list[str]:

@@ -37,7 +37,14 @@ def side_by_side(*matrices: Floats) -> NDArray[np.float32]:
     return np.concatenate([unit_rows(matrix) for matrix in matrices], axis=1)
 
 
-def nearest(queries: Floats, base: Floats, k: int, *, own: Sequence[int] | None = None) -> Neighbours:
+def nearest(
+    queries: Floats,
+    base: Floats,
+    k: int,
+    *,
+    own: Sequence[int] | None = None,
+    rows_at_once: int = ROWS_AT_ONCE,
+) -> Neighbours:
     """Positions of the k rows of `base` with the largest product, best first.
 
     Args:
@@ -45,6 +52,7 @@ def nearest(queries: Floats, base: Floats, k: int, *, own: Sequence[int] | None 
         base: float32 [n, d]; a zero row is never a neighbour.
         k: number of neighbours.
         own: position in `base` of each query, which is not its own neighbour; None: all count.
+        rows_at_once: queries whose n scores are held together.
 
     Returns:
         int32 [q, k]; -1 where a query is zero or has no further neighbour. Ties: the smaller position first.
@@ -52,8 +60,8 @@ def nearest(queries: Floats, base: Floats, k: int, *, own: Sequence[int] | None 
     found = np.full((len(queries), k), -1, np.int32)
     absent = ~base.any(axis=1)
     width = min(k, len(base))
-    for start in range(0, len(queries), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
+    for start in range(0, len(queries), rows_at_once):
+        rows = slice(start, start + rows_at_once)
         scores = queries[rows] @ base.T
         scores[:, absent] = -np.inf
         if own is not None:

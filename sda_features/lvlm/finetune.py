@@ -258,7 +258,8 @@ def _finetune(
                 if shown := log.flush():
                     bar.set_postfix_str(
                         "loss {loss:.3f}, teacher entropy {teacher_entropy:.2f}, "
-                        "{items_per_second:.0f} items/s".format_map(shown)
+                        "{items_per_second:.0f} items/s".format_map(shown),
+                        refresh=False,
                     )
             if standing.stale >= train.patience:
                 logger.warning(

@@ -288,7 +288,7 @@ def _fit(
                 best = (ndcg, number, {name: tensor.clone() for name, tensor in model.state_dict().items()})
         epochs.append(Epoch(number, mean_loss, seconds, ndcg))
         if best is not None:
-            bar.set_postfix(loss=f"{mean_loss:.3f}", best=f"{best[0]:.4f}", at=best[1])
+            bar.set_postfix(loss=f"{mean_loss:.3f}", best=f"{best[0]:.4f}", at=best[1], refresh=False)
             if ndcg is not None and number - best[1] >= settings.patience * settings.validate_every:
                 break
     bar.close()

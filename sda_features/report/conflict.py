@@ -8,9 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
 from sda_features.artifacts import atomic_file, check_folder, write_json
+from sda_features.report.tables import text_table
 
 HEADERS = {
     "module": "module",
@@ -50,7 +49,7 @@ def conflict_table(rows: Sequence[Row]) -> str:
     ordered = sorted(rows, key=lambda row: places[_place(row)])
     cells = [[row[key] for key in HEADERS] for row in ordered]
     formats = ("", "", "", "", ".3f", ".3f", ".2f", ".3f", "")
-    return tabulate(cells, list(HEADERS.values()), tablefmt="github", floatfmt=formats)
+    return text_table(cells, list(HEADERS.values()), floatfmt=formats)
 
 
 def conflict_chart(rows: Sequence[Row]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tabulate import tabulate
+from sda_features.report.tables import text_table
 
 Numbers = Mapping[str, Any]
 
@@ -72,10 +72,11 @@ def change_rows(change: Numbers) -> list[list[str]]:
 
 def inspection_table(spaces: Sequence[Numbers], change: Numbers | None) -> str:
     """Text of the command `inspect`."""
-    table = tabulate(space_rows(spaces), ["", *(space["name"] for space in spaces)], disable_numparse=True)
+    aligned = ["left"] * (1 + len(spaces))
+    table = text_table(space_rows(spaces), ["", *(space["name"] for space in spaces)], aligned)
     if change is None:
         return table
-    return f"{table}\n\n{tabulate(change_rows(change), ['', 'against ' + change['name']], disable_numparse=True)}"
+    return f"{table}\n\n{text_table(change_rows(change), ['', 'against ' + change['name']], ['left'] * 2)}"
 
 
 def spaces_dim(space: Numbers) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
@@ -81,7 +81,7 @@ class ScoreTable:
         headers = [*self.labels, *(f"{group} {metric}" for group, metric in self.columns)]
         cells = [[*row.labels, *map(_markdown_score, row.scores)] for row in self.rows]
         aligned = ["left"] * len(self.labels) + ["right"] * len(self.columns)
-        table = tabulate(cells, headers, tablefmt="github", disable_numparse=True, colalign=aligned)
+        table = text_table(cells, headers, aligned)
         return f"**{self.title}**\n\n{table}\n\n{self.note}"
 
     def latex(self) -> str:
@@ -157,6 +157,26 @@ def stands_out(p_value: float | None, won: int, pairs: int) -> bool:
     return is_significant(p_value) and won in (0, pairs)
 
 
+def text_table(
+    rows: Iterable[Sequence[Any]],
+    headers: Sequence[str],
+    aligned: Sequence[str] | None = None,
+    floatfmt: str | Sequence[str] = ".4f",
+) -> str:
+    """The one style of tables, in a terminal and in files: Markdown.
+
+    Args:
+        rows: cells; None is a dash.
+        headers: one a column.
+        aligned: "left" or "right" for each column, and texts are left as they are; None: numbers are
+            formatted, and aligned to the right.
+        floatfmt: format of such numbers, for all columns or for each.
+    """
+    if aligned is not None:
+        return tabulate(rows, headers, "github", disable_numparse=True, colalign=aligned, missingval="-")
+    return tabulate(rows, headers, "github", floatfmt=floatfmt, missingval="-")
+
+
 def metrics_table(runs: Mapping[str, Metrics]) -> str:
     """One row for each run, protocol and group of users; one column for each metric.
 
@@ -183,7 +203,7 @@ def metrics_table(runs: Mapping[str, Metrics]) -> str:
         for run, values in runs.items()
     ]
     headers = ["ranking", "users whose item is in", "features", "users", *metrics]
-    return tabulate(rows, headers, tablefmt="github", floatfmt=".4f", missingval="-")
+    return text_table(rows, headers)
 
 
 def measures_table(metrics: Mapping[str, Mapping[str, float | None]], users: Mapping[str, int]) -> str:
@@ -203,7 +223,7 @@ def measures_table(metrics: Mapping[str, Mapping[str, float | None]], users: Map
     ]
     aligned = ["left", *["right"] * (len(metrics) + 1)]
     headers = ["metric", "users", *metrics]
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=aligned)
+    return text_table(rows, headers, aligned)
 
 
 def differences_table(
@@ -237,7 +257,7 @@ def differences_table(
         for row in rows
     ]
     aligned = ["left"] * (len(labels) + 1) + ["right"] * 7
-    return tabulate(cells, headers, tablefmt="github", disable_numparse=True, colalign=aligned)
+    return text_table(cells, headers, aligned)
 
 
 def _plain(value: float | None, form: str) -> str:

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from tabulate import tabulate
-
 from sda_features.artifacts import sha256_json, write_json
 from sda_features.config import CatalogSettings, EvaluationSettings, GateSettings, VectorEvaluationSettings
 from sda_features.errors import FeatureStoreError, ParityError
+from sda_features.report.tables import text_table
 from sda_features.workflows.inspection import (
     Space,
     compare_spaces,
@@ -79,7 +78,7 @@ class Verdict:
         ]
         against = f"against {self.live}" if self.live else "no version is live"
         heading = f"{'pass' if self.passed else 'FAIL'}: {self.feature_set} {self.version}, {against}"
-        return f"{heading}\n\n{tabulate(rows, ['', 'check', 'found', 'wanted'], 'github', disable_numparse=True)}\n"
+        return f"{heading}\n\n{text_table(rows, ['', 'check', 'found', 'wanted'], ['left'] * 4)}\n"
 
     def junit(self) -> str:
         """JUnit XML, one case a check."""

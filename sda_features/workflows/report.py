@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 MOST_ITEMS = 20_000  # on one page; of a larger catalogue a random choice
 LANDMARKS = 3_000  # items that the projection is computed for; the others are put between their nearest
-SIDE = 56  # of a thumbnail, in pixels
+SIDE = 72  # of a thumbnail, in pixels
 CURVES = {  # charts of training: title -> name of the line -> field of training_log.jsonl
     "loss": {"loss": "loss"},
     "teacher entropy, share of its largest": {"teacher entropy": "teacher_entropy"},

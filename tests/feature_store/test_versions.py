@@ -378,11 +378,10 @@ def test_the_commands(make_repo):
     assert "No version of sda is stored" in run("versions")
     store(repo, A)
     store(repo, B)
-    lines = run("versions").splitlines()
-    assert [line.split("  ")[0] for line in lines] == [A, B]
-    assert "slot 1  live" in lines[0]
-    assert "30 items  dimension 8" in lines[1]
-    assert f"{B}  slot 2  live" in run("promote", "ab")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in run("versions").splitlines()]
+    assert rows[0] == ["version", "slot", "state", "items", "dimension", "written"]
+    assert [row[:5] for row in rows[2:]] == [[A, "1", "live", "30", "8"], [B, "2", "stored", "30", "8"]]
+    assert f"| {B} |      2 | live " in run("promote", "ab")
     listed = json.loads(run("rollback", "--json"))["versions"]
     assert [(version["version"], version["state"]) for version in listed] == [(A, "live"), (B, "previous")]
     assert "Nothing to delete" in run("prune", "--keep", B)
