@@ -35,6 +35,10 @@ DRAW = """() => { const from = performance.now(); for (let i = 0; i < 20; i++) d
   pen.getImageData(0, 0, 1, 1); return (performance.now() - from) / 20; }"""
 
 
+MIDDLE = """() => { const far = (at) => Math.hypot(place[2 * at] - 0.5, place[2 * at + 1] - 0.5);
+  return project(mapped.map((_, at) => at).reduce((best, at) => far(at) < far(best) ? at : best)); }"""
+
+
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """The machine's own browser, without a window."""
@@ -87,7 +91,7 @@ def walk(page: Page) -> None:
     expect(shown.first).to_have_text(data["ids"][item])
     page.fill("#search", "")
 
-    page.locator("#map").scroll_into_view_if_needed()
+    page.evaluate("canvas.scrollIntoView({ block: 'center', behavior: 'instant' })")
     box = page.locator("#map").bounding_box()
     assert box
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
@@ -96,8 +100,9 @@ def walk(page: Page) -> None:
     page.click("#reset")
     page.wait_for_function("view.zoom === 1")
 
-    x, y = page.evaluate(f"project({data['mapped'].index(item)})")
+    x, y = page.evaluate(MIDDLE)
     near = page.evaluate(f"nearestOnMap({x}, {y})")  # another item may lie on the same spot
+    page.evaluate("canvas.scrollIntoView({ block: 'center', behavior: 'instant' })")
     box = page.locator("#map").bounding_box()
     assert box
     page.mouse.move(box["x"] + x, box["y"] + y)

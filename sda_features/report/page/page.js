@@ -242,7 +242,8 @@ function open(item, jump = true) {
     blocks.push(title, sides);
   }
   $("neighbours").replaceChildren(...blocks);
-  if (jump) $("gallery").scrollIntoView({ behavior: "smooth" });
+  if (jump) $("gallery").scrollIntoView({
+    behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
   redraw();
 }
 function card(item, kept) {
