@@ -27,6 +27,7 @@ from sda_features.workflows.engines import Encoding, LoadEncoder, Progress
 BATCH_ROWS = 8_192
 AHEAD = 2  # batches that are read while one is looked at
 FILE_BYTES = 48 << 20  # of vectors that are written together
+GIVEN = "vectors:"  # begins the content hash of vectors that were given, which says nothing of the catalogue
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class VectorTable:
         pieces = (text, text_found[:, None], image, image_found[:, None])
         raw = [np.ascontiguousarray(piece).view(np.uint8).reshape(len(names), -1) for piece in pieces]
         joined = np.concatenate(raw, axis=1)
-        hashes = [hashlib.blake2b(row.tobytes(), digest_size=16).hexdigest() for row in joined]
+        hashes = [GIVEN + hashlib.blake2b(row.tobytes(), digest_size=16).hexdigest() for row in joined]
         new = np.array(
             [known.get(name) != content for name, content in zip(names, hashes, strict=True)], np.bool_
         )
