@@ -66,7 +66,8 @@ def in_mid_write(scene: Scene) -> Counter[str]:
     """A new version is written and promoted while servers fail; a run that stopped is run again."""
     version = f"{scene.chance.randrange(16**12):012x}"
     writer = fork(lambda: write(scene.repo, version))
-    time.sleep(scene.chance.uniform(0.1, 1.5))
+    result(fork(lambda: until_written(scene.repo, version)))
+    time.sleep(scene.chance.uniform(0, 1))
     scene.fail()
     seen = Counter({f"run {result(writer)}": 1})
     scene.heal()
@@ -79,6 +80,16 @@ def in_mid_write(scene: Scene) -> Counter[str]:
 
     seen["pruned"] = result(fork(make_room))
     return seen
+
+
+def until_written(repo: Path, version: str) -> bool:
+    """Wait until a writer holds a slot for a version, or has completed it."""
+    with open_versions(repo, "sda") as opened:
+        while True:
+            record = opened.record()
+            if version in [*record.versions, *(writer.version for writer in record.writers.values())]:
+                return True
+            time.sleep(0.02)
 
 
 def in_mid_promotion(scene: Scene) -> Counter[str]:

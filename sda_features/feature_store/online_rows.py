@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from sda_features.feature_store.redis_writer import (
     OnlineView,
     delete_view_keys,
     delete_view_rows,
+    patience,
     write_batches,
 )
 from sda_features.feature_store.repo import FeatureSet
@@ -32,12 +34,13 @@ def check_online_store(opened: FeatureSet) -> RedisAddress | None:
     """Look whether the repo's Redis answers; None for another kind of online store, unchecked.
 
     Raises:
-        OnlineStoreError: it does not.
+        OnlineStoreError: it does not; while this process holds a slot, not for some seconds.
     """
     if not opened.config.has_redis:
         return None
     address = opened.config.redis_address()
-    with redis_errors(address), address.connect(timeout=TIMEOUT) as server:
+    retries = RETRIES if current_lease() else 1
+    with redis_errors(address), address.connect(timeout=TIMEOUT, retries=retries) as server:
         server.ping()
     return address
 
@@ -85,7 +88,9 @@ def missing_online(server: redis.Redis, opened: FeatureSet, rows: pa.Table) -> t
     fields = [view.time_field, layout.hash_field(view.view, layout.VERSION)]
     missing, foreign = [], []
     for start in range(0, len(keys), BATCH_KEYS):
-        stored, _ = fetch_fields(server, keys[start : start + BATCH_KEYS], fields)
+        read = partial(fetch_fields, server, keys[start : start + BATCH_KEYS], fields)
+        is_cluster = isinstance(server, RedisCluster)  # redis-py's other clients wait by themselves
+        stored, _ = patience().call_with_retry(read, lambda _: None) if is_cluster else read()
         for row, (value, version) in enumerate(stored, start):
             nanoseconds = codec.decode_timestamp(value)
             if version and version != versions[row]:

@@ -346,8 +346,12 @@ class _NodePipeline(_Pipeline):
                 self._guard(connected=True)
             return self._cluster.execute_command(command[0].decode(), *command[1:])  # type: ignore[no-untyped-call]
 
-        patience = Retry(ExponentialBackoff(cap=2, base=0.1), CLUSTER_RETRIES, (*_GONE, *_ELSEWHERE))  # type: ignore[no-untyped-call]
-        return patience.call_with_retry(attempt, lambda _: None)
+        return patience().call_with_retry(attempt, lambda _: None)
+
+
+def patience() -> Retry:
+    """Until a replica has taken over."""
+    return Retry(ExponentialBackoff(cap=2, base=0.1), CLUSTER_RETRIES, (*_GONE, *_ELSEWHERE))  # type: ignore[no-untyped-call]
 
 
 class _Pipelines:
@@ -363,8 +367,19 @@ class _Pipelines:
         if not isinstance(self._client, RedisCluster):
             yield self._pipeline("", self._client), []
             return
-        for node, rows in by_node(self._client, keys):
-            yield self._pipeline(node.name, self._client.get_redis_connection(node)), rows
+        cluster = self._client
+
+        def find() -> list[tuple[_Pipeline, list[int]]]:
+            return [
+                (self._pipeline(node.name, cluster.get_redis_connection(node)), rows)
+                for node, rows in by_node(cluster, keys)
+            ]
+
+        def look_again(_: Exception) -> None:
+            with contextlib.suppress(redis.RedisError):
+                cluster.nodes_manager.initialize()
+
+        yield from patience().call_with_retry(find, look_again)
 
     def __iter__(self) -> Iterator[_Pipeline]:
         return iter([pipeline for pipeline, _, _ in self._open.values()])

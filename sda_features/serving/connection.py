@@ -24,6 +24,7 @@ from sda_features.errors import OnlineStoreError
 from sda_features.serving.wire import READ_BYTES, DeadlineExceeded
 
 DEFAULT_PORT = 6379
+CLUSTER_TRIES = 10  # for each retry asked for: redis-py waits .05 s or .25 s between tries in a cluster
 RedisType: TypeAlias = Literal["redis", "redis_cluster", "redis_sentinel"]  # Feast's redis_type
 REDIS_TYPES: tuple[RedisType, ...] = get_args(RedisType)
 
@@ -109,13 +110,16 @@ class RedisAddress:
 
         Args:
             timeout: seconds to wait for a connection and for a reply.
-            retries: after a lost connection; from the second on with a wait that doubles up to two seconds.
+            retries: after a lost connection; from the second on with a wait that doubles up to two seconds,
+                in a cluster with as many short waits as take as long.
             name: of its connections, as CLIENT LIST shows it.
 
         Raises:
             OnlineStoreError: an option is unknown, or no node of the cluster answers.
         """
         backoff = NoBackoff() if retries == 1 else ExponentialBackoff(cap=2, base=0.1)  # type: ignore[no-untyped-call]
+        if self.redis_type == "redis_cluster" and retries > 1:
+            retries *= CLUSTER_TRIES
         settings = {**self._settings(timeout, Retry(backoff, retries)), "client_name": name}
         with self._unknown_options():
             if self.redis_type == "redis_cluster":
@@ -214,12 +218,10 @@ def redis_errors(address: object) -> Iterator[None]:
             "it is a replica, which cannot be written. Give the address of the master, or set redis_type to "
             "redis_sentinel so that it is found"
         )
-    except redis.exceptions.AskError:  # MOVED, too
-        message = (
-            "it is a node of a cluster. Set redis_type to redis_cluster (online_store in feature_store.yaml)"
-        )
     except redis.exceptions.ResponseError as error:
         message = f"it holds something else than Feast's hashes ({error}). Check the database number"
+        if isinstance(error, redis.exceptions.AskError) or str(error).startswith("MOVED"):
+            message = "it is a node of a cluster. Set redis_type to redis_cluster (online_store in feature_store.yaml)"
     except redis.exceptions.RedisClusterException:
         message = "no node of the cluster can be reached. Correct the addresses (online_store in feature_store.yaml)"
     except redis.exceptions.RedisError as error:

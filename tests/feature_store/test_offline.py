@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sda_features.errors import FeatureMismatchError
+from sda_features.errors import FeatureMismatchError, FeatureStoreError
 from sda_features.feature_store.offline import load_vectors
 from sda_features.feature_store.repo import quiet_feast
 from sda_features.serving import codec, layout
@@ -43,6 +43,17 @@ def test_the_newest_vectors_of_several_parts(repo, later):
     assert found.text[24].tobytes() == found.text[25].tobytes() == new.text[2].tobytes()
     assert not found.text_found[23]
     assert not found.text[23].any()
+
+
+def test_matrices_in_files(repo, tmp_path):
+    rows = Rows.random(IDS)
+    rows.write(repo / "data/sda")
+    found = load_vectors(repo, "sda", IDS, folder=tmp_path)
+    rows.assert_equal(found)
+    assert isinstance(found.text, np.memmap)
+    assert np.load(tmp_path / "image.npy").tobytes() == rows.image.tobytes()
+    with pytest.raises(FeatureStoreError, match="distinct ids"):
+        load_vectors(repo, "sda", [IDS[0], IDS[0]], folder=tmp_path)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])

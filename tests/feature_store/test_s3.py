@@ -1,25 +1,31 @@
 """The offline rows at an s3:// URL: everything that works in a folder, against a real server of the protocol."""
 
-import multiprocessing
-import random
-import time
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sda_features.config import (
+    BackboneSettings,
+    CatalogSettings,
+    EvaluationSettings,
+    PromptSettings,
+    RecommenderSettings,
+)
+from sda_features.demo.catalogue import make_catalogue
+from sda_features.demo.model import build_tiny_model
 from sda_features.feature_store.init import init_repo
 from sda_features.feature_store.lifecycle import list_versions, promote, prune, rollback
 from sda_features.feature_store.location import parquet_names
 from sda_features.feature_store.offline import load_vectors
-from sda_features.feature_store.parts import newest_batches, part_paths, stored_rows
+from sda_features.feature_store.parts import newest_batches, part_paths
 from sda_features.feature_store.repo import open_feature_set
-from sda_features.feature_store.table import ORPHAN_HOURS
 from sda_features.feature_store.versions import open_versions
+from sda_features.lvlm.checkpoint import unadapted
 from sda_features.serving import EmbeddingClient
-from sda_features.workflows import materialize
+from sda_features.workflows import materialize, train_recommender, verify
 from sda_features.workflows.given_vectors import VectorTable
+from tests import kill_s3
 from tests.feast_repo import apply, redis_config
 from tests.s3_server import s3_server
 
@@ -41,14 +47,17 @@ def repo(tmp_path, bucket, redis_server, new_project):
     return tmp_path
 
 
-def vectors(path, rows, seed=0, version="v1"):
-    """A table of vectors: item i0, i1, ...; a vector is missing here and there."""
+def vectors(path, rows, seed=0, version="v1", full=False):
+    """A table of vectors: item i0, i1, ...; a vector is missing here and there, unless it is `full`."""
     rng = np.random.default_rng(seed)
     columns = {}
     for name in ("text", "image"):
         matrix = rng.random((rows, DIM), np.float32)
         columns[name] = pa.array(
-            [None if row % 7 == len(name) else vector for row, vector in enumerate(matrix.tolist())],
+            [
+                None if row % 7 == len(name) and not full else vector
+                for row, vector in enumerate(matrix.tolist())
+            ],
             pa.list_(pa.float32()),
         )
     pq.write_table(pa.table({"item_id": [f"i{row}" for row in range(rows)], **columns}), path)
@@ -112,42 +121,34 @@ def test_a_life_at_a_url(repo, tmp_path):
     )
 
 
-KILLS, ITEMS = 8, 2_000
-
-
-def killed_run(repo, path, ready):
-    """A run that writes many small files; it is killed from outside."""
-    from sda_features.workflows import given_vectors as module
-
-    module.BATCH_ROWS, module.FILE_BYTES = 50, 1
-    ready.set()
-    run(repo, VectorTable(path, "item_id", "text", "image", "v1"))
+def test_a_catalogue_is_verified_and_trained_on_from_a_url(repo, tmp_path):
+    make_catalogue(30).write(tmp_path / "items.parquet")
+    build_tiny_model(tmp_path / "model", ["title is oak table"], hidden_size=64, layers=1, vision_layers=1)
+    backbone = BackboneSettings.parse(model=str(tmp_path / "model"), quantization="none", device="cpu")
+    items = CatalogSettings.parse(path=tmp_path / "items.parquet", max_bad_rows=1.0)
+    done = materialize(repo, "sda", items, lambda: unadapted(backbone, PromptSettings()), progress=False)
+    found = verify(repo, "sda", items, progress=False)
+    assert (found.items, found.vectors, found.online) == (30, 57, True)
+    log = [
+        {"user_id": f"u{user}", "item_id": f"item-{(3 * user + 7 * step) % 30:05}", "timestamp": step}
+        for user in range(12)
+        for step in range(6)
+    ]
+    pq.write_table(pa.Table.from_pylist(log), tmp_path / "log.parquet")
+    settings = RecommenderSettings(hidden_dim=8, epochs=1, validate_every=1, threads=1)
+    protocol = EvaluationSettings(negatives=5)
+    trained = train_recommender(
+        tmp_path / "log.parquet", "sda", settings, protocol, repo=repo, progress=False
+    )
+    assert trained.vectors_version == done.version
 
 
 @pytest.mark.slow
 def test_runs_that_are_killed_at_random_moments_lose_nothing(repo, tmp_path):
-    table = vectors(tmp_path / "items.parquet", ITEMS, seed=3)
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(
-        ["sda_features.workflows.given_vectors", "feast", "tests.feature_store.test_s3"]
-    )
-    chance = random.Random(0)
-    folder = open_feature_set(repo, "sda").folder
-    stored = []
-    for _ in range(KILLS):
-        ready = processes.Event()
-        process = processes.Process(target=killed_run, args=(repo, table.path, ready))
-        process.start()
-        assert ready.wait(300)
-        process.join(chance.uniform(0, 8))
-        process.kill()
-        process.join()
-        stored.append(len(stored_rows(folder)))
-    assert stored == sorted(stored), "a committed row was lost"
-    done = run(repo, table)
-    assert done.encoded + done.unchanged == ITEMS
-    rows = stored_rows(folder)
-    assert sorted(rows["item_id"].to_pylist()) == sorted(f"i{row}" for row in range(ITEMS))
-    assert_stored(repo, table)
-    assert ORPHAN_HOURS >= 1, "files that are not committed stay a while: another process may be writing them"
-    print(stored, time.process_time())
+    """More kills: `python -m tests.kill_s3`."""
+    table = vectors(tmp_path / "items.parquet", 500, seed=3, full=True)
+    seen = kill_s3.kill_runs(repo, table, kills=3, seed=0)
+    harm = {name: count for name, count in seen.items() if "lost" in name or "wrong" in name}
+    assert len(harm) == 5
+    assert not any(harm.values()), harm
+    assert seen["rows of killed runs"] + seen["rows of the last run"] == 500

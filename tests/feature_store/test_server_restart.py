@@ -39,7 +39,7 @@ def kill(server: ValkeyServer) -> None:
 
 @pytest.mark.slow
 def test_a_restart_is_noticed_and_the_next_run_completes(tmp_path: Path) -> None:
-    """A run whose server lost rows fails and says so; none of them is served as if it were complete."""
+    """A run whose server lost rows writes them again, or fails and says so; none is served as if it were complete."""
     port = _free_port()
     (tmp_path / "feature_store.yaml").write_text(
         "project: shop\nprovider: local\nregistry: data/registry.db\n"
@@ -63,7 +63,7 @@ def test_a_restart_is_noticed_and_the_next_run_completes(tmp_path: Path) -> None
     write_part(open_feature_set(tmp_path, "sda").folder, table)
     server = start(port)
     calm = materialize_view(tmp_path, "sda").seconds
-    refused = 0
+    within = 0
     moments = random.Random(0)
     for _ in range(RESTARTS):
         server.client().flushall()
@@ -83,7 +83,7 @@ def test_a_restart_is_noticed_and_the_next_run_completes(tmp_path: Path) -> None
             complete = True
         except OnlineStoreError:
             complete = False
-            refused += 1
+        within += not restarting.is_alive()
         restarting.join()
         if not complete:
             materialize_view(tmp_path, "sda")
@@ -94,4 +94,4 @@ def test_a_restart_is_noticed_and_the_next_run_completes(tmp_path: Path) -> None
         assert found.text.tobytes() == vectors.tobytes()
         assert found.image.tobytes() == (-vectors).tobytes()
     server.stop()
-    assert refused, "vacuous: no run lost its server"
+    assert within, "vacuous: no run lost its server"
