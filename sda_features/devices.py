@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from sda_features.errors import SettingsError
@@ -14,14 +16,13 @@ def pick_device(name: str) -> torch.device:
         SettingsError: the machine, or this build of torch, does not have it.
     """
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-    count = {
-        "cuda": torch.cuda.device_count,
-        "xpu": torch.xpu.device_count,
-        "mps": lambda: int(torch.backends.mps.is_available()),
-    }.get(device.type)
-    if count is not None and (device.index or 0) >= count():
+    if device.type not in ("cuda", "xpu", "mps"):
+        return device
+    backend: Any = getattr(torch, device.type)
+    count = backend.device_count()
+    if (device.index or 0) >= count:
         raise SettingsError(
-            f"There is no device {name} here: torch {torch.__version__} sees {count()} of {device.type}. "
+            f"There is no device {name} here: torch {torch.__version__} sees {count} of {device.type}. "
             "Name another --device, or auto; a GPU needs its driver and a build of torch for it."
         )
     return device

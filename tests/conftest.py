@@ -19,6 +19,8 @@ from sda_features.serving.embedded import embedded_redis
 hypothesis.settings.register_profile("sda", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("sda")
 
+KINDS = ("hostile", "fault")
+
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[tuple[str, int]]:
@@ -34,14 +36,19 @@ def new_project() -> Callable[[], str]:
     return lambda: f"project_{next(numbers)}"
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Count hostile inputs and faults where they are what was asked for (`make hostile`)."""
-    if "hostile" not in config.option.markexpr:
-        return
-    for mark in ("hostile", "fault"):
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Note the kind of a test where reports of other processes carry it, too."""
+    for item in items:
+        item.user_properties += [("kind", mark) for mark in KINDS if item.get_closest_marker(mark)]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Count hostile inputs and faults."""
+    for mark in KINDS:
         counts = {
             outcome: sum(
-                mark in getattr(report, "keywords", {}) for report in terminalreporter.getreports(outcome)
+                ("kind", mark) in map(tuple, getattr(report, "user_properties", []))
+                for report in terminalreporter.getreports(outcome)
             )
             for outcome in ("passed", "failed", "error", "skipped")
         }
