@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -188,6 +190,20 @@ def test_a_dual_encoder_runs_there_too(shop: Path, ray_engine: Engine) -> None:
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
         want, got = (getattr(side, f"{modality}_found") for side in found)
         assert got.tolist() == want.tolist()
+
+
+@pytest.mark.slow
+def test_each_worker_has_a_gpu_of_its_own(shop: Path, tmp_path: Path) -> None:
+    """Ray counts GPUs that are not there, and shows each worker its own."""
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    command = [sys.executable, "-m", "tests.ray_gpus", shop / "before", shop / "model", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (found["workers"], found["options"]) == (2, {"num_cpus": 1, "num_gpus": 1.0})
+    assert found["encoded"] > 0
+    assert "at most 2 workers, got 3: the cluster has 4 CPUs and 2 GPUs" in found["refused"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu-0", "gpu-1"]
 
 
 def rows_of(repo: Path) -> pa.Table:

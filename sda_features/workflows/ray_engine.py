@@ -141,7 +141,7 @@ class RayEncoding:
                     catalog.for_workers(),
                     self.batch_size,
                 ),
-                batch_size=None,
+                batch_size=self.shard_rows,  # of a block; with GPUs, Ray asks for a number
                 batch_format="pyarrow",
                 compute=ActorPoolStrategy(size=self.workers),
                 max_task_retries=TASK_RETRIES,
