@@ -26,7 +26,7 @@ from sda_features.workflows.engines import Encoding, LoadEncoder, Progress
 
 BATCH_ROWS = 8_192
 AHEAD = 2  # batches that are read while one is looked at
-FILE_BYTES = 48 << 20  # of vectors that are written together
+FILE_BYTES = 32 << 20  # of vectors that are written together; compact.py calls smaller files small
 GIVEN = "vectors:"  # begins the content hash of vectors that were given, which says nothing of the catalogue
 
 
@@ -100,8 +100,9 @@ class VectorTable:
             if changed.item_ids:
                 waiting.append(changed)
             if sum(items.text.nbytes + items.image.nbytes for items in waiting) >= FILE_BYTES:
-                yield _together(waiting)
-                waiting = []
+                shard, waiting = _together(waiting), []
+                yield shard
+                del shard  # not in memory beside the next one
         if waiting:
             yield _together(waiting)
 

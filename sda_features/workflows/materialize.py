@@ -185,6 +185,7 @@ def _encode(
                 check_space(opened, catalog.rows - len(known), table)
             rows.write(table)
             encoded += len(shard.item_ids)
+            del shard, table  # not in memory beside the next ones
     return encoded, done
 
 
