@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from sda_features.config import CatalogSettings
+from sda_features.config import CatalogSettings, LogSettings
 
 from .options import collect, settings_options
 from .ranges import OutputFile
@@ -28,6 +28,7 @@ from .version_options import version_options
 @click.option("--junit", type=OutputFile(), help="Also write JUnit XML here.")
 @click.option("--markdown", type=OutputFile(), help="Also write the table here, as Markdown.")
 @settings_options(CatalogSettings, skip=("path",))
+@settings_options(LogSettings, prefix="log")
 @version_options
 def command(
     candidate: str,
@@ -56,7 +57,8 @@ def command(
     from sda_features.workflows.gate import run_gate
 
     limits = read_thresholds(repo, thresholds)
-    verdict = run_gate(repo, feature_set, candidate, settings, limits, interactions=interactions)
+    log = LogSettings.parse(**collect(LogSettings, values, prefix="log"))
+    verdict = run_gate(repo, feature_set, candidate, settings, limits, interactions=interactions, log=log)
     for path, text in ((junit, verdict.junit()), (markdown, verdict.markdown())):
         if path is not None:
             with atomic_file(path) as temporary:

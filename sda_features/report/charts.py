@@ -9,6 +9,8 @@ COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 WIDTH, HEIGHT, LEFT, BOTTOM = 420, 200, 52, 24  # pixels: of a line chart, and of its margins
 CELL_WIDTH, CELL_HEIGHT, LABEL = 46, 16, 70  # pixels: of a cell of a grid, and of its labels
 
+SPARSE = 20  # points below which each is marked: a line of one point is none
+
 Point = tuple[float, float]
 
 
@@ -44,10 +46,16 @@ def line_chart(title: str, lines: Mapping[str, Sequence[Point]]) -> str:
         path = " ".join(at(x, y) for x, y in points)
         parts += [
             f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>',
+            *(_mark(at(x, y), colour) for x, y in points[:SPARSE] if len(points) < SPARSE),
             f'<circle cx="{LEFT + 4 + 110 * number}" cy="28" r="4" fill="{colour}"/>',
             f'<text x="{LEFT + 12 + 110 * number}" y="32">{escape(name)}</text>',
         ]
     return "".join([*parts, "</svg>"])
+
+
+def _mark(place: str, colour: str) -> str:
+    x, y = place.split(",")
+    return f'<circle cx="{x}" cy="{y}" r="2.5" fill="{colour}"/>'
 
 
 def share_grid(

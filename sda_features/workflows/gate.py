@@ -11,7 +11,13 @@ from typing import Any
 from xml.etree import ElementTree
 
 from sda_features.artifacts import sha256_json, write_json
-from sda_features.config import CatalogSettings, EvaluationSettings, GateSettings, VectorEvaluationSettings
+from sda_features.config import (
+    CatalogSettings,
+    EvaluationSettings,
+    GateSettings,
+    LogSettings,
+    VectorEvaluationSettings,
+)
 from sda_features.errors import FeatureStoreError, ParityError
 from sda_features.report.tables import text_table
 from sda_features.workflows.inspection import (
@@ -109,6 +115,7 @@ def run_gate(
     limits: GateSettings,
     *,
     interactions: Path | None = None,
+    log: LogSettings | None = None,
 ) -> Verdict:
     """Check a stored version; the verdict is also written to the repo, for `promote --gated`.
 
@@ -119,6 +126,7 @@ def run_gate(
         settings: the catalogue.
         limits: the thresholds.
         interactions: a log; then metrics of both versions on it are compared as well.
+        log: how it is read.
 
     Raises:
         SDAError: something cannot be read.
@@ -134,7 +142,7 @@ def run_gate(
     if live is not None:
         checks += _against(numbers, inspect_space(live, {}), compare_spaces(new, live), limits)
         if interactions is not None:
-            checks += _on_log(repo, feature_set, settings, new, live, interactions, limits)
+            checks += _on_log(repo, feature_set, settings, new, live, interactions, log, limits)
     checks.append(_parity(repo, feature_set, settings, new, limits))
     verdict = Verdict(
         feature_set,
@@ -242,6 +250,7 @@ def _on_log(
     new: Space,
     live: Space,
     interactions: Path,
+    log: LogSettings | None,
     limits: GateSettings,
 ) -> Iterator[Check]:
     """Metrics without training: co-occurrences and the next item, overall, in the tail, of cold items."""
@@ -251,6 +260,7 @@ def _on_log(
         [ours, theirs],
         VectorEvaluationSettings(),
         EvaluationSettings(),
+        log=log,
         repo=repo,
         catalog=settings.path,
     )

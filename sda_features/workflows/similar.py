@@ -30,7 +30,7 @@ FILES = (
     *("codes.parquet", "codebooks.npy", "manifest.json"),
 )
 LINKS, BUILD_WIDTH, SEARCH_WIDTH = 32, 100, 128  # of the graph (HNSW): M, efConstruction, efSearch
-MOST_IN_GRAPH = 100_000  # a graph of a million rows takes a core a quarter of an hour; lists take a minute
+MOST_IN_GRAPH = 100_000  # a graph of a million rows takes a core many minutes; lists take half of one
 LISTS, TRAINED_ON = 2048, 64  # of the inverted lists (IVF), and rows a list that k-means sees
 LEAST_RECALL = 0.995  # at which no further lists are searched, on the sample
 MEASURED = 500  # queries that recall is measured with
