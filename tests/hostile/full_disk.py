@@ -1,0 +1,92 @@
+"""Commands on a disk that is really full, one after the other: a small tmpfs in a mount namespace of this process.
+
+    unshare -rm python -m tests.hostile.full_disk FOLDER CHECKPOINT
+
+FOLDER is an empty folder, where the tmpfs is mounted. Prints one JSON object: command -> its message on the full
+disk, whether what stood there before is whole, and what the next run, with space, exits with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sda_features.cli.main import main
+
+MEGABYTES = 8
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    """Exit status and standard error of a command."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as ended:
+            return int(ended.code or 0), said.getvalue()
+    return 0, said.getvalue()
+
+
+def fill(folder: Path) -> None:
+    """Leave no block."""
+    with contextlib.suppress(OSError), open(folder / "filler", "ab", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def trial(disk: Path, arguments: list[object], before: Path, full: Callable[[], None]) -> dict[str, Any]:
+    """A command with the disk made full by `full`, then the same with space."""
+    kept = content(before)
+    full()
+    status, said = run(*arguments)
+    whole = content(before) == kept
+    (disk / "filler").unlink(missing_ok=True)
+    leftovers = [path.name for path in disk.rglob("*.tmp")]
+    return {"status": status, "said": said, "whole": whole, "left": leftovers, "next": run(*arguments)}
+
+
+def main_() -> None:
+    disk, checkpoint = map(Path, sys.argv[1:3])
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={MEGABYTES}m", "tmpfs", str(disk)], check=True)
+    log = disk / "log.csv"
+    log.write_text(
+        "user_id,item_id,timestamp\n" + "".join(f"u{n % 9},i{n * 13 % 40},{n}\n" for n in range(90))
+    )
+    found: dict[str, Any] = {}
+    train = [
+        "train",
+        log,
+        "--epochs",
+        "1",
+        "--hidden-dim",
+        "8",
+        "--heads",
+        "2",
+        "--eval-negatives",
+        "5",
+        "-o",
+        disk / "run",
+    ]
+    assert (done := run(*train))[0] == 0, done
+    # Another seed replaces the run; the earlier one must stay.
+    found["train"] = trial(disk, [*train, "--seeds", "1"], disk / "run", lambda: fill(disk))
+    found["export"] = trial(
+        disk, ["export", checkpoint, "-o", disk / "export"], disk / "run", lambda: fill(disk)
+    )
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main_()

@@ -1,0 +1,50 @@
+"""A disk that is really full under the commands that write: one message, nothing lost, and the next run completes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def can_mount() -> bool:
+    """Whether this user may mount a tmpfs of his own."""
+    if shutil.which("unshare") is None:
+        return False
+    command = ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.fault
+@pytest.mark.slow
+@pytest.mark.skipif(not can_mount(), reason="no mount namespaces for users here")
+def test_a_full_disk_is_one_message_and_the_next_run_completes(
+    tmp_path: Path,
+    checkpoint: Path,
+) -> None:
+    (tmp_path / "disk").mkdir()
+    given = [tmp_path / "disk", checkpoint]
+    done = subprocess.run(
+        ["unshare", "-rm", sys.executable, "-m", "tests.hostile.full_disk", *map(str, given)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found.keys() == {"train", "export"}
+    for command, result in found.items():
+        assert result["status"] == 1, (command, result)
+        assert "No space left" in result["said"], (command, result)
+        assert "Free some space" in result["said"], (command, result)
+        assert "Traceback" not in result["said"], (command, result)
+        assert result["said"].count("error: ") == 1, (command, result)
+        assert result["whole"], (command, result)
+        assert result["next"][0] == 0, (command, result)
