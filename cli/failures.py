@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 
 from sda_features.errors import SDAError
 
@@ -29,16 +31,25 @@ def explain(error: BaseException) -> str:
     """
     if isinstance(error, SDAError):
         return str(error)
-    if isinstance(error, OSError) and error.errno is not None:
-        places = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
-        advice = ADVICE.get(error.errno, "")
-        return f"{places + ': ' if places else ''}{error.strerror or error}. {advice}".rstrip()
+    if (number := _system_error(error)) is not None:
+        names = (getattr(error, "filename", None), getattr(error, "filename2", None))
+        places = " -> ".join(str(name) for name in names if name is not None)
+        told = getattr(error, "strerror", None) or os.strerror(number)
+        return f"{places + ': ' if places else ''}{told}. {ADVICE.get(number, '')}".rstrip()
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch has its own
         return f"Memory ran out{_said(error)}. Lower --batch-size, set --micro-batch-size, or give the process more."
     return (
         f"{type(error).__name__}{_said(error)}. This was not foreseen: --verbose shows where it comes from, "
         "for a report."
     )
+
+
+def _system_error(error: BaseException) -> int | None:
+    """The system's number of an error; safetensors and deltalake, written in Rust, tell it in their text alone."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def _said(error: BaseException) -> str:

@@ -68,7 +68,9 @@ class Versions:
         record = read_pointer(self.server, self.key)
         if record == Pointer():
             filled = [slot for slot, names in self.held().items() if names]
-            if len(filled) > 1 or self.server.exists(audit_key(self.key)):
+            # A first run that failed leaves a record that names nothing, beside the list of its changes.
+            lost = self.server.exists(audit_key(self.key)) and not self.server.exists(self.key)
+            if len(filled) > 1 or lost:
                 raise FeatureStoreError(
                     f"The version record of feature set {self.name!r} is gone from Redis at {self.address}: it had "
                     f"changes, or there are rows in {len(filled)} slots. Nothing says which version is live. Restore "

@@ -1,6 +1,6 @@
 """Commands on a disk that is really full, one after the other: a small tmpfs in a mount namespace of this process.
 
-    unshare -rm python -m tests.hostile.full_disk FOLDER CHECKPOINT
+    unshare -rm python -m tests.hostile.full_disk FOLDER CHECKPOINT CATALOGUE MODEL HOST PORT
 
 FOLDER is an empty folder, where the tmpfs is mounted. Prints one JSON object: command -> its message on the full
 disk, whether what stood there before is whole, and what the next run, with space, exits with.
@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from sda_features.cli.main import main
+from sda_features.lvlm import finetune
+from tests.feast_repo import apply, redis_config
 
 MEGABYTES = 8
 
@@ -57,7 +59,7 @@ def trial(disk: Path, arguments: list[object], before: Path, full: Callable[[], 
 
 
 def main_() -> None:
-    disk, checkpoint = map(Path, sys.argv[1:3])
+    disk, checkpoint, catalogue, model = map(Path, sys.argv[1:5])
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={MEGABYTES}m", "tmpfs", str(disk)], check=True)
     log = disk / "log.csv"
     log.write_text(
@@ -83,6 +85,29 @@ def main_() -> None:
     found["train"] = trial(disk, [*train, "--seeds", "1"], disk / "run", lambda: fill(disk))
     found["export"] = trial(
         disk, ["export", checkpoint, "-o", disk / "export"], disk / "run", lambda: fill(disk)
+    )
+    repo = disk / "repo"
+    repo.mkdir()
+    (repo / "feature_store.yaml").write_text(redis_config("full_disk", (sys.argv[5], int(sys.argv[6]))))
+    assert (done := run("init", repo, "--feature-sets", "sda,vanilla"))[0] == 0, done
+    apply(repo)
+    base = ["--model", model, "--quantization", "none", "--device", "cpu", "--max-bad-rows", "1"]
+    found["materialize"] = trial(
+        disk, ["materialize", catalogue, "--repo", repo, *base], disk / "run", lambda: fill(disk)
+    )
+    original = finetune.save_checkpoint
+
+    def save_on_a_full_disk(*arguments: Any, **options: Any) -> Any:
+        finetune.save_checkpoint = original
+        fill(disk)
+        return original(*arguments, **options)
+
+    def full_at_the_end() -> None:
+        finetune.save_checkpoint = save_on_a_full_disk
+
+    steps = ["--steps", "2", "--batch-size", "8", "--validation-share", "0", "--resume"]
+    found["adapt"] = trial(
+        disk, ["adapt", catalogue, *base, *steps, "-o", disk / "adapt"], disk / "run", full_at_the_end
     )
     print(json.dumps(found))
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from sda_features.demo.catalogue import make_catalogue
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -27,9 +29,18 @@ def can_mount() -> bool:
 def test_a_full_disk_is_one_message_and_the_next_run_completes(
     tmp_path: Path,
     checkpoint: Path,
+    tiny_models: dict[str, Path],
+    redis_server: tuple[str, int],
 ) -> None:
     (tmp_path / "disk").mkdir()
-    given = [tmp_path / "disk", checkpoint]
+    make_catalogue(30).write(tmp_path / "items.parquet")
+    given = [
+        tmp_path / "disk",
+        checkpoint,
+        tmp_path / "items.parquet",
+        tiny_models["qwen2_5_vl"],
+        *redis_server,
+    ]
     done = subprocess.run(
         ["unshare", "-rm", sys.executable, "-m", "tests.hostile.full_disk", *map(str, given)],
         cwd=ROOT,
@@ -39,7 +50,7 @@ def test_a_full_disk_is_one_message_and_the_next_run_completes(
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found.keys() == {"train", "export"}
+    assert found.keys() == {"train", "export", "materialize", "adapt"}
     for command, result in found.items():
         assert result["status"] == 1, (command, result)
         assert "No space left" in result["said"], (command, result)
