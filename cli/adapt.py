@@ -91,6 +91,7 @@ def command(
                     "held_out": {"items": result.held_out, **result.recall},
                     "items_per_second": result.items_per_second,
                     "bad_rows": result.report.bad_rows,
+                    "texts_cut": result.texts_cut,
                     "finished_before": result.finished_before,
                 }
             )
@@ -101,6 +102,8 @@ def command(
         click.echo(f"checkpoint  {result.checkpoint}")
         return
     click.echo(f"catalogue   {result.report}")
+    if result.texts_cut:
+        click.echo(f"cut         {result.texts_cut:,} texts are longer than --max-text-tokens")
     trained_on = result.pairs - result.held_out
     click.echo(f"trained     {result.trainable_parameters:,} parameters on {trained_on:,} items")
     click.echo(

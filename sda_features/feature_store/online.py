@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import redis
 from feast import FeatureView, metrics, utils
 from feast.feature_service import FeatureService
 from feast.infra.online_stores.redis import (
@@ -30,6 +31,7 @@ from feast.repo_config import RepoConfig
 from feast.type_map import python_values_to_proto_values
 from feast.value_type import ValueType
 
+from sda_features.feature_store.lease import TIMEOUT
 from sda_features.feature_store.online_response import Recorded, VectorOnlineResponse, rows_of
 from sda_features.serving import aio, layout, wire
 from sda_features.serving.blocks import Block
@@ -57,6 +59,14 @@ class VectorRedisOnlineStore(RedisOnlineStore):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self._sizes: dict[tuple[bytes, ...], tuple[int, ...]] = {}  # of the values of fields, as last seen
+
+    def _get_client(self, online_store_config: RedisOnlineStoreConfig) -> RedisClient:
+        """Feast's client, which would wait for ever for a server that hangs, with a limit."""
+        client = super()._get_client(online_store_config)
+        if isinstance(client, redis.Redis):  # a cluster's client has one of its own
+            settings = client.connection_pool.connection_kwargs
+            settings["socket_timeout"] = settings.get("socket_timeout") or TIMEOUT
+        return client
 
     def get_online_features(
         self,

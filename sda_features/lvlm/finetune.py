@@ -62,6 +62,7 @@ class AdaptResult:
         recall: step of the kept weights and what `Validation` measures of them; empty without any.
         items_per_second: training throughput of this process and its peers.
         report: bad catalogue rows.
+        texts_cut: texts that were read and are longer than `max_text_tokens`.
         finished_before: `resume` found a run that had ended, and did nothing.
     """
 
@@ -74,6 +75,7 @@ class AdaptResult:
     recall: dict[str, float]
     items_per_second: float
     report: CatalogReport
+    texts_cut: int
     finished_before: bool = False
 
 
@@ -115,6 +117,7 @@ def _found(manifest: dict[str, Any], output: Path, catalog: Catalog) -> AdaptRes
         recall,
         math.nan,
         catalog.report,
+        data.get("texts_cut", 0),
         finished_before=True,
     )
 
@@ -293,6 +296,7 @@ def _finetune(
             "pairs": len(pairs),
             "held_out": len(validation),
             "sha256": pairs.sha256,
+            "texts_cut": len(pairs.cut),
         }
         if behaviour is not None:
             data["behaviour"] = behaviour.identity | {"pairs": len(behaviour.pairs)}
@@ -312,6 +316,7 @@ def _finetune(
         recall,
         rate,
         catalog.report,
+        len(pairs.cut),
     )
 
 

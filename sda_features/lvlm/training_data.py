@@ -52,6 +52,7 @@ class TrainingPairs:
         texts: positions of the items with a text alone.
         images: positions of the items with a picture alone.
         item_ids: ids of all, by position (Arrow strings).
+        cut: positions whose text was longer than the model reads, of those that were asked for.
         sha256: hash of the items' contents, in order; stored with every checkpoint trained on them.
     """
 
@@ -70,6 +71,7 @@ class TrainingPairs:
         self._rows = np.argsort(no_image + 2 * no_text, kind="stable")  # in the file, by position
         both, texts = len(self._rows) - no_text.sum() - no_image.sum(), no_image.sum()
         self._length = int(both)
+        self.cut: set[int] = set()
         self.texts = np.arange(both, both + texts)
         self.images = np.arange(both + texts, len(self._rows))
         self.item_ids = pa.chunked_array([rows["item_id"] for rows in batches], pa.string()).take(self._rows)
@@ -101,6 +103,7 @@ class TrainingPairs:
         for chunk in in_chunks(texts, micro):
             rows = [self._row(index)["prompt"] for index in chunk.tolist()]
             prompted = [backbone.text_tokens(text, prompts.max_text_tokens) for text in rows]
+            self.cut.update(at for at, prompt in zip(chunk.tolist(), prompted, strict=True) if prompt.cut)
             yield backbone.collate(prompted, "text")
         for chunk in in_chunks(texts if images is None else images, micro):
             pictures = [Image.open(io.BytesIO(self._row(index)["picture"])) for index in chunk.tolist()]

@@ -2,13 +2,16 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from sda_features.errors import FeatureStoreError, OnlineStoreError
-from sda_features.feature_store import engine, lease, online_rows
+from sda_features.feature_store import engine, lease, online, online_rows
 from sda_features.feature_store.materialize import materialize_view
 from sda_features.feature_store.parts import stored_rows
 from sda_features.feature_store.repo import open_feature_set
@@ -100,6 +103,27 @@ def test_a_redis_that_stalls_in_mid_write(make_repo, monkeypatch):
         store(repo)
         with EmbeddingClient.from_repo(repo, "sda") as client:
             ROWS.assert_equal(client.get(IDS))
+
+
+@pytest.mark.parametrize(("given", "most"), [("", 1.0), (",socket_timeout=0.2", 0.5)])
+def test_a_read_through_feasts_client_ends_when_the_server_hangs(monkeypatch, given, most):
+    monkeypatch.setattr(online, "TIMEOUT", 0.6)
+    with servers.server() as port, redis.Redis(servers.HOST, port) as admin:
+        process = admin.info("server")["process_id"]
+        config = online.VectorRedisOnlineStoreConfig(connection_string=f"{servers.HOST}:{port}{given}")
+        client = online.VectorRedisOnlineStore()._get_client(config)
+        client.set_retry(Retry(NoBackoff(), 0))
+        assert client.ping()
+        os.kill(process, signal.SIGSTOP)
+        started = time.monotonic()
+        try:
+            with pytest.raises(redis.TimeoutError):
+                client.get("key")
+        finally:
+            os.kill(process, signal.SIGCONT)
+        assert time.monotonic() - started < 10 * most
+        assert client.connection_pool.connection_kwargs["socket_timeout"] == (0.2 if given else 0.6)
+        client.close()
 
 
 def test_space_is_compared_with_what_rows_need(make_repo):

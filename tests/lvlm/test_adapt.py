@@ -62,6 +62,19 @@ def run(
     return adapt(settings, tmp_path_factory.mktemp("run"), progress=False)
 
 
+def test_texts_that_the_model_reads_in_part_are_counted(
+    tmp_path: Path, run: AdaptResult, catalogue: Path, tiny_models: dict[str, Path]
+) -> None:
+    assert run.texts_cut == 0
+    settings = adapt_settings(
+        catalogue, tiny_models["qwen2_5_vl"], prompts={"max_text_tokens": 8}, train={"steps": 1}
+    )
+    cut = adapt(settings, tmp_path / "run", progress=False)
+    assert cut.texts_cut == cut.pairs + 1  # one item has a text alone
+    again = adapt(settings, tmp_path / "run", progress=False, resume=True)
+    assert (again.finished_before, again.texts_cut) == (True, cut.texts_cut)
+
+
 def vectors(catalogue: Path, checkpoint: Path, **options: Any) -> list[EncodedItems]:
     """Encode over unquantised weights: 4-bit kernels on the CPU depend on the batch in the fourth digit."""
     catalog = Catalog(CatalogSettings.parse(path=catalogue, max_bad_rows=0.5))
