@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import click
@@ -97,15 +99,35 @@ def test_every_page_is_in_the_navigation_and_every_entry_is_a_page() -> None:
     assert sorted(pages(nav)) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
 
 
+def pip_install(folder: Path) -> Path:
+    """An environment into which pip installed what is here, as anybody would; its needs are seen, not downloaded."""
+    source, environment = folder / "source", folder / "environment"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("sda_features", "cli"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    venv.create(environment)
+    (sites,) = (environment / "lib").glob("python*/site-packages")
+    (sites / "needs.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+    pip = [sys.executable, "-m", "pip", "--python", environment / "bin" / "python", "install", "--quiet"]
+    subprocess.run([*pip, "--no-deps", "--no-build-isolation", source], check=True)
+    return environment
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_tutorials_commands_run(tmp_path: Path, redis_server: tuple[str, int]) -> None:
-    """Only `pip install` is left out, and catalogue, model and server are named."""
+    """From an empty folder and `pip install` on; catalogue, model and server are named."""
+    programs = pip_install(tmp_path) / "bin"
+    where = [programs / "python", "-c", "import sda_features; print(sda_features.__file__)"]
+    found = subprocess.run(where, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert Path(found.stdout).is_relative_to(programs.parent)
     make_catalogue(120).write(tmp_path / "items.parquet")
     build_tiny_model(tmp_path / "model", ["title is oak table"], hidden_size=64, layers=1, vision_layers=1)
     environment = {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]),
         "HF_HUB_OFFLINE": "1",
     }
     names = {"CATALOG": "items.parquet", "MODEL": "model", "REDIS": f"{redis_server[0]}:{redis_server[1]}"}
@@ -121,7 +143,7 @@ def test_the_tutorials_commands_run(tmp_path: Path, redis_server: tuple[str, int
         assert "Traceback" not in done.stderr, number
     (python,) = blocks(page, "python")
     read = subprocess.run(
-        [sys.executable, "-c", python.replace("an id of yours", "item-00003")],
+        [programs / "python", "-c", python.replace("an id of yours", "item-00003")],
         cwd=tmp_path,
         capture_output=True,
         text=True,
