@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from common import median, paired_ratio, take_turns
 from PIL import Image
-from rivals.encoders import BATCH, batched, chat_texts, pooled
-from torch import Tensor
+from rivals.encoders import BATCH, PROMPTS, plain_pictures, plain_texts, texts_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from sda_features.catalog import Item
-from sda_features.config import AdapterSettings, ProjectionSettings, PromptSettings
-from sda_features.images import fit_within
+from sda_features.config import AdapterSettings, ProjectionSettings
 from sda_features.lvlm.backbone import Backbone
 from sda_features.lvlm.checkpoint import LoadedEncoder
 from sda_features.lvlm.encode import encode_items
 from sda_features.lvlm.encoder import PromptEncoder
-from sda_features.prompts import text_prompt
 
 if TYPE_CHECKING:
     from gpu import Run
 
-PROMPTS = PromptSettings()
 WORDS = (
     "cotton",
     "walnut",
@@ -54,23 +50,22 @@ def encoding(run: Run) -> None:
     items = list(make_items(6 if run.tiny else 256, 56 if run.tiny else 400))
     texts = [Item(of.row, of.item_id, of.fields, None, of.content_hash) for of in items]
     pictures = [Item(of.row, of.item_id, {}, of.image, of.content_hash) for of in items]
-    for kind, chosen, plain in (("texts", texts, plain_texts), ("pictures", pictures, plain_pictures)):
+    for kind, chosen in (("texts", texts), ("pictures", pictures)):
 
         def ours(chosen: list[Item] = chosen) -> np.ndarray:
             made = list(encode_items(loaded, chosen, BATCH))
             run.wait()
             return np.concatenate([of.text if of.text_found.any() else of.image for of in made])
 
-        def theirs(chosen: list[Item] = chosen, plain: Callable[..., np.ndarray] = plain) -> np.ndarray:
-            with TransformersAttention(backbone):
-                return plain(backbone, chosen)
+        def theirs(chosen: list[Item] = chosen) -> np.ndarray:
+            return plain(backbone, chosen)
 
         distance = float((1 - (ours() * theirs()).sum(1)).max())
         if distance > TOLERANCE.get(run.dtype, 2e-2):
             raise ValueError(f"{kind}: vectors differ by a cosine distance of {distance:.1e}")
         seconds = take_turns({"ours": ours, "plain": theirs}, rounds=1 if run.tiny else 3, warmup=0)
         ratio = paired_ratio(seconds["plain"], seconds["ours"])
-        operations = flops(backbone, chosen, run.device)
+        operations = flops(backbone, chosen)
         share = operations / median(seconds["ours"]) / run.figures["matmul_flops"]
         run.row(
             f"{kind} encoded, {run.name}",
@@ -127,45 +122,17 @@ class TransformersAttention:
             config._attn_implementation = ours
 
 
-def plain_texts(backbone: Backbone, items: list[Item]) -> np.ndarray:
-    """Texts as they come, padded batch by batch."""
-    made = []
-    for batch in batched(chat_texts(backbone, [text_prompt(of.fields, PROMPTS) or "" for of in items])):
-        tokens = backbone.tokenizer(batch, padding=True, return_tensors="pt", add_special_tokens=False)
-        made.append(_pooled(backbone, dict(tokens.to(backbone.device))))
-    return np.concatenate(made)
+def plain(backbone: Backbone, items: list[Item]) -> np.ndarray:
+    """Vectors of texts, or of pictures, by a loop over transformers' own classes."""
+    with TransformersAttention(backbone):
+        if items[0].fields:
+            return plain_texts(backbone, backbone.model, texts_of(items))
+        return plain_pictures(backbone, backbone.model, items)
 
 
-def plain_pictures(backbone: Backbone, items: list[Item]) -> np.ndarray:
-    """Pictures as they come; one placeholder token becomes as many as the picture has visual tokens."""
-    content = [{"type": "image"}, {"type": "text", "text": PROMPTS.image_instruction}]
-    template = backbone.tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
-    placeholder = backbone.tokenizer.convert_ids_to_tokens(backbone.image_token_id)
-    made = []
-    for batch in batched(items):
-        shown = [fit_within(of.image, PROMPTS.max_image_side) for of in batch]
-        vision = backbone.image_processor(images=shown, return_tensors="pt")
-        counts = vision["image_grid_thw"].prod(1) // backbone.image_processor.merge_size**2
-        prompts = [template.replace(placeholder, placeholder * int(count)) for count in counts]
-        tokens = backbone.tokenizer(prompts, padding=True, return_tensors="pt", add_special_tokens=False)
-        inputs = {name: of.to(backbone.device) for name, of in {**tokens, **vision}.items()}
-        kinds = (inputs["input_ids"] == backbone.image_token_id).int()
-        made.append(_pooled(backbone, {**inputs, "mm_token_type_ids": kinds}))
-    return np.concatenate(made)
-
-
-def _pooled(backbone: Backbone, inputs: dict[str, Tensor]) -> np.ndarray:
-    with torch.inference_mode():
-        states = backbone.model(**inputs).last_hidden_state
-    return pooled(states.cpu(), inputs["attention_mask"].cpu())
-
-
-def flops(backbone: Backbone, items: list[Item], device: torch.device) -> float:
+def flops(backbone: Backbone, items: list[Item]) -> float:
     """Floating-point operations of all items by transformers' own forward pass, from one batch of them."""
     some = items[: min(len(items), BATCH)]
-    plain = plain_texts if some[0].fields else plain_pictures
-    with TransformersAttention(backbone), FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:
         plain(backbone, some)
     return counter.get_total_flops() * len(items) / len(some)

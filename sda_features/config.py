@@ -283,18 +283,23 @@ class TrainSettings(Settings):
         return self.micro_batch_size if isinstance(self.micro_batch_size, int) else self.batch_size
 
 
-class BehaviourSettings(Settings):
-    """A log of interactions as a second teacher, and what of it is held out."""
+class LogColumns(Settings):
+    """Where an interaction log has what."""
 
-    interactions: Path | None = Field(
-        None,
-        description="Log of interactions; items that one customer took together become targets of each other.",
-    )
     user_column: str = Field("user_id", description="Column of the log with the user id.")
     item_column: str = Field("item_id", description="Column of the log with the item id.")
     time_column: str | None = Field(
         None,
         description="Column of the log that orders a user's rows; none: timestamp, position or event_timestamp.",
+    )
+
+
+class BehaviourSettings(LogColumns):
+    """A log of interactions as a second teacher, and what of it is held out."""
+
+    interactions: Path | None = Field(
+        None,
+        description="Log of interactions; items that one customer took together become targets of each other.",
     )
     split: Literal["leave-one-out", "temporal"] = Field(
         "leave-one-out", description="What of the log is held out for evaluation, as --eval-split."
@@ -429,15 +434,9 @@ def recommender_settings(model: str, preset: str, **values: Any) -> RecommenderS
     return RecommenderSettings.parse(**PRESETS[preset].get(model, {}) | values)
 
 
-class LogSettings(Settings):
+class LogSettings(LogColumns):
     """How an interaction log is read."""
 
-    user_column: str = Field("user_id", description="Column with the user id.")
-    item_column: str = Field("item_id", description="Column with the item id.")
-    time_column: str | None = Field(
-        None,
-        description="Column that orders a user's rows; none: timestamp, position or event_timestamp.",
-    )
     k_core: int = Field(
         0,
         ge=0,

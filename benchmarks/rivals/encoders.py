@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
@@ -74,9 +74,7 @@ def plain_texts(backbone: Backbone, model: nn.Module, prompts: Sequence[str]) ->
     made = []
     for batch in batched(chat_texts(backbone, prompts)):
         tokens = backbone.tokenizer(batch, padding=True, return_tensors="pt", add_special_tokens=False)
-        with torch.inference_mode():
-            states = model(**tokens).last_hidden_state
-        made.append(pooled(states, tokens["attention_mask"]))
+        made.append(_encoded(backbone, model, tokens))
     return np.concatenate(made)
 
 
@@ -97,10 +95,14 @@ def plain_pictures(backbone: Backbone, model: nn.Module, items: Sequence[Item]) 
         prompts = [template.replace(placeholder, placeholder * int(count)) for count in counts]
         tokens = backbone.tokenizer(prompts, padding=True, return_tensors="pt", add_special_tokens=False)
         kinds = (tokens["input_ids"] == backbone.image_token_id).int()
-        with torch.inference_mode():
-            states = model(**tokens, **vision, mm_token_type_ids=kinds).last_hidden_state
-        made.append(pooled(states, tokens["attention_mask"]))
+        made.append(_encoded(backbone, model, {**tokens, **vision, "mm_token_type_ids": kinds}))
     return np.concatenate(made)
+
+
+def _encoded(backbone: Backbone, model: nn.Module, inputs: Mapping[str, Tensor]) -> Vectors:
+    with torch.inference_mode():
+        states = model(**{name: of.to(backbone.device) for name, of in inputs.items()}).last_hidden_state
+    return pooled(states.cpu(), inputs["attention_mask"])
 
 
 def texts_of(items: Sequence[Item]) -> list[str]:

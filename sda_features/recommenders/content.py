@@ -19,14 +19,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sda_features.config import EvaluationSettings
+from sda_features.config import EvaluationSettings, VectorEvaluationSettings
 from sda_features.evaluation.protocols import Scorer, evaluate
 from sda_features.interactions import Interactions
 from sda_features.recommenders.base import Ranker
 from sda_features.recommenders.features import ItemVectors
 from sda_features.splits import Split
 
-RECENT, DECAY = 10, 0.8  # items of the history, at most the model's `max_length`; as `evaluate-vectors`
+MEASURED_AS = VectorEvaluationSettings()  # a history is read as `evaluate-vectors` reads it
+RECENT, DECAY = MEASURED_AS.history, MEASURED_AS.decay  # items, at most the model's `max_length`
 RELATIVE_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # tried, in spreads of the model's scores
 SPREAD_OF = 256  # users whose scores tell the spreads
 USERS_AT_ONCE = 4096

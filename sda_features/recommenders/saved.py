@@ -129,17 +129,20 @@ class LoadedRecommender:
                 torch.from_numpy(codes), torch.from_numpy(values), there.float(), self._adapter
             )
             if self.content_weight:
-                widths = [len(scaling.mean) for scaling in self.scalings.values()]
-                fresh = torch.cat([fresh, content_units(torch.from_numpy(values), widths)], dim=1)
+                fresh = torch.cat([fresh, content_units(torch.from_numpy(values), self._widths)], dim=1)
             return torch.where(there, fresh, saved)
 
     def _state(self, recent: Tensor) -> Tensor:
         """User state [K] after items whose representations are [L, K]."""
         if not self.content_weight:
             return self.model.state_after(recent)
-        width = sum(len(scaling.mean) for scaling in self.scalings.values())
+        width = sum(self._widths)
         own, units = torch.split(recent, [recent.shape[1] - width, width], dim=1)
         return torch.cat([self.model.state_after(own), self.content_weight * content_state(units)])
+
+    @property
+    def _widths(self) -> list[int]:
+        return [len(scaling.mean) for scaling in self.scalings.values()]
 
     @cached_property
     def _codes(self) -> dict[str, int]:

@@ -71,7 +71,7 @@ class TrainResult:
 
     Attributes:
         model: with the weights of `best_epoch`, in evaluation mode.
-        content_weight: of the content score beside it (content.py); 0: none.
+        ranker: what was measured: the model, with the content score (content.py) where it has a weight.
         settings: of the recommender.
         evaluation: settings of the protocol.
         split: the data, split.
@@ -84,7 +84,7 @@ class TrainResult:
     """
 
     model: Recommender
-    content_weight: float
+    ranker: Ranker
     settings: RecommenderSettings
     evaluation: EvaluationSettings
     split: Split
@@ -101,9 +101,9 @@ class TrainResult:
         return self.item_vectors.blocks if self.item_vectors else {}
 
     @property
-    def ranker(self) -> Ranker:
-        """What was measured: the model, with the content score where it has a weight."""
-        return _ranker(self.model, self.item_vectors, self.content_weight)
+    def content_weight(self) -> float:
+        """Of the content score; 0: none."""
+        return self.ranker.weight if isinstance(self.ranker, WithContent) else 0.0
 
     def manifest(self) -> dict[str, Any]:
         """What a reader needs to judge or repeat the run, ready for JSON."""
@@ -218,15 +218,15 @@ def train(
     with _torch_state(settings) as device:
         model = recommender.build(split.train, settings, prepared).to(device)
         epochs, best_epoch = _fit(model, split, settings, evaluation, progress)
-        weight = settings.content_weight if prepared else 0.0
-        if weight == "auto":
-            assert prepared is not None
-            weight = choose_weight(model, prepared, split, evaluation)
-        ranker = _ranker(model, prepared, weight)
+        ranker: Ranker = model
+        if prepared and (weight := settings.content_weight):
+            if weight == "auto":
+                weight = choose_weight(model, prepared, split, evaluation)
+            ranker = WithContent(model, prepared, weight) if weight else model
         test = evaluate(ranker.scorer(split.test.history, split.test.users), split, evaluation)
     return TrainResult(
         model=model,
-        content_weight=weight,
+        ranker=ranker,
         settings=settings,
         evaluation=evaluation,
         split=split,
@@ -295,10 +295,6 @@ def _fit(
     assert best is not None  # the last epoch is always validated
     model.load_state_dict(best[2])
     return epochs, best[1]
-
-
-def _ranker(model: Recommender, vectors: ItemVectors | None, weight: float) -> Ranker:
-    return WithContent(model, vectors, weight) if vectors and weight else model
 
 
 def _parameter_groups(model: Recommender, settings: RecommenderSettings) -> list[dict[str, Any]]:
