@@ -29,7 +29,7 @@ from common import matmul_flops, median, options, paired_ratio, report, take_tur
 from rivals.encoders import BATCH, PROMPTS, Job, Vectors, plain_jobs, their_jobs
 from torch.utils.flop_counter import FlopCounterMode
 
-from sda_features.catalog import Catalog, Item
+from sda_features.catalog.rows import Catalog, Item
 from sda_features.config import BackboneSettings, CatalogSettings
 from sda_features.demo.catalogue import make_catalogue
 from sda_features.demo.model import build_tiny_model

@@ -21,9 +21,9 @@ from rivals.training import epoch
 from safetensors.torch import load_file
 from shapes import write_folder
 
-from sda_features.catalog import Catalog
+from sda_features.catalog.rows import Catalog
 from sda_features.config import AdaptSettings, recommender_settings
-from sda_features.interactions import Interactions, index_interactions
+from sda_features.logs.interactions import Interactions, index_interactions
 from sda_features.lvlm.finetune import finetune
 
 if TYPE_CHECKING:
@@ -126,9 +126,9 @@ def export_equality(run: Run) -> None:
 
 def recommender_epochs(run: Run) -> None:
     """An epoch of SASRec and of BERT4Rec on the device against the CPU."""
+    from sda_features.logs.splits import leave_one_out
     from sda_features.recommenders.bert4rec import BERT4Rec
     from sda_features.recommenders.sasrec import SASRec
-    from sda_features.splits import leave_one_out
 
     split = leave_one_out(generated_log(60 if run.tiny else 5000))
     for kind, name in ((SASRec, "sasrec"), (BERT4Rec, "bert4rec")):

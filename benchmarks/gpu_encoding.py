@@ -14,7 +14,7 @@ from PIL import Image
 from rivals.encoders import BATCH, PROMPTS, plain_pictures, plain_texts, texts_of
 from torch.utils.flop_counter import FlopCounterMode
 
-from sda_features.catalog import Item
+from sda_features.catalog.rows import Item
 from sda_features.config import AdapterSettings, ProjectionSettings
 from sda_features.lvlm.backbone import Backbone
 from sda_features.lvlm.checkpoint import LoadedEncoder

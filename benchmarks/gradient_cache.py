@@ -27,7 +27,7 @@ from common import options, peak_memory, report
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from sda_features.catalog import Catalog
+from sda_features.catalog.rows import Catalog
 from sda_features.config import (
     AdapterSettings,
     BackboneSettings,

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from common import median, options, report
 
-from sda_features.catalog import Catalog
+from sda_features.catalog.rows import Catalog
 from sda_features.config import BackboneSettings, CatalogSettings, PromptSettings
 from sda_features.demo.catalogue import make_catalogue
 from sda_features.demo.model import build_tiny_model

@@ -20,15 +20,15 @@ import pyarrow.parquet as pq
 import torch
 from common import median, options, paired_ratio, report, take_turns
 
-from sda_features.feature_store.offline import load_vectors
-from sda_features.feature_store.parts import write_part
+from sda_features.feature_store.matrices import load_vectors
 from sda_features.feature_store.repo import quiet_feast
-from sda_features.feature_store.schema import vectors_table
+from sda_features.offline.parts import write_part
+from sda_features.offline.schema import vectors_table
 from sda_features.serving.layout import IMAGE, TEXT, VERSION
 
 DIM, PART_ROWS = 1024, 2_000
 WRITTEN = datetime(2024, 5, 1, tzinfo=UTC)
-STORES = {"stock": "file", "ours": "sda_features.feature_store.offline_store.VectorFileOfflineStore"}
+STORES = {"stock": "file", "ours": "sda_features.feast_plugins.offline_store.VectorFileOfflineStore"}
 Tensors = dict[str, torch.Tensor]
 
 

@@ -30,9 +30,9 @@ from common import median, options, percentile, report, take_turns
 from tabulate import tabulate
 
 from sda_features.feature_store.definitions import embedding_source, embedding_view, item_entity
-from sda_features.feature_store.redis_writer import OnlineView, write_batches
 from sda_features.feature_store.repo import quiet_feast
-from sda_features.feature_store.schema import vectors_table
+from sda_features.offline.schema import vectors_table
+from sda_features.online.writer import OnlineView, write_batches
 from sda_features.serving import EmbeddingClient, layout
 from sda_features.serving.connection import RedisAddress
 from sda_features.serving.embedded import embedded_redis
@@ -44,7 +44,7 @@ ITEMS = 1000
 VERSION = "0123456789ab"
 VECTORS = ("text_embedding", "image_embedding")
 FEATURES = [f"sda_item_embeddings:{name}" for name in VECTORS]
-DROP_IN = "sda_features.feature_store.online.VectorRedisOnlineStore"
+DROP_IN = "sda_features.feast_plugins.online_store.VectorRedisOnlineStore"
 IDS = [f"item-{number:06d}" for number in range(ITEMS)]
 FULL_SIZES = [(count, dim) for dim in (256, 1024) for count in (100, 500, 1000)]
 NAMED_SIZE = (500, 256)

@@ -27,17 +27,17 @@ import redis
 from common import median, options, paired_ratio, peak_memory, report, take_turns
 
 from sda_features.feature_store.definitions import embedding_source, embedding_view, item_entity
-from sda_features.feature_store.materialize import materialize_view
-from sda_features.feature_store.parts import write_part
-from sda_features.feature_store.redis_commands import argument
-from sda_features.feature_store.redis_writer import OnlineView, write_batches
 from sda_features.feature_store.repo import open_feature_set, quiet_feast
-from sda_features.feature_store.schema import vectors_table
+from sda_features.feature_store.to_online import materialize_view
+from sda_features.offline.parts import write_part
+from sda_features.offline.schema import vectors_table
+from sda_features.online.commands import argument
+from sda_features.online.writer import OnlineView, write_batches
 from sda_features.serving import codec
 from sda_features.serving.embedded import embedded_redis
 from sda_features.serving.layout import FEATURES
 
-ENGINE = "sda_features.feature_store.engine.VectorEngine"
+ENGINE = "sda_features.feast_plugins.engine.VectorEngine"
 EPOCH, NOON = datetime(1970, 1, 1, tzinfo=UTC), datetime(2024, 5, 1, 12, tzinfo=UTC)
 VIEW_OF_ITEMS = OnlineView("shop", "sda_item_embeddings", FEATURES)
 COLUMNS = ["item_id", *FEATURES, "event_timestamp"]

@@ -89,8 +89,8 @@ def feast_app() -> FastAPI:
 def train_run(folder: Path, vectors: dict[str, np.ndarray]) -> Any:
     """A SASRec on a random log; two epochs are enough for its scores to differ."""
     from sda_features.config import EvaluationSettings, RecommenderSettings
-    from sda_features.interactions import index_interactions
-    from sda_features.recommenders.train import train
+    from sda_features.logs.interactions import index_interactions
+    from sda_features.recommenders.training import train
 
     random = np.random.default_rng(0)
     users = np.repeat(np.arange(400), HISTORY)

@@ -47,9 +47,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sda_features.config import EvaluationSettings, RecommenderSettings
 from sda_features.evaluation.protocols import Scorer, evaluate
-from sda_features.interactions import Interactions, index_interactions, k_core, read_interactions
+from sda_features.logs.interactions import Interactions, index_interactions, k_core, read_interactions
+from sda_features.logs.splits import Split, leave_one_out
 from sda_features.recommenders.sasrec import SASRec
-from sda_features.splits import Split, leave_one_out
 
 PLACE = Path(__file__).parents[1] / ".venv-recbole/bin/python"
 QUICK_USERS = 1000

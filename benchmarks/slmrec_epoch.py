@@ -26,11 +26,11 @@ from common import median, options, paired_ratio, report, take_turns
 from torch import Tensor, nn
 
 from sda_features.config import recommender_settings
-from sda_features.interactions import Interactions, index_interactions, read_interactions
+from sda_features.logs.interactions import Interactions, index_interactions, read_interactions
+from sda_features.logs.splits import leave_one_out
 from sda_features.recommenders.base import Batch
-from sda_features.recommenders.features import prepare_vectors
+from sda_features.recommenders.representations import prepare_vectors
 from sda_features.recommenders.slmrec import SLMRec
-from sda_features.splits import leave_one_out
 
 TOLERANCE = 1e-4
 

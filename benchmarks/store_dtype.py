@@ -16,10 +16,10 @@ import torch
 from common import options, report
 from numpy.typing import NDArray
 
-from sda_features.feature_store.parts import newest_batches
-from sda_features.feature_store.schema import matrix_of
 from sda_features.feature_store.versions import open_version
 from sda_features.lvlm.reduction import fit_rotation, reduce_vectors
+from sda_features.offline.parts import newest_batches
+from sda_features.offline.schema import matrix_of
 from sda_features.serving import EmbeddingClient, codec, layout
 from sda_features.serving.codec import STORE_DTYPES
 from sda_features.serving.embedded import embedded_redis

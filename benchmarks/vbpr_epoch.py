@@ -22,8 +22,8 @@ from common import median, options, paired_ratio, report, take_turns
 from torch import Tensor, nn
 
 from sda_features.config import RecommenderSettings
-from sda_features.interactions import Interactions, index_interactions
-from sda_features.recommenders.features import prepare_vectors
+from sda_features.logs.interactions import Interactions, index_interactions
+from sda_features.recommenders.representations import prepare_vectors
 from sda_features.recommenders.vbpr import VBPR
 
 SETTINGS = RecommenderSettings(hidden_dim=64, batch_size=1024, l2=1e-2)
@@ -145,7 +145,7 @@ def main() -> None:
 def train(
     parameters: Iterator[nn.Parameter], losses: Iterator[Callable[[], Tensor]], fused: bool = False
 ) -> None:
-    """A step of Adam for each loss; `fused` is what `sda_features.recommenders.train` asks for."""
+    """A step of Adam for each loss; `fused` is what `sda_features.recommenders.training` asks for."""
     optimizer = torch.optim.Adam(parameters, lr=1e-3, betas=(0.9, 0.98), fused=fused or None)
     for loss in losses:
         value = loss()

@@ -29,7 +29,7 @@ def command(run_a: Path, run_b: Path, seed: int, as_json: bool) -> None:
     """
     from sda_features.evaluation.runs import compare_runs, read_seeds
     from sda_features.report.tables import differences_table
-    from sda_features.workflows.tables import difference_row
+    from sda_features.workflows.paper_tables import difference_row
 
     sides = [read_seeds(folder) for folder in (run_a, run_b)]
     rows = [difference_row(found) for found in compare_runs(sides[0], sides[1], seed=seed)]

@@ -99,7 +99,7 @@ def command(
         raise SettingsError(
             "--adapter starts an untrained adapter over a base model; name that with --model."
         )
-    from sda_features.catalog import Catalog
+    from sda_features.catalog.rows import Catalog
     from sda_features.report.conflict import CONFLICT_FILES, conflict_table, json_rows, write_conflict
 
     if output is not None:

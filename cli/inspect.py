@@ -37,7 +37,7 @@ def command(
     """
     settings = CatalogSettings.parse(path=catalog, **collect(CatalogSettings, values))
     from sda_features.report.inspection import inspection_table
-    from sda_features.workflows.inspection import inspect_catalog
+    from sda_features.workflows.inspect_vectors import inspect_catalog
 
     spaces, change = inspect_catalog(repo, feature_set, settings, version=version, against=against)
     if as_json:

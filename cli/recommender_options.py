@@ -108,7 +108,7 @@ def show_tables(
 ) -> None:
     """Train the grid, write its tables to `output` and print them; `ours` is the place of what is compared."""
     from sda_features.report.tables import differences_table
-    from sda_features.workflows.tables import differences, score_tables, train_grid, write_tables
+    from sda_features.workflows.paper_tables import differences, score_tables, train_grid, write_tables
 
     grid = train_grid(output=output, features=features, **arguments)
     labels = grid.features

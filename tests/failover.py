@@ -24,9 +24,9 @@ import redis
 from redis.cluster import RedisCluster
 
 from sda_features.errors import SDAError
-from sda_features.feature_store import lease
 from sda_features.feature_store.lifecycle import promote, prune
 from sda_features.feature_store.versions import open_versions
+from sda_features.online import lease
 from tests import two_writers
 from tests.serving import servers
 from tests.two_writers import fork, make_repo, read, result, together, wrong_versions

@@ -27,14 +27,14 @@ import pyarrow.parquet as pq
 from sda_features.config import BackboneSettings, CatalogSettings, PromptSettings
 from sda_features.demo.catalogue import make_catalogue
 from sda_features.demo.model import build_tiny_model
-from sda_features.feature_store import compact
 from sda_features.feature_store.init import init_repo
 from sda_features.feature_store.lifecycle import list_versions
-from sda_features.feature_store.offline import load_vectors
-from sda_features.feature_store.parts import part_paths, stored_rows
+from sda_features.feature_store.matrices import load_vectors
 from sda_features.feature_store.repo import open_feature_set, quiet_feast
 from sda_features.feature_store.versions import open_versions
 from sda_features.lvlm.checkpoint import LoadedEncoder, unadapted
+from sda_features.offline import compact
+from sda_features.offline.parts import part_paths, stored_rows
 from sda_features.serving import EmbeddingClient
 from sda_features.serving.embedded import embedded_redis
 from sda_features.workflows import materialize

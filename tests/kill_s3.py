@@ -23,10 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sda_features.feature_store.init import init_repo
-from sda_features.feature_store.location import parquet_names
-from sda_features.feature_store.offline import load_vectors
-from sda_features.feature_store.parts import part_paths, stored_rows
+from sda_features.feature_store.matrices import load_vectors
 from sda_features.feature_store.repo import open_feature_set
+from sda_features.offline.location import parquet_names
+from sda_features.offline.parts import part_paths, stored_rows
 from sda_features.serving import EmbeddingClient
 from sda_features.serving.embedded import embedded_redis
 from sda_features.workflows import given_vectors, materialize

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import ray
 
-from sda_features.catalog import Catalog
+from sda_features.catalog.rows import Catalog
 from sda_features.config import BackboneSettings, CatalogSettings, PromptSettings
 from sda_features.errors import SettingsError
 from sda_features.lvlm.checkpoint import LoadedEncoder, unadapted

@@ -16,9 +16,9 @@ from sda_features.demo.catalogue import make_catalogue
 from sda_features.demo.model import build_tiny_model
 from sda_features.errors import FeatureStoreError
 from sda_features.feature_store.init import FILE_NAME, init_repo
-from sda_features.feature_store.offline import load_vectors
-from sda_features.feature_store.schema import SCHEMA
+from sda_features.feature_store.matrices import load_vectors
 from sda_features.lvlm.checkpoint import unadapted
+from sda_features.offline.schema import SCHEMA
 from sda_features.serving import EmbeddingClient
 from sda_features.workflows import MaterializeResult, materialize
 from tests.feast_repo import apply, redis_config

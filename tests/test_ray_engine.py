@@ -20,18 +20,18 @@ import pytest
 from click.testing import CliRunner
 from torch import Tensor
 
-from sda_features.catalog import Catalog
+from sda_features.catalog.rows import Catalog
 from sda_features.cli.main import cli
 from sda_features.config import BackboneSettings, CatalogSettings, PromptSettings
 from sda_features.demo.catalogue import make_catalogue
 from sda_features.demo.model import build_tiny_model
 from sda_features.errors import CheckpointError, EngineError, SettingsError
 from sda_features.feature_store.init import init_repo
-from sda_features.feature_store.parts import part_paths
 from sda_features.feature_store.repo import open_feature_set
-from sda_features.feature_store.schema import matrix_of
 from sda_features.lvlm.backbone import PromptBatch
 from sda_features.lvlm.checkpoint import LoadedEncoder, pretrained, unadapted
+from sda_features.offline.parts import part_paths
+from sda_features.offline.schema import matrix_of
 from sda_features.serving import EmbeddingClient
 from sda_features.workflows import MaterializeResult, materialize
 from sda_features.workflows.engines import Engine, LoadEncoder, local_engine

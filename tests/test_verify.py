@@ -18,11 +18,11 @@ from sda_features.demo.catalogue import make_catalogue
 from sda_features.demo.model import build_tiny_model
 from sda_features.errors import ParityError
 from sda_features.feature_store.init import init_repo
-from sda_features.feature_store.location import parquet_names
 from sda_features.feature_store.online_rows import online_view
-from sda_features.feature_store.parts import newest_batches
 from sda_features.feature_store.repo import open_feature_set
 from sda_features.lvlm.checkpoint import LoadedEncoder, unadapted
+from sda_features.offline.location import parquet_names
+from sda_features.offline.parts import newest_batches
 from sda_features.workflows import materialize, verify
 from sda_features.workflows.verify import _check_matrices
 from tests.feast_repo import apply, redis_config

@@ -26,15 +26,15 @@ from sda_features.config import (
     RecommenderSettings,
 )
 from sda_features.demo.catalogue import make_catalogue
-from sda_features.demo.interactions import make_interactions
 from sda_features.demo.model import build_tiny_model
+from sda_features.demo.purchases import make_interactions
 from sda_features.errors import CatalogError, FeatureMismatchError, FeatureStoreError, OnlineStoreError
 from sda_features.feature_store.lifecycle import list_versions, rollback
-from sda_features.feature_store.offline import load_vectors
-from sda_features.feature_store.parts import newest_timestamp
+from sda_features.feature_store.matrices import load_vectors
 from sda_features.feature_store.repo import open_feature_set
 from sda_features.feature_store.versions import open_versions, slot_for
 from sda_features.lvlm.checkpoint import LoadedEncoder, unadapted
+from sda_features.offline.parts import newest_timestamp
 from sda_features.recommenders.saved import load_run
 from sda_features.serving import EmbeddingClient
 from sda_features.workflows import MaterializeResult, materialize, train_recommender
@@ -138,7 +138,7 @@ def test_vectors_online_are_those_of_the_encoder(shop: Path) -> None:
     result = materialize(
         shop / "repo", "vanilla", catalog_settings(shop / "items.parquet"), vanilla(shop), progress=False
     )
-    from sda_features.catalog import Catalog
+    from sda_features.catalog.rows import Catalog
     from sda_features.lvlm.encode import encode_items
 
     items = Catalog(catalog_settings(shop / "items.parquet")).items()

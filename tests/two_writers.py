@@ -27,16 +27,15 @@ from typing import Any
 import numpy as np
 
 from sda_features.errors import FeatureStoreError
-from sda_features.feature_store import lease
 from sda_features.feature_store.init import init_repo
 from sda_features.feature_store.lifecycle import prune
-from sda_features.feature_store.materialize import materialize_view
-from sda_features.feature_store.parts import stored_rows
+from sda_features.feature_store.to_online import materialize_view
 from sda_features.feature_store.versions import open_versions, record_version, slot_for
+from sda_features.offline.parts import stored_rows
+from sda_features.online import lease
 from sda_features.serving import EmbeddingClient
 from sda_features.serving.embedded import embedded_redis
-from tests.feast_repo import apply, redis_config
-from tests.feature_store.conftest import NOON, Rows
+from tests.feast_repo import NOON, Rows, apply, redis_config
 
 IDS = [f"i{number:04}" for number in range(1500)]
 READ = IDS[::5]

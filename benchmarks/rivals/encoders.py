@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from sda_features.catalog import Item
+from sda_features.catalog.images import fit_within
+from sda_features.catalog.prompts import text_prompt
+from sda_features.catalog.rows import Item
 from sda_features.config import PromptSettings
-from sda_features.images import fit_within
 from sda_features.lvlm.backbone import Backbone
 from sda_features.lvlm.checkpoint import LoadedEncoder
-from sda_features.prompts import text_prompt
 
 BATCH = 32
 PROMPTS = PromptSettings()

@@ -12,9 +12,9 @@ from rivals.training import LONGEST, LOSSES, Seconds, epoch, targets, timed
 from torch import Tensor
 
 from sda_features.evaluation.protocols import Scorer
+from sda_features.logs.splits import Split
 from sda_features.recommenders.base import Batch
 from sda_features.recommenders.sasrec import SASRec
-from sda_features.splits import Split
 
 
 class PaddedLoop:

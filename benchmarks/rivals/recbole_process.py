@@ -14,7 +14,7 @@ import numpy as np
 from rivals.training import LOSSES, Seconds
 
 from sda_features.evaluation.protocols import Scorer
-from sda_features.splits import Split
+from sda_features.logs.splits import Split
 
 WORKER = Path(__file__).with_name("recbole_worker.py")
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sda_features.logs.splits import Split
 from sda_features.recommenders.base import Batch
 from sda_features.recommenders.sasrec import SASRec
-from sda_features.splits import Split
 
 LOSSES = {"bce": "BPR", "ce": "CE"}
 LONGEST = 50
@@ -19,7 +19,7 @@ Seconds = dict[str, float]  # wall, cpu and, of training, samples
 
 
 def epoch(model: SASRec, split: Split, loss: Callable[[Batch], Tensor]) -> Seconds:
-    """The steps that `sda_features.recommenders.train` takes in an epoch."""
+    """The steps that `sda_features.recommenders.training` takes in an epoch."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, betas=(0.9, 0.98), fused=True)
     model.train()
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sda_features.config import RecommenderSettings
-from sda_features.interactions import Interactions
+from sda_features.logs.interactions import Interactions
 from sda_features.recommenders.base import Batch, SequenceRecommender
-from sda_features.recommenders.features import ItemEncoder, ItemVectors
+from sda_features.recommenders.representations import ItemEncoder, ItemVectors
 from sda_features.recommenders.softmax import softmax_loss
 
 

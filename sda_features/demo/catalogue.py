@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sda_features.artifacts import atomic_file
+from sda_features.demo.drawings import draw_product
 from sda_features.demo.factors import (
     COLOURS,
     FACTORS,
@@ -25,7 +26,6 @@ from sda_features.demo.factors import (
     TYPICAL_SHARE,
     USES,
 )
-from sda_features.demo.pictures import draw_product
 from sda_features.errors import SettingsError
 
 SCHEMA = pa.schema(
@@ -48,7 +48,7 @@ class BadRow:
     Attributes:
         row: 1-based position in the table.
         item_id: its id, None when that is what is missing.
-        reason: what `sda_features.catalog.CatalogReport` calls the problem.
+        reason: what `sda_features.catalog.rows.CatalogReport` calls the problem.
     """
 
     row: int

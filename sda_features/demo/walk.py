@@ -17,15 +17,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from sda_features.artifacts import write_json
-from sda_features.catalog import Catalog
+from sda_features.catalog.prompts import text_prompt
+from sda_features.catalog.rows import Catalog
 from sda_features.config import AdaptSettings, CatalogSettings, EvaluationSettings, RecommenderSettings
 from sda_features.demo.catalogue import make_catalogue, text_fields
-from sda_features.demo.interactions import make_interactions
 from sda_features.demo.model import build_tiny_model
 from sda_features.demo.pretrain import pretrain
+from sda_features.demo.purchases import make_interactions
 from sda_features.errors import FeatureStoreError, SettingsError
 from sda_features.evaluation.retrieval import recall_at_k
-from sda_features.prompts import text_prompt
 from sda_features.report.tables import text_table
 
 Metrics = dict[str, float | int | None]
@@ -181,7 +181,7 @@ def _materialize(
     shop: Shop, repo: Path, output: Path, echo: Callable[[str], None], progress: bool
 ) -> dict[str, float | None]:
     """Write both feature sets; return text -> image R@10 of each, read back from the offline store."""
-    from sda_features.feature_store.offline import load_vectors
+    from sda_features.feature_store.matrices import load_vectors
     from sda_features.lvlm.checkpoint import load_checkpoint, unadapted
 
     adapted = AdaptSettings.model_validate_json(

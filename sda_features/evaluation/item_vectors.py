@@ -24,8 +24,8 @@ from sda_features.config import EvaluationSettings, VectorEvaluationSettings
 from sda_features.evaluation.metrics import hit_at_k, ndcg_at_k, ranks_of_targets
 from sda_features.evaluation.neighbours import side_by_side, unit_rows
 from sda_features.evaluation.protocols import SCORES_AT_ONCE, Scorer, evaluate, user_groups
-from sda_features.interactions import Interactions
-from sda_features.splits import Holdout, Split
+from sda_features.logs.interactions import Interactions
+from sda_features.logs.splits import Holdout, Split
 
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sda_features.errors import RankingError
-from sda_features.interactions import Interactions
+from sda_features.logs.interactions import Interactions
 
 Integers = NDArray[np.integer[Any]]
 

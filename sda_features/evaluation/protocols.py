@@ -19,8 +19,8 @@ from sda_features.config import EvaluationSettings
 from sda_features.errors import RankingError
 from sda_features.evaluation.metrics import hit_at_k, mean, ndcg_at_k, ranks_of_targets
 from sda_features.evaluation.negatives import UnseenItems
-from sda_features.interactions import Interactions
-from sda_features.splits import Holdout, Split
+from sda_features.logs.interactions import Interactions
+from sda_features.logs.splits import Holdout, Split
 
 # User indices [B] -> scores float32 [B, I + 1]; column 0 is padding and ignored.
 Scorer = Callable[[NDArray[np.int64]], NDArray[np.float32]]

@@ -19,7 +19,7 @@ from feast.types import Array, Bytes, Float32, Int32, Int64, String
 from feast.value_type import ValueType
 
 from sda_features.errors import FeatureStoreError
-from sda_features.feature_store.schema import EVENT_TIMESTAMP, ITEM_ID, STORE_DTYPE_TAG
+from sda_features.offline.schema import EVENT_TIMESTAMP, ITEM_ID, STORE_DTYPE_TAG
 from sda_features.serving.codec import StoreDtype
 from sda_features.serving.layout import IMAGE, TEXT, VERSION, IdType, view_name
 

@@ -17,8 +17,8 @@ from typing import Literal
 
 from sda_features.artifacts import atomic_file
 from sda_features.errors import FeatureStoreError, SettingsError
-from sda_features.feature_store.empty_slot import keep_readable
-from sda_features.feature_store.location import is_url
+from sda_features.offline.empty_slot import keep_readable
+from sda_features.offline.location import is_url
 from sda_features.serving.codec import STORE_DTYPES, StoreDtype
 from sda_features.serving.layout import IdType, view_name
 from sda_features.serving.repo_config import read_repo_config
@@ -33,9 +33,9 @@ ID_TYPE_OF: dict[str | None, IdType] = {
     "INT64": "int64",
     None: "string",
 }
-OUR_ONLINE_STORE = "sda_features.feature_store.online.VectorRedisOnlineStore"
-OUR_OFFLINE_STORE = "sda_features.feature_store.offline_store.VectorFileOfflineStore"
-OUR_ENGINE = "sda_features.feature_store.engine.VectorEngine"
+OUR_ONLINE_STORE = "sda_features.feast_plugins.online_store.VectorRedisOnlineStore"
+OUR_OFFLINE_STORE = "sda_features.feast_plugins.offline_store.VectorFileOfflineStore"
+OUR_ENGINE = "sda_features.feast_plugins.engine.VectorEngine"
 FILE_STORES = (
     "file",
     "dask",

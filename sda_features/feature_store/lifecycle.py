@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sda_features.errors import FeatureStoreError
-from sda_features.feature_store.compact import clear
-from sda_features.feature_store.empty_slot import keep_readable
-from sda_features.feature_store.lock import writing
 from sda_features.feature_store.online_rows import delete_online, sweep_online
-from sda_features.feature_store.parts import stored_dim, stored_rows
-from sda_features.feature_store.schema import ITEM_ID
-from sda_features.feature_store.table import sweep
 from sda_features.feature_store.versions import Versions, held_versions, match_version
+from sda_features.offline.compact import clear
+from sda_features.offline.empty_slot import keep_readable
+from sda_features.offline.lock import writing
+from sda_features.offline.parts import stored_dim, stored_rows
+from sda_features.offline.schema import ITEM_ID
+from sda_features.offline.table import sweep
 from sda_features.serving.pointer import Pointer
 
 

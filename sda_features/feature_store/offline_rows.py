@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sda_features.errors import FeatureStoreError
-from sda_features.feature_store.compact import compact
-from sda_features.feature_store.empty_slot import keep_readable
-from sda_features.feature_store.parts import add_rows, next_timestamp, stored_rows, typed_rows
 from sda_features.feature_store.repo import FeatureSet, quiet_feast
-from sda_features.feature_store.schema import (
+from sda_features.offline.compact import compact
+from sda_features.offline.empty_slot import keep_readable
+from sda_features.offline.parts import add_rows, next_timestamp, stored_rows, typed_rows
+from sda_features.offline.schema import (
     CONTENT_HASH,
     EVENT_TIMESTAMP,
     ID_TYPES,
@@ -30,7 +30,7 @@ from sda_features.feature_store.schema import (
     check_table,
     vectors_table,
 )
-from sda_features.feature_store.table import commit, damaged_files, prepare_table, sweep
+from sda_features.offline.table import commit, damaged_files, prepare_table, sweep
 from sda_features.serving.layout import VERSION, parse_item_id
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

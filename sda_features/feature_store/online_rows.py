@@ -12,8 +12,10 @@ import pyarrow.compute as pc
 import redis
 from redis.cluster import RedisCluster
 
-from sda_features.feature_store.lease import RETRIES, TIMEOUT, current_lease
-from sda_features.feature_store.redis_writer import (
+from sda_features.feature_store.repo import FeatureSet
+from sda_features.offline.schema import EVENT_TIMESTAMP, ID_TYPES, ITEM_ID
+from sda_features.online.lease import RETRIES, TIMEOUT, current_lease
+from sda_features.online.writer import (
     Guard,
     OnlineView,
     delete_view_keys,
@@ -21,8 +23,6 @@ from sda_features.feature_store.redis_writer import (
     patience,
     write_batches,
 )
-from sda_features.feature_store.repo import FeatureSet
-from sda_features.feature_store.schema import EVENT_TIMESTAMP, ID_TYPES, ITEM_ID
 from sda_features.serving import codec, layout
 from sda_features.serving.connection import RedisAddress, redis_errors
 from sda_features.serving.wire import fetch_fields

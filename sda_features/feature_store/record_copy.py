@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sda_features.artifacts import atomic_file
-from sda_features.feature_store.location import is_url, open_folder
 from sda_features.feature_store.repo import FeatureSet
+from sda_features.offline.location import is_url, open_folder
 from sda_features.serving.pointer import Pointer
 
 FILE = ".versions.json"  # readers of parquet folders skip names with a dot

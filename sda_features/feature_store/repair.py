@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from sda_features.errors import FeatureStoreError
 from sda_features.feature_store.online_rows import missing_online
-from sda_features.feature_store.parts import stored_rows
 from sda_features.feature_store.record_copy import read_copy
 from sda_features.feature_store.versions import Versions, held_versions, match_version, stored_version
+from sda_features.offline.parts import stored_rows
 from sda_features.serving.pointer import Pointer, move_pointer
 
 

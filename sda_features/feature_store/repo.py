@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sda_features.errors import FeatureStoreError, SDAError
-from sda_features.feature_store.location import Location, is_url
-from sda_features.feature_store.schema import STORE_DTYPE_TAG
+from sda_features.offline.location import Location, is_url
+from sda_features.offline.schema import STORE_DTYPE_TAG
 from sda_features.serving.codec import StoreDtype
 from sda_features.serving.layout import IdType, view_name
 from sda_features.serving.repo_config import RepoConfig, read_repo_config

@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sda_features.errors import FeatureStoreError
+from sda_features.feature_store.capacity import Memory, memory_of
 from sda_features.feature_store.online_rows import missing_online, orphans_online, sweep_online
-from sda_features.feature_store.parts import stored_rows
-from sda_features.feature_store.space import Memory, memory_of
 from sda_features.feature_store.versions import Versions, held_versions
+from sda_features.offline.parts import stored_rows
 from sda_features.serving.pointer import Pointer, read_audit, read_with_time
 
 

@@ -21,12 +21,12 @@ import pyarrow.compute as pc
 import redis
 
 from sda_features.errors import FeatureStoreError, OnlineStoreError
-from sda_features.feature_store.lease import Choose, Lease, current_lease, leased
-from sda_features.feature_store.lock import writing
 from sda_features.feature_store.online_rows import missing_online, online_server
-from sda_features.feature_store.parts import stored_dim, stored_rows
 from sda_features.feature_store.record_copy import write_copy
 from sda_features.feature_store.repo import FeatureSet, open_slots
+from sda_features.offline.lock import writing
+from sda_features.offline.parts import stored_dim, stored_rows
+from sda_features.online.lease import Choose, Lease, current_lease, leased
 from sda_features.serving.connection import RedisAddress
 from sda_features.serving.layout import VERSION
 from sda_features.serving.pointer import (

@@ -18,9 +18,9 @@ from PIL.Image import Image
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from sda_features.catalog.images import fit_within, limit_aspect
 from sda_features.config import BackboneSettings, PromptSettings
 from sda_features.errors import BackboneError
-from sda_features.images import fit_within, limit_aspect
 from sda_features.lvlm.attention import Layout, common_prefix
 from sda_features.lvlm.loading import (
     load_config,

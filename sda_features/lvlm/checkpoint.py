@@ -25,6 +25,8 @@ from torch import Tensor
 
 from sda_features import __version__
 from sda_features.artifacts import atomic_folder, sha256_files, sha256_json, write_json
+from sda_features.catalog.images import fit_within
+from sda_features.catalog.prompts import text_prompt
 from sda_features.config import (
     AdapterSettings,
     AdaptSettings,
@@ -33,7 +35,6 @@ from sda_features.config import (
     PromptSettings,
 )
 from sda_features.errors import CheckpointError, foreign
-from sda_features.images import fit_within
 from sda_features.lvlm.backbone import MODEL_TYPES as LVM_TYPES
 from sda_features.lvlm.backbone import Backbone, Prompt, PromptBatch
 from sda_features.lvlm.dual_encoder import MODEL_TYPES as DUAL_TYPES
@@ -44,7 +45,6 @@ from sda_features.lvlm.loading import load_config
 from sda_features.lvlm.model_card import checkpoint_card
 from sda_features.lvlm.reduction import reduce_vectors
 from sda_features.lvlm.weights import fingerprint
-from sda_features.prompts import text_prompt
 
 FORMAT = 2
 ADAPTER_FILE, SETTINGS_FILE = "adapter.safetensors", "settings.json"

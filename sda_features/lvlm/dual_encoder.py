@@ -22,13 +22,13 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from sda_features.artifacts import sha256_json
+from sda_features.catalog.images import limit_aspect
+from sda_features.catalog.prompts import caption
 from sda_features.config import BackboneSettings, PromptSettings
 from sda_features.errors import BackboneError, SettingsError, foreign
-from sda_features.images import limit_aspect
 from sda_features.lvlm.backbone import Prompt
 from sda_features.lvlm.loading import load_config, pick_dtype, tokenizer_sha256, use_device
 from sda_features.lvlm.weights import fingerprint
-from sda_features.prompts import caption
 
 MODEL_TYPES = ("clip", "siglip", "siglip2")
 

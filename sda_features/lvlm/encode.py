@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
 
-from sda_features.catalog import Item
+from sda_features.catalog.rows import Item
 from sda_features.lvlm.encoded_items import EncodedItems
 from sda_features.lvlm.heap import keep_freed_memory
 from sda_features.lvlm.item_encoder import Batch, ItemEncoder

@@ -30,6 +30,7 @@ from torch import Tensor
 from transformers.utils import cached_file
 
 from sda_features.artifacts import atomic_folder, check_folder
+from sda_features.catalog.prompts import text_prompt
 from sda_features.config import AdapterSettings, AdaptSettings
 from sda_features.errors import BackboneError, CheckpointError, foreign
 from sda_features.lvlm.backbone import Backbone
@@ -40,7 +41,6 @@ from sda_features.lvlm.checkpoint import (
     read_checkpoint,
 )
 from sda_features.lvlm.moda import MODALITIES, adapted_layers, expert_weights, rank_gates
-from sda_features.prompts import text_prompt
 
 Target = Literal["conditional-generation", "base"]
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sda_features.artifacts import sha256_json
-from sda_features.behaviour import read_behaviour
-from sda_features.catalog import Catalog, CatalogReport
+from sda_features.catalog.rows import Catalog, CatalogReport
 from sda_features.config import AdaptSettings
 from sda_features.errors import SettingsError
+from sda_features.logs.behaviour import read_behaviour
 from sda_features.lvlm.backbone import Backbone, PromptBatch
 from sda_features.lvlm.checkpoint import save_checkpoint
 from sda_features.lvlm.cmsa import LossOutput, alignment_loss

@@ -15,15 +15,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sda_features.catalog import Catalog, Item
+from sda_features.catalog.images import fit_within
+from sda_features.catalog.prompts import text_prompt
+from sda_features.catalog.rows import Catalog, Item
 from sda_features.config import AdaptSettings
 from sda_features.errors import CatalogError
-from sda_features.images import fit_within
 from sda_features.lvlm.backbone import Backbone, PromptBatch
 from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.loading import VISION_TOWER, pick_dtype, use_device
 from sda_features.lvlm.memory import Card, card_of
-from sda_features.prompts import text_prompt
 
 SAMPLE = 64  # items whose prompts are measured
 PROBE = 4  # items that are encoded to measure activations

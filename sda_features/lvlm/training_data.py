@@ -19,12 +19,12 @@ from scipy.sparse import csr_array
 from tqdm import tqdm
 
 from sda_features.artifacts import atomic_file
-from sda_features.catalog import Catalog, Item
+from sda_features.catalog.images import fit_within
+from sda_features.catalog.prompts import text_prompt
+from sda_features.catalog.rows import Catalog, Item
 from sda_features.config import PromptSettings
 from sda_features.errors import CatalogError
-from sda_features.images import fit_within
 from sda_features.lvlm.backbone import Backbone, PromptBatch
-from sda_features.prompts import text_prompt
 
 Indices = NDArray[np.int64]
 MOST_HELD_OUT = 1000

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from sda_features.config import RecommenderSettings
 from sda_features.evaluation.protocols import Scorer
-from sda_features.interactions import Interactions
-from sda_features.recommenders.features import ItemEncoder, ItemVectors
+from sda_features.logs.interactions import Interactions
+from sda_features.recommenders.representations import ItemEncoder, ItemVectors
 
 Batch = dict[str, Tensor]
 # Interactions read, and users, whose states are computed together: on a CPU more activations leave the cache.

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from sda_features.config import EvaluationSettings, VectorEvaluationSettings
 from sda_features.evaluation.protocols import Scorer, evaluate
-from sda_features.interactions import Interactions
+from sda_features.logs.interactions import Interactions
+from sda_features.logs.splits import Split
 from sda_features.recommenders.base import Ranker
-from sda_features.recommenders.features import ItemVectors
-from sda_features.splits import Split
+from sda_features.recommenders.representations import ItemVectors
 
 MEASURED_AS = VectorEvaluationSettings()  # a history is read as `evaluate-vectors` reads it
 RECENT, DECAY = MEASURED_AS.history, MEASURED_AS.decay  # items, at most the model's `max_length`

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sda_features.interactions import Interactions
+from sda_features.logs.interactions import Interactions
 
 
 @final

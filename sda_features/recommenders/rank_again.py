@@ -13,8 +13,8 @@ from sda_features.config import EvaluationSettings
 from sda_features.errors import CheckpointError, SettingsError
 from sda_features.evaluation.protocols import Evaluation, evaluate
 from sda_features.evaluation.run_files import ITEMS, USERS, read_manifest, run_content
-from sda_features.interactions import Interactions
-from sda_features.splits import split_interactions
+from sda_features.logs.interactions import Interactions
+from sda_features.logs.splits import split_interactions
 
 SPLIT = (
     "split",

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from sda_features.config import RecommenderSettings
 from sda_features.errors import SettingsError
 from sda_features.evaluation.negatives import UnseenItems
-from sda_features.interactions import Interactions
+from sda_features.logs.interactions import Interactions
 from sda_features.recommenders.base import Batch, SequenceRecommender
-from sda_features.recommenders.features import ItemEncoder, ItemVectors
 from sda_features.recommenders.packing import Packing, attention, pack
+from sda_features.recommenders.representations import ItemEncoder, ItemVectors
 from sda_features.recommenders.softmax import softmax_loss
 
 LAYER_NORM_EPSILON = 1e-8

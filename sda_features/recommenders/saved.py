@@ -27,11 +27,11 @@ from sda_features.artifacts import sha256_files
 from sda_features.config import RecommenderSettings
 from sda_features.errors import CheckpointError
 from sda_features.evaluation.run_files import ITEMS, SCALING, WEIGHTS, read_manifest, run_content
-from sda_features.interactions import Interactions
+from sda_features.logs.interactions import Interactions
 from sda_features.recommenders.base import SequenceRecommender
 from sda_features.recommenders.content import content_state, content_units
-from sda_features.recommenders.features import Floats, ItemVectors, Scaling, join_modalities
 from sda_features.recommenders.registry import find_class
+from sda_features.recommenders.representations import Floats, ItemVectors, Scaling, join_modalities
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sda_features.config import RecommenderSettings
-from sda_features.interactions import Interactions
+from sda_features.logs.interactions import Interactions
 from sda_features.recommenders.base import Batch, Recommender
-from sda_features.recommenders.features import ItemVectors, drop_ids, rows_with_ids
 from sda_features.recommenders.lightgcn import BipartiteGraph
+from sda_features.recommenders.representations import ItemVectors, drop_ids, rows_with_ids
 from sda_features.recommenders.softmax import softmax_loss
 
 

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from sda_features.config import RecommenderSettings
 from sda_features.evaluation.negatives import UnseenItems
-from sda_features.interactions import Interactions
+from sda_features.logs.interactions import Interactions
 from sda_features.recommenders.base import Batch, Recommender
-from sda_features.recommenders.features import ItemVectors, drop_ids, rows_with_ids
+from sda_features.recommenders.representations import ItemVectors, drop_ids, rows_with_ids
 
 
 def bpr_loss(margins: Tensor) -> Tensor:

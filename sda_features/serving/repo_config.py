@@ -17,8 +17,13 @@ from sda_features.serving.connection import DEFAULT_PORT, REDIS_TYPES, RedisAddr
 REDIS_STORES = (
     "redis",
     "feast.infra.online_stores.redis.RedisOnlineStore",
-    "sda_features.feature_store.online.VectorRedisOnlineStore",
+    "sda_features.feast_plugins.online_store.VectorRedisOnlineStore",
 )
+_MOVED = {  # dotted paths that feature_store.yaml files may still have
+    "sda_features.feature_store.engine.": "sda_features.feast_plugins.engine.",
+    "sda_features.feature_store.online.": "sda_features.feast_plugins.online_store.",
+    "sda_features.feature_store.offline_store.": "sda_features.feast_plugins.offline_store.",
+}
 YAML_PATH_VARIABLE = "FEAST_FS_YAML_FILE_PATH"  # Feast's own
 
 
@@ -43,7 +48,7 @@ class RepoConfig:
     @property
     def online_type(self) -> str:
         """Type of the online store, `sqlite` by Feast's default."""
-        return str(self.online_store.get("type", "sqlite"))
+        return _type_of(self.online_store, "sqlite")
 
     @property
     def has_redis(self) -> bool:
@@ -119,6 +124,7 @@ def read_repo_config(repo_path: Path | str) -> RepoConfig:
 
 
 def _type_of(setting: Any, default: str) -> str:
-    """The type that a setting of feature_store.yaml names, alone or in a mapping."""
+    """The type that a setting of feature_store.yaml names, alone or in a mapping; a class by the path it has now."""
     named = setting.get("type") if isinstance(setting, dict) else setting
-    return str(named or default)
+    module, dot, name = str(named or default).rpartition(".")
+    return f"{_MOVED.get(f'{module}.', module + dot)}{name}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm import tqdm
 
-from sda_features.catalog import Catalog, Item
+from sda_features.catalog.rows import Catalog, Item
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -133,7 +133,7 @@ def local_engine(load_encoder: LoadEncoder, batch_size: int, shard_rows: int) ->
 
 def rows_of(shard: EncodedItems, version: str, stamp: datetime, opened: FeatureSet) -> pa.Table:
     """The offline rows of encoded items, as the slot stores them."""
-    from sda_features.feature_store.schema import vectors_table
+    from sda_features.offline.schema import vectors_table
 
     return vectors_table(
         shard.item_ids,

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sda_features.cells import AS_IT_IS, ID
 from sda_features.errors import FeatureMismatchError
 from sda_features.evaluation.neighbours import unit_rows
-from sda_features.feature_store.schema import ITEM_ID, column_dim, matrix_of
-from sda_features.tables import open_table
+from sda_features.offline.schema import ITEM_ID, column_dim, matrix_of
+from sda_features.tables.cells import AS_IT_IS, ID
+from sda_features.tables.files import open_table
 
 IDS_ALONE = "id"  # the feature set of a recommender that reads no vectors
 MODALITIES = ("text", "image")
@@ -173,8 +173,8 @@ def stored_vectors(
         FeatureMismatchError: no item has a vector, or vectors of several versions are mixed.
         FeatureStoreError: see `load_vectors`.
     """
-    from sda_features.feature_store.offline import load_vectors
-    from sda_features.recommenders.features import align_vectors
+    from sda_features.feature_store.matrices import load_vectors
+    from sda_features.recommenders.representations import align_vectors
 
     found = load_vectors(repo, feature_set, item_ids.to_pylist(), version=version)
     if len(found.versions) > 1:
@@ -207,7 +207,7 @@ def read_vectors(path: Path, item_ids: Any) -> Matrices:
         FeatureMismatchError: not such a file, vectors of one column that differ in length, an id
             that occurs twice, or no item has a vector.
     """
-    from sda_features.recommenders.features import align_vectors
+    from sda_features.recommenders.representations import align_vectors
 
     opened = open_table(path, "vectors", FeatureMismatchError)
     rules = {name: ID if name == ITEM_ID else AS_IT_IS for name in opened.columns}

@@ -20,7 +20,7 @@ from sda_features.config import (
 )
 from sda_features.errors import FeatureStoreError, ParityError
 from sda_features.report.tables import text_table
-from sda_features.workflows.inspection import (
+from sda_features.workflows.inspect_vectors import (
     Space,
     compare_spaces,
     inspect_space,

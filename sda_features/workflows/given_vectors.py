@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pa_dataset
 
-from sda_features.catalog import CatalogReport
+from sda_features.catalog.rows import CatalogReport
 from sda_features.errors import CatalogError
 from sda_features.lvlm.encoded_items import EncodedItems
 from sda_features.workflows.engines import Encoding, LoadEncoder, Progress

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from sda_features.catalog import Catalog, CatalogReport
+from sda_features.catalog.rows import Catalog, CatalogReport
 from sda_features.config import CatalogSettings
 from sda_features.errors import CatalogError, FeatureStoreError, SettingsError
 from sda_features.workflows.engines import (
@@ -108,12 +108,12 @@ def materialize(
     Raises:
         CatalogError, FeatureStoreError, OnlineStoreError, CheckpointError, EngineError: see the message.
     """
-    from sda_features.feature_store.materialize import materialize_view
     from sda_features.feature_store.offline_rows import offline_rows
     from sda_features.feature_store.online_rows import delete_online
     from sda_features.feature_store.repo import open_slots
-    from sda_features.feature_store.stored_hashes import StoredHashes
+    from sda_features.feature_store.to_online import materialize_view
     from sda_features.feature_store.versions import open_record, record_version, slot_for
+    from sda_features.offline.stored_hashes import StoredHashes
 
     if isinstance(source, VectorTable):
         catalog: Catalog | VectorTable = source
@@ -174,7 +174,7 @@ def _encode(
     progress: bool,
 ) -> tuple[int, Progress]:
     """Write a part for each shard of items that are not `known`; return how many they were, and the rest."""
-    from sda_features.feature_store.space import check_space
+    from sda_features.feature_store.capacity import check_space
 
     encoded = 0
     with tqdm(desc="encoding", total=MODALITIES * catalog.rows, unit="vector", disable=not progress) as bar:
@@ -197,7 +197,7 @@ def _gone(
     Raises:
         CatalogError: they are more than the share `max_removed`.
     """
-    from sda_features.feature_store.stored_hashes import missing
+    from sda_features.offline.stored_hashes import missing
 
     if not len(stored):
         return []

@@ -20,10 +20,10 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from sda_features.catalog import Catalog
+from sda_features.catalog.rows import Catalog
 from sda_features.errors import EngineError, SDAError, SettingsError
-from sda_features.feature_store.schema import matrix_of
 from sda_features.lvlm.encoded_items import EncodedItems
+from sda_features.offline.schema import matrix_of
 from sda_features.workflows.engines import LoadEncoder, Progress
 
 try:

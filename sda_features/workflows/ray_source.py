@@ -11,8 +11,8 @@ import pyarrow as pa
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from sda_features.catalog import Catalog
-from sda_features.catalog_files import CatalogSlice
+from sda_features.catalog.batches import CatalogSlice
+from sda_features.catalog.rows import Catalog
 
 STORED = "__stored"  # column: item id, and content hash of its stored vectors or null
 

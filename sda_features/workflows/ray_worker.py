@@ -7,10 +7,10 @@ import os
 
 import pyarrow as pa
 
-from sda_features.catalog import Catalog
+from sda_features.catalog.rows import Catalog
 from sda_features.errors import CheckpointError
-from sda_features.feature_store.schema import vector_column
 from sda_features.lvlm.encoded_items import EncodedItems
+from sda_features.offline.schema import vector_column
 from sda_features.workflows.engines import LoadEncoder, LocalEncoding, Progress
 from sda_features.workflows.ray_source import STORED
 

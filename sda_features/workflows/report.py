@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sda_features.artifacts import atomic_file
-from sda_features.catalog import Catalog
+from sda_features.catalog.rows import Catalog
 from sda_features.config import CatalogSettings
 from sda_features.errors import SettingsError
 from sda_features.evaluation.neighbours import nearest
@@ -25,7 +25,7 @@ from sda_features.report.conflict import conflict_chart
 from sda_features.report.html import Section, Shown, render_report
 from sda_features.report.tables import metrics_table
 from sda_features.report.thumbnails import make_sheets, thumbnail
-from sda_features.workflows.inspection import (
+from sda_features.workflows.inspect_vectors import (
     COMMON,
     Space,
     compare_spaces,

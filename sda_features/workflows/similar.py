@@ -19,7 +19,7 @@ from sda_features.config import CatalogSettings
 from sda_features.errors import FeatureMismatchError, SettingsError
 from sda_features.evaluation.neighbours import nearest
 from sda_features.evaluation.space import choose
-from sda_features.workflows.inspection import load_space, read_columns
+from sda_features.workflows.inspect_vectors import load_space, read_columns
 
 View = Literal["text", "image", "both"]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sda_features.catalog import Catalog
+from sda_features.catalog.rows import Catalog
 from sda_features.config import CatalogSettings
 from sda_features.errors import FeatureStoreError
 from sda_features.workflows.engines import LoadEncoder, LocalEncoding, Progress, rows_of
@@ -145,10 +145,10 @@ def stream(
 def _write(
     repo: Path, feature_set: str, settings: CatalogSettings, encoding: LocalEncoding, events: Sequence[Event]
 ) -> Streamed:
-    from sda_features.feature_store.materialize import materialize_view
     from sda_features.feature_store.offline_rows import offline_rows
     from sda_features.feature_store.online_rows import delete_online, write_online
     from sda_features.feature_store.repo import open_slots
+    from sda_features.feature_store.to_online import materialize_view
     from sda_features.feature_store.versions import open_record, record_version, slot_for
     from sda_features.serving.layout import parse_item_id
 

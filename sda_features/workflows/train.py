@@ -13,11 +13,11 @@ from sda_features.artifacts import check_folder, source_commit
 from sda_features.config import EvaluationSettings, LogSettings, RecommenderSettings
 from sda_features.evaluation.run_files import MANIFEST, RUN_FILES, read_manifest
 from sda_features.evaluation.runs import Run, read_run
-from sda_features.interactions import Interactions, k_core, read_interactions
+from sda_features.logs.interactions import Interactions, k_core, read_interactions
 from sda_features.workflows.features import Features, load_features
 
 if TYPE_CHECKING:
-    from sda_features.recommenders.train import TrainResult
+    from sda_features.recommenders.training import TrainResult
 
 NOT_COMPARED = ("device", "threads")  # how fast a run was, not what it found
 
@@ -47,7 +47,7 @@ class Training:
     def train(self, progress: bool = True) -> TrainResult:
         """Train and evaluate; errors as for `train_recommender`."""
         from sda_features.recommenders.registry import find_recommender
-        from sda_features.recommenders.train import train
+        from sda_features.recommenders.training import train
 
         return train(
             self.interactions,

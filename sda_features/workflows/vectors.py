@@ -11,15 +11,15 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sda_features.cells import ID
 from sda_features.config import EvaluationSettings, LogSettings, VectorEvaluationSettings
 from sda_features.errors import CatalogError, SettingsError
 from sda_features.evaluation.item_vectors import Measure, evaluate_popularity, evaluate_vectors
 from sda_features.evaluation.metrics import mean
 from sda_features.evaluation.significance import compare
-from sda_features.feature_store.schema import ITEM_ID
-from sda_features.splits import split_interactions
-from sda_features.tables import open_table
+from sda_features.logs.splits import split_interactions
+from sda_features.offline.schema import ITEM_ID
+from sda_features.tables.cells import ID
+from sda_features.tables.files import open_table
 from sda_features.workflows.features import IDS_ALONE, load_features
 from sda_features.workflows.train import Echo, read_log, say_without_vector
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from sda_features.catalog import Catalog
+from sda_features.catalog.rows import Catalog
 from sda_features.config import CatalogSettings
 from sda_features.errors import ParityError
 from sda_features.serving import codec
@@ -77,11 +77,11 @@ def verify(
         ParityError: the first difference: which item, what was expected and what is there.
         CatalogError, FeatureStoreError, OnlineStoreError: something cannot be read.
     """
-    from sda_features.feature_store.offline import load_vectors
+    from sda_features.feature_store.matrices import load_vectors
     from sda_features.feature_store.online_rows import online_server
-    from sda_features.feature_store.parts import newest_batches, stored_rows
-    from sda_features.feature_store.table import damaged_files
     from sda_features.feature_store.versions import open_version
+    from sda_features.offline.parts import newest_batches, stored_rows
+    from sda_features.offline.table import damaged_files
 
     catalog = Catalog(catalog_settings)
     opened = open_version(repo, feature_set, version)
@@ -130,7 +130,7 @@ def _check_catalog(catalog: Catalog, rows: pa.Table) -> int:
 
     Of vectors that were given, the ids alone are compared: what they were made of is not known.
     """
-    from sda_features.feature_store.stored_hashes import StoredHashes, missing
+    from sda_features.offline.stored_hashes import StoredHashes, missing
 
     gone = missing(rows["item_id"], pa.array(catalog.ids(), pa.string()))
     if len(gone):
@@ -159,7 +159,7 @@ def _check_catalog(catalog: Catalog, rows: pa.Table) -> int:
 
 def _check_matrices(rows: pa.RecordBatch, trained: Mapping[str, np.ndarray]) -> int:
     """The trainers' matrices [n, d] are the rows of the parts; return how many vectors there are."""
-    from sda_features.feature_store.schema import matrix_of
+    from sda_features.offline.schema import matrix_of
 
     ids = rows["item_id"].to_pylist()
     count = 0
@@ -193,7 +193,7 @@ def _check_online(server: redis.Redis, opened: FeatureSet, rows: pa.RecordBatch)
 
 def _encoded(column: pa.Array) -> list[bytes]:
     """The values of a column as ValueProtos, or times as Timestamps."""
-    from sda_features.feature_store.schema import matrix_of
+    from sda_features.offline.schema import matrix_of
 
     if pa.types.is_timestamp(column.type):
         moments = column.cast(pa.int64()).to_pylist()  # microseconds

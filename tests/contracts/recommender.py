@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load, save
 
 from sda_features.config import RecommenderSettings
-from sda_features.interactions import index_interactions
+from sda_features.logs.interactions import index_interactions
 from sda_features.recommenders.base import Recommender
-from sda_features.recommenders.features import prepare_vectors
+from sda_features.recommenders.representations import prepare_vectors
 
 ITEMS, USERS = 23, 17
 

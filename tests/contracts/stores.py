@@ -18,8 +18,8 @@ NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 EPOCH, END = datetime(1970, 1, 1, tzinfo=UTC), NOON + timedelta(days=30)
 STOCK = ("redis", "file")
 OURS = (
-    "sda_features.feature_store.online.VectorRedisOnlineStore",
-    "sda_features.feature_store.offline_store.VectorFileOfflineStore",
+    "sda_features.feast_plugins.online_store.VectorRedisOnlineStore",
+    "sda_features.feast_plugins.offline_store.VectorFileOfflineStore",
 )
 KINDS = (STOCK, OURS)
 NAMES = {STOCK: "stock", OURS: "ours"}

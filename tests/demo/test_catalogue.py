@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sda_features.catalog import Catalog
+from sda_features.catalog.rows import Catalog
 from sda_features.config import CatalogSettings, PromptSettings
 from sda_features.demo.catalogue import Catalogue, _draw_factors, make_catalogue, text_fields
 from sda_features.demo.factors import (

@@ -11,8 +11,8 @@ from sda_features.evaluation.item_vectors import (
     session_pairs,
     unit_vectors,
 )
-from sda_features.interactions import index_interactions
-from sda_features.splits import leave_one_out, split_interactions
+from sda_features.logs.interactions import index_interactions
+from sda_features.logs.splits import leave_one_out, split_interactions
 from tests.reference import item_vectors as reference
 
 ITEMS = 30

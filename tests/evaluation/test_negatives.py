@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sda_features.errors import RankingError
 from sda_features.evaluation.negatives import UnseenItems
-from sda_features.interactions import index_interactions
+from sda_features.logs.interactions import index_interactions
 
 CATALOGUE = [f"i{n}" for n in range(9)]
 

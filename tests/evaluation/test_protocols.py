@@ -8,8 +8,8 @@ from sda_features.config import EvaluationSettings
 from sda_features.errors import RankingError
 from sda_features.evaluation import protocols
 from sda_features.evaluation.protocols import evaluate, popularity_scorer, user_groups
-from sda_features.interactions import index_interactions, read_interactions
-from sda_features.splits import leave_one_out
+from sda_features.logs.interactions import index_interactions, read_interactions
+from sda_features.logs.splits import leave_one_out
 from tests.reference import metrics as reference
 
 ITEMS = 40

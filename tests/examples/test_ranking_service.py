@@ -20,7 +20,7 @@ from examples.ranking_service.ranker import Basis, Reason
 from examples.ranking_service.settings import ServiceSettings
 from sda_features.config import EvaluationSettings, RecommenderSettings
 from sda_features.errors import CheckpointError, FeatureStoreError, SettingsError
-from sda_features.recommenders.train import train
+from sda_features.recommenders.training import train
 from sda_features.serving import codec, layout
 from sda_features.serving.embedded import embedded_redis
 from tests.contracts.recommender import ITEMS, USERS, small_log

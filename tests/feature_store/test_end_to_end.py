@@ -11,12 +11,12 @@ import redis
 from click.testing import CliRunner
 
 from sda_features.errors import FeatureStoreError, OnlineStoreError
-from sda_features.feature_store.materialize import materialize_view
-from sda_features.feature_store.offline import load_vectors
+from sda_features.feature_store.matrices import load_vectors
 from sda_features.feature_store.repo import open_feature_set, quiet_feast
+from sda_features.feature_store.to_online import materialize_view
 from sda_features.serving import EmbeddingClient, layout
 from sda_features.serving.embedded import embedded_redis
-from tests.feature_store.conftest import NOON, Rows, config, run_feast
+from tests.feast_repo import NOON, Rows, config, run_feast
 
 ROWS = Rows.random(["B001", "B 002", "ü/漢:3", *"abcdefgh"])
 
@@ -226,7 +226,7 @@ def test_another_project_is_left_alone_and_the_run_is_quiet(make_repo, redis_ser
 
 
 def test_rows_are_written_in_batches(make_repo, monkeypatch):
-    monkeypatch.setattr("sda_features.feature_store.materialize.BATCH_ROWS", 7)
+    monkeypatch.setattr("sda_features.feature_store.to_online.BATCH_ROWS", 7)
     repo = make_repo()
     rows = Rows.random([f"i{number}" for number in range(23)])
     rows.write(repo / "data/sda")

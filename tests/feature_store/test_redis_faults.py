@@ -11,15 +11,18 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from sda_features.errors import FeatureStoreError, OnlineStoreError
-from sda_features.feature_store import engine, lease, online, online_rows
-from sda_features.feature_store.materialize import materialize_view
-from sda_features.feature_store.parts import stored_rows
+from sda_features.feast_plugins import engine
+from sda_features.feast_plugins import online_store as online
+from sda_features.feature_store import online_rows
+from sda_features.feature_store.capacity import check_space
 from sda_features.feature_store.repo import open_feature_set
-from sda_features.feature_store.space import check_space
 from sda_features.feature_store.status import status
+from sda_features.feature_store.to_online import materialize_view
 from sda_features.feature_store.versions import open_versions, record_version, slot_for
+from sda_features.offline.parts import stored_rows
+from sda_features.online import lease
 from sda_features.serving import EmbeddingClient
-from tests.feature_store.conftest import Rows
+from tests.feast_repo import Rows
 from tests.serving import servers
 
 IDS = [f"i{number:04}" for number in range(3000)]

@@ -16,12 +16,12 @@ from sda_features.demo.catalogue import make_catalogue
 from sda_features.demo.model import build_tiny_model
 from sda_features.feature_store.init import init_repo
 from sda_features.feature_store.lifecycle import list_versions, promote, prune, rollback
-from sda_features.feature_store.location import parquet_names
-from sda_features.feature_store.offline import load_vectors
-from sda_features.feature_store.parts import newest_batches, part_paths
+from sda_features.feature_store.matrices import load_vectors
 from sda_features.feature_store.repo import open_feature_set
 from sda_features.feature_store.versions import open_versions
 from sda_features.lvlm.checkpoint import unadapted
+from sda_features.offline.location import parquet_names
+from sda_features.offline.parts import newest_batches, part_paths
 from sda_features.serving import EmbeddingClient
 from sda_features.workflows import materialize, train_recommender, verify
 from sda_features.workflows.given_vectors import VectorTable

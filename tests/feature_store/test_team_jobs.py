@@ -11,11 +11,11 @@ from feast.infra.offline_stores.dask import DaskOfflineStore, DaskOfflineStoreCo
 
 from sda_features.feature_store.init import FILE_NAME, init_repo
 from sda_features.feature_store.lifecycle import prune, rollback
-from sda_features.feature_store.materialize import materialize_view
 from sda_features.feature_store.repo import open_slots, quiet_feast
+from sda_features.feature_store.to_online import materialize_view
 from sda_features.feature_store.versions import open_versions, record_version
+from tests.feast_repo import NOON, Rows
 from tests.feast_repo import apply as apply_ours
-from tests.feature_store.conftest import NOON, Rows
 
 ITEM = """from feast import Entity, ValueType
 

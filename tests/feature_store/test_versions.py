@@ -11,13 +11,11 @@ from click.testing import CliRunner
 from sda_features.cli.main import cli
 from sda_features.errors import FeatureMismatchError, FeatureStoreError, OnlineStoreError
 from sda_features.feature_store import lifecycle as lifecycle_module
-from sda_features.feature_store.compact import clear
 from sda_features.feature_store.lifecycle import list_versions, promote, prune, rollback
-from sda_features.feature_store.materialize import materialize_view
-from sda_features.feature_store.offline import load_vectors
+from sda_features.feature_store.matrices import load_vectors
 from sda_features.feature_store.online_rows import online_view
-from sda_features.feature_store.parts import part_paths
 from sda_features.feature_store.repo import open_feature_set, open_slots
+from sda_features.feature_store.to_online import materialize_view
 from sda_features.feature_store.versions import (
     choose_slot,
     match_version,
@@ -27,10 +25,12 @@ from sda_features.feature_store.versions import (
     record_version,
     slot_for,
 )
+from sda_features.offline.compact import clear
+from sda_features.offline.parts import part_paths
 from sda_features.serving import EmbeddingClient
 from sda_features.serving.embedded import embedded_redis
 from sda_features.serving.pointer import Pointer, StoredVersion, pointer_key
-from tests.feature_store.conftest import NOON, Rows
+from tests.feast_repo import NOON, Rows
 
 A, B, C = "aaaa00000001", "abbb00000002", "cccc00000003"
 IDS = [f"i{number:02}" for number in range(30)]

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from sda_features.catalog import Catalog
+from sda_features.catalog.images import fit_within
+from sda_features.catalog.rows import Catalog
 from sda_features.config import CatalogSettings
-from sda_features.images import fit_within
 
 SIDE = 7000
 KINDS = {

@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sda_features.catalog import Catalog
-from sda_features.cells import TEXT, UnusableColumn
+from sda_features.catalog.rows import Catalog
 from sda_features.cli.main import main
 from sda_features.config import CatalogSettings
 from sda_features.errors import CatalogError
-from sda_features.interactions import read_interactions
-from sda_features.text_tables import csv_records, json_records
+from sda_features.logs.interactions import read_interactions
+from sda_features.tables.cells import TEXT, UnusableColumn
+from sda_features.tables.text import csv_records, json_records
 from tests.hostile.file_cases import CASES, DAMAGED
 from tests.hostile.table_cases import IMAGE_COLUMNS, MEMORY_COLUMNS, Case
 

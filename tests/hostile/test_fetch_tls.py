@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from sda_features.catalog.fetch import Fetcher
 from sda_features.errors import ImageProblem
-from sda_features.fetch import Fetcher
 
 NAME = "img.shop.test"
 PICTURE = b"a picture"

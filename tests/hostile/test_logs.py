@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sda_features.catalog import Catalog
+from sda_features.catalog.rows import Catalog
 from sda_features.config import CatalogSettings
 from sda_features.errors import FeatureMismatchError, InteractionsError
-from sda_features.interactions import index_interactions, read_interactions
+from sda_features.logs.interactions import index_interactions, read_interactions
 from sda_features.serving.layout import id_text
 from sda_features.workflows.features import read_vectors
 

@@ -26,11 +26,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sda_features.catalog import Catalog
+from sda_features.catalog.fetch import ATTEMPTS, Fetcher, _is_public
+from sda_features.catalog.images import LARGE, decode_image, open_image, read_image_bytes
+from sda_features.catalog.rows import Catalog
 from sda_features.config import CatalogSettings
 from sda_features.errors import CatalogError, ImageProblem, SettingsError
-from sda_features.fetch import ATTEMPTS, Fetcher, _is_public
-from sda_features.images import LARGE, decode_image, open_image, read_image_bytes
 
 ROOT = Path(__file__).parents[2]
 LIMITS = CatalogSettings.parse(path="items.csv")

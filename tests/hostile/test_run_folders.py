@@ -15,9 +15,9 @@ from sda_features.cli.main import main
 from sda_features.config import EvaluationSettings, RecommenderSettings
 from sda_features.errors import CheckpointError
 from sda_features.evaluation.run_files import MANIFEST, RUN_FILES
-from sda_features.interactions import read_interactions
+from sda_features.logs.interactions import read_interactions
 from sda_features.recommenders.saved import load_run
-from sda_features.recommenders.train import train
+from sda_features.recommenders.training import train
 
 pytestmark = pytest.mark.fault
 

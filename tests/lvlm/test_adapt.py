@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sda_features.catalog import Catalog
+from sda_features.catalog.rows import Catalog
 from sda_features.config import AdaptSettings, CatalogSettings, PromptSettings
 from sda_features.errors import CatalogError, CheckpointError, SettingsError
 from sda_features.lvlm.checkpoint import load_checkpoint, unadapted

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from sda_features.catalog import Item
+from sda_features.catalog.prompts import text_prompt
+from sda_features.catalog.rows import Item
 from sda_features.config import BackboneSettings, PromptSettings
 from sda_features.lvlm.backbone import Backbone
 from sda_features.lvlm.checkpoint import unadapted
 from sda_features.lvlm.dual_encoder import DualEncoder
 from sda_features.lvlm.encode import encode_items
-from sda_features.prompts import text_prompt
 from tests.lvlm.conftest import ARCHITECTURES
 from tests.lvlm.dual_models import KINDS, build_dual_model
 

@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from sda_features.catalog import Item
+from sda_features.catalog.prompts import caption
+from sda_features.catalog.rows import Item
 from sda_features.config import BackboneSettings, PromptSettings
 from sda_features.errors import BackboneError, SettingsError
 from sda_features.lvlm.backbone import Backbone
 from sda_features.lvlm.checkpoint import LoadedEncoder, pretrained
 from sda_features.lvlm.dual_encoder import DualEncoder
 from sda_features.lvlm.encode import encode_items
-from sda_features.prompts import caption
 from tests.lvlm.conftest import PROMPTS, picture
 from tests.lvlm.dual_models import KINDS, TEXT_LIMIT, build_dual_model, published_vectors
 

@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from sda_features.catalog import Item
+from sda_features.catalog.prompts import text_prompt
+from sda_features.catalog.rows import Item
 from sda_features.config import BackboneSettings, PromptSettings
 from sda_features.lvlm.backbone import Backbone, mean_pool
 from sda_features.lvlm.checkpoint import LoadedEncoder, unadapted
 from sda_features.lvlm.encode import BATCHES_AHEAD, TYPICAL_TOKENS, EncodedItems, _plan, encode_items
 from sda_features.lvlm.prefetch import ahead
-from sda_features.prompts import text_prompt
 from tests.lvlm.conftest import ARCHITECTURES, PROMPTS, TEXTS, picture
 
 SIZES = [(70, 56), (56, 84), (112, 56), (300, 30)]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sda_features.catalog import Catalog
+from sda_features.catalog.rows import Catalog
 from sda_features.config import CatalogSettings, PromptSettings
 from sda_features.lvlm.finetune import warmup_cosine
 from sda_features.lvlm.training_data import ROWS_A_BATCH, TrainingPairs, step_indices, write_pairs

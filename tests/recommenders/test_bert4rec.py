@@ -4,7 +4,7 @@ import torch
 
 from sda_features.config import RecommenderSettings
 from sda_features.errors import SettingsError
-from sda_features.interactions import index_interactions
+from sda_features.logs.interactions import index_interactions
 from sda_features.recommenders.bert4rec import BERT4Rec, cloze_mask
 from tests.contracts.recommender import ITEMS, RecommenderContract, small_log, small_vectors
 from tests.reference import bert4rec as reference

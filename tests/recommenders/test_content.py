@@ -7,9 +7,9 @@ import torch
 from sda_features.config import EvaluationSettings, RecommenderSettings
 from sda_features.evaluation.protocols import evaluate
 from sda_features.recommenders.content import DECAY, RELATIVE_WEIGHTS, WithContent, choose_weight
-from sda_features.recommenders.features import ItemVectors, prepare_vectors
 from sda_features.recommenders.registry import find_recommender
-from sda_features.recommenders.train import TrainResult, train
+from sda_features.recommenders.representations import ItemVectors, prepare_vectors
+from sda_features.recommenders.training import TrainResult, train
 from tests.contracts.recommender import ITEMS, USERS, small_log
 
 MODELS = ("sasrec", "bert4rec", "vbpr", "slmrec")
@@ -107,7 +107,7 @@ def test_ids_alone_have_no_content() -> None:
 
 def test_content_that_tells_the_next_item_gets_a_weight() -> None:
     """Users walk along a circle of items, and neighbours on it have alike vectors."""
-    from sda_features.interactions import index_interactions
+    from sda_features.logs.interactions import index_interactions
 
     rows = [(user, (user * 5 + place) % ITEMS) for user in range(USERS * 3) for place in range(6)]
     log = index_interactions(*zip(*rows, strict=True), catalogue=[str(item) for item in range(ITEMS)])

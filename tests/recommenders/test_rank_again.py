@@ -7,10 +7,10 @@ import pytest
 from sda_features.config import EvaluationSettings, RecommenderSettings
 from sda_features.errors import CheckpointError, SettingsError
 from sda_features.evaluation.protocols import evaluate
-from sda_features.interactions import index_interactions
+from sda_features.logs.interactions import index_interactions
 from sda_features.recommenders.rank_again import rank_again
 from sda_features.recommenders.sasrec import SASRec
-from sda_features.recommenders.train import train
+from sda_features.recommenders.training import train
 from tests.contracts.recommender import ITEMS, small_log
 
 SETTINGS = RecommenderSettings(hidden_dim=8, max_length=6, epochs=1, validate_every=1, threads=1)

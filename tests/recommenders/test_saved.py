@@ -11,7 +11,7 @@ from sda_features.config import EvaluationSettings, RecommenderSettings
 from sda_features.errors import CheckpointError, FeatureMismatchError
 from sda_features.recommenders.base import SequenceRecommender
 from sda_features.recommenders.saved import load_run
-from sda_features.recommenders.train import train
+from sda_features.recommenders.training import train
 from tests.contracts.recommender import ITEMS, USERS, small_log
 
 SETTINGS = RecommenderSettings(

@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from sda_features.config import RecommenderSettings
-from sda_features.interactions import index_interactions
-from sda_features.recommenders.features import prepare_vectors
+from sda_features.logs.interactions import index_interactions
 from sda_features.recommenders.lightgcn import BipartiteGraph
+from sda_features.recommenders.representations import prepare_vectors
 from sda_features.recommenders.slmrec import FineAndCoarse, SLMRec, feature_dropout, feature_masks, info_nce
 from tests.contracts.recommender import ITEMS, USERS, RecommenderContract, small_log
 from tests.reference import slmrec as reference

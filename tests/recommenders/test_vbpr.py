@@ -4,7 +4,7 @@ import torch
 
 from sda_features.config import RecommenderSettings
 from sda_features.errors import RankingError
-from sda_features.interactions import index_interactions
+from sda_features.logs.interactions import index_interactions
 from sda_features.recommenders.vbpr import VBPR
 from tests.contracts.recommender import ITEMS, USERS, RecommenderContract, small_log, small_vectors
 from tests.reference import vbpr as reference

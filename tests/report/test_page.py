@@ -11,7 +11,7 @@ from PIL import Image
 from sda_features.report.charts import line_chart, share_grid
 from sda_features.report.html import Section, Shown, render_report
 from sda_features.report.thumbnails import make_sheets
-from sda_features.workflows.inspection import Space, compare_spaces, inspect_space, kinds
+from sda_features.workflows.inspect_vectors import Space, compare_spaces, inspect_space, kinds
 
 ITEMS, SIDE = 1_500, 24  # two sheets of thumbnails
 

@@ -14,14 +14,14 @@ from click.testing import CliRunner
 from PIL import Image
 from transformers import AutoTokenizer
 
-from sda_features.catalog import Catalog, Item
+from sda_features.catalog.prompts import caption
+from sda_features.catalog.rows import Catalog, Item
 from sda_features.cli.main import cli
 from sda_features.config import CatalogSettings, PromptSettings
 from sda_features.demo.catalogue import make_catalogue
-from sda_features.demo.interactions import make_interactions
+from sda_features.demo.purchases import make_interactions
 from sda_features.errors import BackboneError, SettingsError
-from sda_features.feature_store.offline import load_vectors
-from sda_features.prompts import caption
+from sda_features.feature_store.matrices import load_vectors
 from sda_features.serving import EmbeddingClient
 from tests.feast_repo import apply, redis_config
 from tests.lvlm.dual_models import TEXT_LIMIT, build_dual_model, published_vectors

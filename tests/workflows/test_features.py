@@ -13,7 +13,7 @@ import pytest
 from sda_features.errors import FeatureMismatchError, FeatureStoreError
 from sda_features.feature_store.repo import open_feature_set
 from sda_features.workflows.features import load_features
-from tests.feature_store.conftest import Rows, make_repo
+from tests.feast_repo import Rows, make_repo
 
 __all__ = ["make_repo"]  # a fixture
 

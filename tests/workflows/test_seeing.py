@@ -26,7 +26,7 @@ from sda_features.report.thumbnails import make_sheets, thumbnail
 from sda_features.thresholds import FILE_NAME, read_thresholds, write_thresholds
 from sda_features.workflows import materialize
 from sda_features.workflows.doctor import examine
-from sda_features.workflows.inspection import load_space, read_columns
+from sda_features.workflows.inspect_vectors import load_space, read_columns
 from sda_features.workflows.similar import similar_items
 from tests.feast_repo import apply, redis_config
 
@@ -236,7 +236,7 @@ def test_doctor_finds_no_fault_in_this_repo_and_one_in_an_empty_folder(shop: Pat
 
 def test_text_of_the_catalogue_cannot_end_the_script(shop: Path) -> None:
     from sda_features.report.html import Shown, render_report
-    from sda_features.workflows.inspection import Space, inspect_space
+    from sda_features.workflows.inspect_vectors import Space, inspect_space
 
     vectors = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
     space = Space("<b>set</b>", "v", vectors, vectors)

@@ -17,8 +17,8 @@ from sda_features.evaluation.metrics import hit_at_k, ndcg_at_k
 from sda_features.evaluation.runs import read_run
 from sda_features.evaluation.significance import paired_t_test
 from sda_features.feature_store.repo import open_feature_set
-from sda_features.recommenders import train as training
-from tests.feature_store.conftest import Rows, make_repo
+from sda_features.recommenders import training
+from tests.feast_repo import Rows, make_repo
 from tests.workflows.conftest import QUICK
 
 __all__ = ["make_repo"]  # a fixture

@@ -1,0 +1,1 @@
+"""A team's items: rows, their pictures, the prompts made of them."""

@@ -1,0 +1,223 @@
+"""Reading item vectors back through the offline store that a Feast repo names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pa_dataset
+
+from sda_features.errors import FeatureMismatchError, FeatureStoreError
+from sda_features.feature_store.repo import FeatureSet, quiet_feast
+from sda_features.feature_store.versions import open_version
+from sda_features.offline.latest import latest_batches
+from sda_features.offline.schema import (
+    EVENT_TIMESTAMP,
+    ID_TYPES,
+    ITEM_ID,
+    column_dim,
+    matrix_of,
+    vector_column,
+)
+from sda_features.offline.table import read_table
+from sda_features.serving.codec import Mask, Matrix
+from sda_features.serving.layout import IMAGE, TEXT, VERSION, parse_item_id
+
+T = TypeVar("T")
+
+END_OF_TIME = datetime(2200, 1, 1, tzinfo=UTC)  # pandas counts nanoseconds and ends in 2262
+
+
+@dataclass(frozen=True)
+class ItemVectors:
+    """Vectors of n items, row i for item i of the request.
+
+    Attributes:
+        item_ids: the n ids.
+        text: float32 [n, d]; zero where not found.
+        text_found: bool [n].
+        image: float32 [n, d]; zero where not found.
+        image_found: bool [n].
+        versions: the adapter versions of the found items, sorted; more than one means that the
+            vectors do not lie in one space.
+    """
+
+    item_ids: tuple[str, ...]
+    text: Matrix
+    text_found: Mask
+    image: Matrix
+    image_found: Mask
+    versions: tuple[str, ...]
+
+
+def load_vectors(
+    repo_path: Path | str,
+    feature_set: str,
+    item_ids: Sequence[str],
+    *,
+    version: str | None = None,
+    end: datetime | None = None,
+    folder: Path | None = None,
+) -> ItemVectors:
+    """The newest vectors of items, read through the offline store that the repo names.
+
+    A table of our own is read batch by batch; another source through Feast's
+    `pull_latest_from_table_or_query`, which every offline store implements and `materialize` itself
+    uses: the same rows that are served. `get_historical_features` would join
+    each vector to a row of an entity frame as Python objects, at three times the cost
+    (docs/feast.md), and drop items whose rows are newer than the frame.
+
+    Args:
+        repo_path: an applied Feast repo.
+        feature_set: name of the feature set.
+        item_ids: n ids; they may repeat. An unknown id has masks of False and rows of zeros.
+        version: adapter version whose slot is read; None: the live one, see `versions.open_version`.
+        end: rows after this instant are not seen; None: all are.
+        folder: where the matrices are made as memory-mapped files text.npy and image.npy, for more vectors
+            than memory holds; ids are distinct then. None: in memory.
+
+    Raises:
+        FeatureStoreError: the repo is not applied, lacks the view, or holds no rows.
+        FeatureMismatchError: stored vectors differ in dimension, or an id is not of the entity's type.
+    """
+    opened = open_version(repo_path, feature_set, version)
+    wanted = [parse_item_id(item_id, opened.id_type) for item_id in item_ids]
+    rows = {item_id: row for row, item_id in enumerate(dict.fromkeys(wanted))}
+    if folder is not None and len(rows) < len(wanted):
+        raise FeatureStoreError("Expected distinct ids for matrices in files.")
+
+    def make(name: str, shape: tuple[int, ...]) -> Matrix:
+        if folder is None or not all(shape):  # no file of nothing can be mapped
+            return np.zeros(shape, np.float32)
+        path = folder / f"{name.removesuffix('_embedding')}.npy"
+        return np.lib.format.open_memmap(path, "w+", np.float32, shape)
+
+    text, image, versions = _read_latest(
+        opened, end or END_OF_TIME, lambda tables: _gather(opened, tables, rows, make)
+    )
+    if len(rows) < len(wanted):  # ids that repeat share one row until here
+        order = np.array([rows[item_id] for item_id in wanted])
+        text, image = ((matrix[order], found[order]) for matrix, found in (text, image))
+    return ItemVectors(tuple(item_ids), *text, *image, versions)
+
+
+def pull_latest(opened: FeatureSet, *, end: datetime) -> pa.Table:
+    """The newest row of each item up to `end`, from the offline store that the repo names.
+
+    Returns:
+        Columns item_id (string or integer), text_embedding and image_embedding (list<float32>),
+        adapter_version and event_timestamp.
+    """
+    return _read_latest(opened, end, lambda tables: pa.concat_tables([*tables]))
+
+
+def _read_latest(opened: FeatureSet, end: datetime, consume: Callable[[Iterator[pa.Table]], T]) -> T:
+    """`consume` what `pull_latest` returns, a table a batch of the store, at least one."""
+    source = opened.view.batch_source
+    source_names = {field: column for column, field in source.field_mapping.items()}
+    names = [source_names.get(name, name) for name in (opened.join_key, TEXT, IMAGE, VERSION)]
+
+    def normalised(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+        for batch in batches:
+            table = pa.Table.from_batches([batch])
+            ids, text, image, versions = (table[name] for name in names)
+            yield pa.table(
+                {
+                    ITEM_ID: ids.cast(ID_TYPES[opened.id_type]),
+                    TEXT: _vectors(text),
+                    IMAGE: _vectors(image),
+                    VERSION: versions.cast(pa.string()),
+                    EVENT_TIMESTAMP: table[source.timestamp_field].cast(pa.timestamp("us", tz="UTC")),
+                }
+            )
+
+    def read(dataset: pa_dataset.FileSystemDataset | None) -> T:
+        columns = [*dict.fromkeys([*names, source.timestamp_field])]
+        batches = (
+            ()
+            if dataset is None
+            else latest_batches(
+                dataset, keys=names[:1], timestamp=source.timestamp_field, columns=columns, end=end
+            )
+        )
+        return consume(normalised(batches))
+
+    if opened.has_folder:
+        return read_table(opened.folder, read)
+    with quiet_feast():
+        from feast.infra.offline_stores.offline_utils import get_offline_store_from_config
+
+        offline_store = get_offline_store_from_config(opened.store.config.offline_store)
+        job = offline_store.pull_latest_from_table_or_query(
+            config=opened.store.config,
+            data_source=source,
+            join_key_columns=names[:1],
+            feature_name_columns=names[1:],
+            timestamp_field=source.timestamp_field,
+            created_timestamp_column=source.created_timestamp_column or None,
+            start_date=datetime(1970, 1, 1, tzinfo=UTC),
+            end_date=end,
+        )
+
+        try:
+            table = job.to_arrow()
+        except FileNotFoundError:
+            raise FeatureStoreError(
+                f"The offline store has no rows of {opened.view.name}: {source.name} names no existing file. "
+                "Write them with `sda-features materialize`."
+            ) from None
+    return consume(normalised(table.to_batches() or [pa.RecordBatch.from_pylist([], table.schema)]))
+
+
+def _gather(
+    opened: FeatureSet,
+    tables: Iterable[pa.Table],
+    rows: Mapping[str | int, int],
+    make: Callable[[str, tuple[int, ...]], Matrix],
+) -> tuple[tuple[Matrix, Mask], tuple[Matrix, Mask], tuple[str, ...]]:
+    """Vectors of the items that `rows` names, each in its row, [n, d] and found [n]; and their versions."""
+    matrices = {TEXT: np.zeros((len(rows), 0), np.float32), IMAGE: np.zeros((len(rows), 0), np.float32)}
+    found = {name: np.zeros(len(rows), np.bool_) for name in matrices}
+    dims: set[int] = set()
+    versions: set[str] = set()
+    count = 0
+    for table in tables:
+        count += len(table)
+        dims |= {dim for name in matrices if (dim := column_dim(table, name)) is not None}
+        if len(dims) > 1:
+            raise FeatureMismatchError(
+                f"{opened.view.name} holds vectors of several dimensions: {sorted(dims)}."
+            )
+        target = np.fromiter(
+            (rows.get(item_id, -1) for item_id in table[ITEM_ID].to_pylist()), np.int64, len(table)
+        )
+        versions.update(table[VERSION].filter(pa.array(target >= 0)).unique().drop_null().to_pylist())
+        for name, matrix in matrices.items():
+            if dims and not matrix.shape[1]:
+                matrices[name] = matrix = make(name, (len(rows), *dims))
+            column = table[name]
+            place = target[column.is_valid().to_numpy()]
+            wanted = place >= 0
+            start = 0
+            for chunk in column.chunks if dims else ():
+                block = chunk.flatten().to_numpy().reshape(-1, *dims)
+                here = slice(start, start := start + len(block))
+                matrix[place[here][wanted[here]]] = block if wanted[here].all() else block[wanted[here]]
+            found[name][place[wanted]] = True
+    if not count:
+        raise FeatureStoreError(
+            f"The offline store has no rows of {opened.view.name}. Write them with `sda-features materialize`."
+        )
+    return (matrices[TEXT], found[TEXT]), (matrices[IMAGE], found[IMAGE]), tuple(sorted(versions))
+
+
+def _vectors(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of vectors as list<float32>; a Bytes feature holds packed ones (codec.pack_vectors)."""
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        return pa.chunked_array([vector_column(*matrix_of(column))])
+    return column.cast(pa.list_(pa.float32()))

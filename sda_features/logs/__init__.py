@@ -1,0 +1,1 @@
+"""A team's interactions: read as sparse rows, split, and paired."""

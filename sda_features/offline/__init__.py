@@ -1,0 +1,1 @@
+"""The rows of a slot as a Delta Lake table, in a folder or at a URL; no Feast in here."""

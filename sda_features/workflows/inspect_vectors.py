@@ -1,0 +1,257 @@
+"""The state of a version's vectors in numbers, alone and beside another version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sda_features.catalog.rows import Catalog
+from sda_features.config import CatalogSettings
+from sda_features.errors import FeatureMismatchError, SettingsError
+from sda_features.evaluation.neighbours import (
+    Neighbours,
+    identical,
+    kept_share,
+    nearest,
+    purity,
+    side_by_side,
+    unit_rows,
+)
+from sda_features.evaluation.space import choose, one_modality, two_modalities
+
+NEAREST = 10
+QUERIES = 20_000  # items whose neighbours are looked up; of a larger catalogue a random choice
+SAME_AS = 2_048  # items that are compared with all others for equality
+COMMON = 10  # a picture that so many other items have is a placeholder
+MOST_LABELS = 200  # a column with more values names items rather than kinds of item
+
+VIEWS = ("text", "image", "both")
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """The vectors of n items in one version.
+
+    Attributes:
+        name: feature set and version, for people.
+        version: adapter version; None if no item was found.
+        text: float32 [n, d]; zero where there is none.
+        image: float32 [n, d'].
+    """
+
+    name: str
+    version: str | None
+    text: NDArray[np.float32]
+    image: NDArray[np.float32]
+
+    @property
+    def found(self) -> dict[str, NDArray[np.bool_]]:
+        """Modality -> bool [n]."""
+        return {"text": np.any(self.text != 0, axis=1), "image": np.any(self.image != 0, axis=1)}
+
+    @cached_property
+    def views(self) -> dict[str, NDArray[np.float32]]:
+        """text, image and both -> rows whose product is a similarity, zero where the item has no vector."""
+        both = side_by_side(self.text, self.image)
+        both[~(self.found["text"] & self.found["image"])] = 0
+        return {"text": unit_rows(self.text), "image": unit_rows(self.image), "both": both}
+
+    @cached_property
+    def queries(self) -> NDArray[np.int64]:
+        """Items whose neighbours are looked up: all, or `QUERIES` at random, the same in spaces of one catalogue."""
+        return choose(len(self.text), QUERIES, 0)
+
+    @cached_property
+    def neighbours(self) -> dict[str, Neighbours]:
+        """View -> int32 [q, NEAREST], the nearest other items of `queries`; looked up once."""
+        own = self.queries.tolist()
+        return {name: nearest(rows[own], rows, NEAREST, own=own) for name, rows in self.views.items()}
+
+    def only(self, items: NDArray[np.int64]) -> Space:
+        """Some of the items; itself if these are all."""
+        if len(items) == len(self.text):
+            return self
+        return Space(self.name, self.version, self.text[items], self.image[items])
+
+
+def load_space(repo: Path, feature_set: str, item_ids: Sequence[str], version: str | None = None) -> Space:
+    """Read a version's vectors through Feast's offline store.
+
+    Args:
+        repo: an applied Feast repo.
+        feature_set: name of the feature set.
+        item_ids: n ids.
+        version: adapter version or its beginning; None: the live one.
+
+    Raises:
+        FeatureMismatchError: no item has a vector, or rows of several versions are mixed.
+        FeatureStoreError: see `load_vectors`.
+    """
+    from sda_features.feature_store.matrices import load_vectors
+
+    read = load_vectors(repo, feature_set, item_ids, version=version)
+    if len(read.versions) != 1:
+        raise FeatureMismatchError(
+            f"Expected vectors of one version for the items of the catalogue in feature set {feature_set!r}, found "
+            f"{', '.join(read.versions) or 'none'}. Do the ids agree? Materialize the catalogue first."
+        )
+    name = f"{feature_set} {read.versions[0][:12]}"
+    return Space(name, read.versions[0], np.asarray(read.text), np.asarray(read.image))
+
+
+def load_spaces(
+    repo: Path, feature_set: str, item_ids: Sequence[str], version: str | None, against: str | None
+) -> list[Space]:
+    """A version and, if asked for, the one to compare it with.
+
+    Args:
+        repo: an applied Feast repo.
+        feature_set: name of the feature set.
+        item_ids: n ids.
+        version: adapter version or its beginning; None: the live one.
+        against: `SET`, `@VERSION` or `SET@VERSION`; a version left out is the live one.
+
+    Raises:
+        SettingsError: both are the same.
+        SDAError: see `load_space`.
+    """
+    spaces = [load_space(repo, feature_set, item_ids, version)]
+    if against is not None:
+        other, _, other_version = against.partition("@")
+        spaces.append(load_space(repo, other or feature_set, item_ids, other_version or None))
+        if spaces[0].name == spaces[1].name:
+            raise SettingsError(
+                f"--against {against} is {spaces[0].name} itself; name another version or set."
+            )
+    return spaces
+
+
+def inspect_catalog(
+    repo: Path,
+    feature_set: str,
+    settings: CatalogSettings,
+    *,
+    version: str | None = None,
+    against: str | None = None,
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """Numbers of one or two versions for the items of a catalogue, and of the change; see `load_spaces`."""
+    ids, columns = read_columns(settings)
+    spaces = load_spaces(repo, feature_set, ids, version, against)
+    change = compare_spaces(*spaces) if len(spaces) > 1 else None
+    return [inspect_space(space, columns) for space in spaces], change
+
+
+def read_columns(settings: CatalogSettings) -> tuple[list[str], dict[str, list[str | None]]]:
+    """Ids of the usable items and their text columns; pictures are not read.
+
+    Raises:
+        CatalogError: see `Catalog`.
+    """
+    catalog = Catalog(settings.model_copy(update={"max_bad_rows": 1.0}))
+    catalog.image_column = None
+    ids: list[str] = []
+    columns: dict[str, list[str | None]] = {name: [] for name in catalog.text_columns}
+    for item in catalog.items():
+        ids.append(item.item_id)
+        for name, values in columns.items():
+            values.append(item.fields.get(name))
+    return ids, columns
+
+
+def inspect_space(
+    space: Space, labels: Mapping[str, Sequence[str | None]], *, seed: int = 0
+) -> dict[str, Any]:
+    """Numbers of one version.
+
+    Args:
+        space: n items.
+        labels: catalogue column -> n values, for purity.
+        seed: of random choices where the catalogue is large.
+
+    Returns:
+        What `report.inspection` prints; JSON types only.
+    """
+    found = space.found
+    both = found["text"] & found["image"]
+    return {
+        "name": space.name,
+        "version": space.version,
+        "items": len(both),
+        "without": {
+            "text": int((~found["text"]).sum()),
+            "image": int((~found["image"]).sum()),
+            "any": int((~(found["text"] | found["image"])).sum()),
+        },
+        "text": asdict(one_modality(space.text, found["text"], seed=seed)),
+        "image": asdict(one_modality(space.image, found["image"], seed=seed)),
+        "both": asdict(two_modalities(space.text, space.image, both, seed=seed)),
+        "identical": {
+            "text": _identical(space.text, found["text"], seed),
+            "image": _identical(space.image, found["image"], seed),
+        },
+        "purity": {
+            column: {view: _purity(space.neighbours[view], space.queries, values) for view in VIEWS}
+            for column, values in kinds(labels).items()
+        },
+    }
+
+
+def compare_spaces(candidate: Space, other: Space) -> dict[str, Any]:
+    """What changes from `other` to `candidate` for the same n items.
+
+    Returns:
+        Name of the other, share of its neighbours that are kept, by view, and items that lost or
+        gained a vector.
+    """
+    before, after = other.neighbours, candidate.neighbours
+    return {
+        "name": other.name,
+        "version": other.version,
+        "neighbours": NEAREST,
+        "kept": {view: kept_share(before[view], after[view]) for view in VIEWS},
+        "lost": {name: int((other.found[name] & ~mask).sum()) for name, mask in candidate.found.items()},
+        "gained": {name: int((~other.found[name] & mask).sum()) for name, mask in candidate.found.items()},
+    }
+
+
+def kinds(labels: Mapping[str, Sequence[str | None]]) -> dict[str, Sequence[str | None]]:
+    """The columns that put items into groups: 2 to `MOST_LABELS` values, each of two items on average.
+
+    A column of lists that has more values, such as genres, counts by the first member of each list.
+    """
+    found: dict[str, Sequence[str | None]] = {}
+    for name, values in labels.items():
+        first = [value and value.split(", ")[0] for value in values]
+        for title, candidate in ((name, values), (f"first of {name}", first)):
+            if 2 <= len(set(filter(None, candidate))) <= min(MOST_LABELS, len(values) // 2):
+                found[title] = candidate
+                break
+    return found
+
+
+def _purity(
+    found: Neighbours, queries: NDArray[np.int64], values: Sequence[str | None]
+) -> dict[str, float] | None:
+    everywhere = np.full((len(values), found.shape[1]), -1, np.int32)
+    everywhere[queries] = found
+    measured = purity(everywhere, values)
+    return None if measured is None else {"share": measured[0], "chance": measured[1]}
+
+
+def _identical(matrix: NDArray[np.float32], found: NDArray[np.bool_], seed: int) -> dict[str, float | int]:
+    """How many items have a vector that others have too: the same text, or one picture for all."""
+    rows = unit_rows(matrix[found], centre=False)
+    counts = identical(rows, choose(len(rows), SAME_AS, seed))
+    if not len(counts):
+        return {"shared": 0.0, "common": 0.0, "largest": 0}
+    return {
+        "shared": float((counts > 0).mean()),
+        "common": float((counts >= COMMON).mean()),
+        "largest": int(counts.max()) + 1 if counts.max() else 0,
+    }

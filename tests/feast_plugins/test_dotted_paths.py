@@ -1,0 +1,48 @@
+"""A feature_store.yaml that was written before the classes had a folder of their own works as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sda_features.feast_plugins.engine import VectorEngine
+from sda_features.feast_plugins.offline_store import VectorFileOfflineStore
+from sda_features.feast_plugins.online_store import VectorRedisOnlineStore
+from sda_features.feature_store.init import init_repo
+from sda_features.feature_store.repo import open_feature_set
+from sda_features.serving.repo_config import read_repo_config
+from tests.feast_repo import apply, redis_config
+
+
+@pytest.mark.parametrize(
+    ("engine", "online", "offline"),
+    [
+        ("feature_store.engine", "feature_store.online", "feature_store.offline_store"),
+        ("feast_plugins.engine", "feast_plugins.online_store", "feast_plugins.offline_store"),
+    ],
+)
+def test_every_path_leads_to_the_class(
+    tmp_path: Path,
+    redis_server: tuple[str, int],
+    new_project: Callable[[], str],
+    engine: str,
+    online: str,
+    offline: str,
+) -> None:
+    (tmp_path / "feature_store.yaml").write_text(
+        redis_config(new_project(), redis_server, f"sda_features.{online}.VectorRedisOnlineStore")
+        + f"offline_store: {{type: sda_features.{offline}.VectorFileOfflineStore}}\n"
+        + f"batch_engine: {{type: sda_features.{engine}.VectorEngine}}\n"
+    )
+    init_repo(tmp_path, feature_sets=["sda"], slots=1)
+    apply(tmp_path)
+    store, config = open_feature_set(tmp_path, "sda").store, read_repo_config(tmp_path)
+    provider = store._get_provider()
+    assert type(provider.online_store) is VectorRedisOnlineStore
+    assert type(provider.offline_store) is VectorFileOfflineStore
+    assert type(provider.batch_engine) is VectorEngine
+    assert config.has_redis
+    assert config.engine_type == "sda_features.feast_plugins.engine.VectorEngine"
+    assert config.offline_type == "sda_features.feast_plugins.offline_store.VectorFileOfflineStore"

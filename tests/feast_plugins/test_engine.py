@@ -1,0 +1,427 @@
+"""Feast with the fast engine leaves in Redis what stock Feast leaves there, byte for byte."""
+
+import inspect
+import logging
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import redis
+from feast import BatchFeatureView, Entity, FeatureStore, FeatureView, Field, FileSource
+from feast.infra.offline_stores.dask import DaskOfflineStore, DaskOfflineStoreConfig, DaskRetrievalJob
+from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig
+from feast.types import Array, Bytes, Float32, Float64, Int32, Int64, String
+from feast.value_type import ValueType
+
+from sda_features.feature_store.repo import open_feature_set, quiet_feast
+from sda_features.feature_store.to_online import materialize_view
+from sda_features.serving import codec
+from tests.feast_repo import NOON, Rows, run_feast
+from tests.serving.servers import cluster, sentinel
+
+ENGINE = "sda_features.feast_plugins.engine.VectorEngine"
+STOCK_DB, OUR_DB = 7, 8  # one project, two databases: keys and values can be compared as they are
+EPOCH, END = datetime(1970, 1, 1, tzinfo=UTC), NOON + timedelta(days=400)
+FEATURES = {"vector": Array(Float32), "packed": Bytes, "name": String}
+TIMES = pa.timestamp("us", tz="UTC")
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # stock Feast's dask announces its own deprecations
+
+
+class HalfOfflineStoreConfig(DaskOfflineStoreConfig):
+    type: str = f"{__name__}.HalfOfflineStore"
+
+
+class HalfOfflineStore(DaskOfflineStore):
+    """A team's own offline store: it leaves rows out."""
+
+    @staticmethod
+    def pull_latest_from_table_or_query(*arguments, **named):
+        return half(DaskOfflineStore.pull_latest_from_table_or_query(*arguments, **named))
+
+    @staticmethod
+    def pull_all_from_table_or_query(*arguments, **named):
+        return half(DaskOfflineStore.pull_all_from_table_or_query(*arguments, **named))
+
+
+def half(job):
+    def evaluate():
+        rows = job.evaluation_function()
+        return rows[rows["name"] < "row 5"].persist()
+
+    return DaskRetrievalJob(evaluate, job.full_feature_names, job.repo_path)
+
+
+class LoudRedisOnlineStoreConfig(RedisOnlineStoreConfig):
+    type: str = f"{__name__}.LoudRedisOnlineStore"
+
+
+class LoudRedisOnlineStore(RedisOnlineStore):
+    """A team's own online store: it writes in capitals."""
+
+    def online_write_batch(self, config, table, data, progress):
+        for _, values, *_ in data:
+            values["name"].string_val = values["name"].string_val.upper()
+        super().online_write_batch(config, table, data, progress)
+
+
+class Pair:
+    """Two Feast stores over one registry and folder that differ in engine and database."""
+
+    def __init__(
+        self,
+        folder,
+        server,
+        project,
+        *,
+        online="redis",
+        offline="file",
+        master=None,
+        dbs=(STOCK_DB, OUR_DB),
+        **settings,
+    ):
+        self.folder = folder
+        self.servers = [redis.Redis(*(master or server), db=db) for db in dbs]
+        self.stores = []
+        more = "".join(f", {name}: {value}" for name, value in settings.items())
+        for db, engine in zip(dbs, ("local", ENGINE), strict=True):
+            path, database = folder / f"{engine}.yaml", f",db={db}" if db else ""
+            path.write_text(
+                f"project: {project}\nprovider: local\nregistry: registry.db\nbatch_engine: {{type: {engine}}}\n"
+                f"offline_store: {{type: {offline}}}\n"
+                f"online_store: {{type: {online}, connection_string: '{server[0]}:{server[1]}{database}'{more}}}\n"
+            )
+            with quiet_feast():
+                self.stores.append(FeatureStore(repo_path=str(folder), fs_yaml_file=path))
+        for connection in self.servers:
+            connection.flushdb()
+
+    def apply(
+        self, schema, *, keys=("item_id",), value_type=ValueType.STRING, view_class=FeatureView, **more
+    ):
+        names = ("created_timestamp_column", "field_mapping")
+        source = FileSource(
+            name="source",
+            path="rows",
+            timestamp_field="event_timestamp",
+            **{name: more.pop(name) for name in names if name in more},
+        )
+        entities = [Entity(name=f"e_{key}", join_keys=[key], value_type=value_type) for key in keys]
+        schema = [Field(name=name, dtype=dtype) for name, dtype in schema.items()]
+        view = view_class(
+            name="view",
+            entities=entities,
+            schema=schema,
+            source=source,
+            ttl=timedelta(0),
+            online=True,
+            **more,
+        )
+        with quiet_feast():
+            self.stores[0].apply([source, *entities, view])
+
+    def write(self, table, name="part"):
+        (self.folder / "rows").mkdir(exist_ok=True)
+        pq.write_table(table, self.folder / "rows" / f"{name}.parquet", row_group_size=5)
+
+    def materialize(self, start=EPOCH, end=END):
+        """What lies in the databases of stock Feast and of ours, after both have materialized."""
+        with quiet_feast():
+            for store in self.stores:
+                store.materialize(start, end, feature_views=["view"])
+        return tuple(map(contents, self.servers))
+
+
+def contents(server):
+    """Every key, with its fields in their order."""
+    return {key: list(server.hgetall(key).items()) for key in sorted(server.keys())}
+
+
+@pytest.fixture
+def make_pair(tmp_path, redis_server, new_project, caplog):
+    caplog.set_level(logging.INFO, "sda_features.feast_plugins.engine")
+    return lambda **settings: Pair(tmp_path, redis_server, new_project(), **settings)
+
+
+def paths_taken(caplog):
+    """For each materialisation with our engine: fast or stock."""
+    messages = [record.message for record in caplog.records if record.name.endswith("engine")]
+    return ["fast" if "rows written" in message else "stock" for message in messages]
+
+
+def rows(count=12, *, id_type="string", hours=None, seed=0):
+    """Rows with a null in each feature."""
+    rng = np.random.default_rng(seed)
+    matrix = rng.normal(size=(count, 7)).astype(np.float32)
+    packed = [None if row == 2 else value for row, value in enumerate(codec.pack_vectors(matrix, "int8"))]
+    hours = range(count) if hours is None else hours
+    ids = pa.array(range(count)).cast(
+        {"string": pa.string(), "int32": pa.int32(), "int64": pa.int64()}[id_type]
+    )
+    return pa.table(
+        {
+            "item_id": ids,
+            "vector": pa.array(
+                [None if row == 1 else matrix[row] for row in range(count)], pa.list_(pa.float32())
+            ),
+            "packed": pa.array(packed, pa.binary()),
+            "name": pa.array([None if row == 3 else f"row {row}" for row in range(count)]),
+            "event_timestamp": pa.array([NOON + timedelta(hours=float(hour)) for hour in hours], TIMES),
+        }
+    )
+
+
+@pytest.mark.parametrize("id_type", ["string", "int32", "int64"])
+def test_hashes_are_those_of_stock_feast(make_pair, caplog, id_type):
+    pair = make_pair()
+    key = {"string": String, "int32": Int32, "int64": Int64}[id_type]
+    pair.apply({"item_id": key, **FEATURES}, value_type=ValueType[id_type.upper()])
+    pair.write(rows(id_type=id_type))
+    stock, ours = pair.materialize()
+    assert ours == stock
+    assert len(ours) == 12
+    # Older, as new, and newer rows in a second part, of which the newest win.
+    hours = [-1, 1, 3, 3, 3, 5, 7, 7, 7, 9, 11, 11]
+    pair.write(rows(id_type=id_type, hours=hours, seed=1).slice(0, 10), name="second")
+    for end in (NOON + timedelta(hours=4), END):
+        stock, ours = pair.materialize(end=end)
+        assert ours == stock
+    assert paths_taken(caplog) == ["fast"] * 3
+
+
+def test_rows_of_one_time(make_pair, caplog):
+    """Which row wins is a matter of stock Feast's sorting; in a small table it is the first."""
+    pair = make_pair()
+    pair.apply({"item_id": String, **FEATURES})
+    pair.write(rows(4, hours=[0] * 4))
+    pair.write(rows(4, hours=[0] * 4, seed=1), name="second")
+    stock, ours = pair.materialize()
+    assert ours == stock
+    assert paths_taken(caplog) == ["fast"]
+
+
+def test_windows_include_both_ends(make_pair, caplog):
+    pair = make_pair()
+    pair.apply({"item_id": String, **FEATURES})
+    pair.write(rows())
+    stock, ours = pair.materialize(NOON + timedelta(hours=3), NOON + timedelta(hours=6))
+    assert ours == stock
+    assert len(ours) == 4
+    assert paths_taken(caplog) == ["fast"]
+
+
+def test_created_timestamps_renamed_columns_and_settings(make_pair, caplog):
+    pair = make_pair(key_ttl_seconds=1000, skip_dedup="true")
+    pair.apply(
+        {"pid": String, "embedding": Array(Float32), "name": String},
+        keys=["pid"],
+        created_timestamp_column="created",
+        field_mapping={"item_id": "pid", "vector": "embedding", "event_timestamp": "event_timestamp"},
+    )
+    for part, created in enumerate([5, 9, 7]):
+        stamps = pa.array([NOON + timedelta(hours=created)] * 12, TIMES)
+        pair.write(rows(seed=part, hours=[0] * 12).append_column("created", stamps), name=f"part{part}")
+    stock, ours = pair.materialize()
+    assert ours == stock
+    assert len(ours) == 12
+    assert paths_taken(caplog) == ["fast"]
+    assert all(900 < server.ttl(key) <= 1000 for server in pair.servers for key in server.scan_iter())
+
+
+def test_an_offline_store_of_ones_own_is_asked(make_pair, caplog):
+    pair = make_pair(offline=f"{__name__}.HalfOfflineStore")
+    pair.apply({"item_id": String, **FEATURES})
+    pair.write(rows())
+    stock, ours = pair.materialize()
+    assert ours == stock
+    assert 0 < len(ours) < 12
+    assert paths_taken(caplog) == ["fast"]
+
+
+def test_the_vector_offline_store(make_pair, caplog):
+    pair = make_pair(offline="sda_features.feast_plugins.offline_store.VectorFileOfflineStore")
+    pair.apply({"item_id": String, **FEATURES})
+    pair.write(rows())
+    stock, ours = pair.materialize()
+    assert ours == stock
+    assert paths_taken(caplog) == ["fast"]
+
+
+@pytest.mark.slow
+def test_a_master_that_a_sentinel_names(tmp_path, redis_server, new_project, caplog):
+    caplog.set_level(logging.INFO, "sda_features.feast_plugins.engine")
+    with sentinel(tmp_path, redis_server[1], "shop_master") as port:
+        options = {"redis_type": "redis_sentinel", "sentinel_master": "shop_master"}
+        pair = Pair(tmp_path, (redis_server[0], port), new_project(), master=redis_server, **options)
+        pair.apply({"item_id": String, **FEATURES})
+        pair.write(rows())
+        stock, ours = pair.materialize()
+    assert ours == stock
+    assert len(ours) == 12
+    assert paths_taken(caplog) == ["fast"]
+
+
+@pytest.mark.slow
+def test_a_cluster(tmp_path, new_project, caplog):
+    """Stock Feast and the engine write the same rows, which lie on all nodes."""
+    caplog.set_level(logging.INFO, "sda_features.feast_plugins.engine")
+    with cluster() as ports:
+        nodes = [redis.Redis("127.0.0.1", port) for port in ports]
+        pair = Pair(tmp_path, ("127.0.0.1", ports[0]), new_project(), dbs=(0, 0), redis_type="redis_cluster")
+        pair.apply({"item_id": String, **FEATURES})
+        pair.write(rows())
+        written = []
+        for store in pair.stores:
+            with quiet_feast():
+                store.materialize(EPOCH, END, feature_views=["view"])
+            assert all(node.keys() for node in nodes)
+            written.append({key: node.hgetall(key) for node in nodes for key in node.scan_iter()})
+            for node in nodes:
+                node.flushall()
+    assert len(written[0]) == 12
+    assert written[0] == written[1]
+    assert paths_taken(caplog) == ["fast"]
+
+
+def test_an_online_store_that_writes_in_its_own_way(make_pair, caplog):
+    pair = make_pair(online=f"{__name__}.LoudRedisOnlineStore")
+    pair.apply({"item_id": String, **FEATURES})
+    pair.write(rows())
+    stock, ours = pair.materialize()
+    assert ours == stock
+    assert any(b"ROW 5" in value for fields in ours.values() for _, value in fields)
+    assert paths_taken(caplog) == ["stock"]
+
+
+def _several_keys(pair):
+    pair.apply({"item_id": String, "shop": String, **FEATURES}, keys=["item_id", "shop"])
+    pair.write(rows().append_column("shop", pa.array(list("ab") * 6)))
+
+
+def _number_feature(pair):
+    pair.apply({"item_id": String, "vector": Array(Float32), "price": Int64})
+    pair.write(rows().append_column("price", pa.array(range(12))))
+
+
+def _doubles(pair):
+    pair.apply({"item_id": String, "vector": Array(Float32)})
+    table = rows()
+    pair.write(table.set_column(1, "vector", table["vector"].cast(pa.list_(pa.float64()))))
+
+
+def _declared_doubles(pair):
+    pair.apply({"item_id": String, "vector": Array(Float64)})
+    pair.write(rows())
+
+
+def _nulls_in_a_vector(pair):
+    pair.apply({"item_id": String, "vector": Array(Float32)})
+    vectors = pa.array([[1.0, 2.0]] * 11 + [[1.0, None]], pa.list_(pa.float32()))
+    pair.write(rows().set_column(1, "vector", vectors))
+
+
+def _vector_index(pair):
+    pair.apply({"item_id": String, "name": String})
+    view = pair.stores[0].get_feature_view("view")
+    view.schema.append(Field(name="vector", dtype=Array(Float32), vector_index=True, vector_length=7))
+    view.features.append(view.schema[-1])
+    pair.stores[0].apply([view])
+    pair.write(rows())
+
+
+def shout(frame):
+    return frame.assign(name=frame["name"].str.upper())
+
+
+def _transformation(pair):
+    options = {"mode": "pandas", "udf": shout, "udf_string": inspect.getsource(shout)}
+    pair.apply({"item_id": String, **FEATURES}, view_class=BatchFeatureView, **options)
+    pair.write(rows())
+
+
+def _validation(pair):
+    pair.apply({"item_id": String, **FEATURES}, enable_validation=True)
+    pair.write(rows())
+
+
+def _other_files(pair):
+    pair.apply({"item_id": String, **FEATURES})
+    pair.write(rows())
+    (pair.folder / "rows" / "README.md").write_text("a note")
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        _several_keys,
+        _number_feature,
+        _doubles,
+        _declared_doubles,
+        _nulls_in_a_vector,
+        _vector_index,
+        _transformation,
+        _validation,
+        _other_files,
+    ],
+)
+def test_what_lies_outside_the_fast_path_goes_through_stock_feast(make_pair, caplog, prepare):
+    pair = make_pair()
+    prepare(pair)
+    stock, ours = pair.materialize()
+    assert ours == stock
+    assert len(ours) == 12
+    assert paths_taken(caplog) == ["stock"]
+
+
+def test_views_without_online_rows_and_entities_without_keys(make_pair):
+    pair = make_pair()
+    pair.apply({"vector": Array(Float32), "name": String}, keys=())
+    pair.write(rows())
+    stock, ours = pair.materialize()
+    assert ours == stock
+    assert len(ours) == 1
+
+
+def test_errors_are_those_of_stock_feast(make_pair):
+    pair = make_pair()
+    pair.apply({"item_id": String, **FEATURES})
+    pair.write(rows())
+    for server in pair.servers:
+        server.flushdb()
+    _, ours = pair.materialize()
+    for store, server in zip(pair.stores, pair.servers, strict=True):
+        server.flushdb()
+        server.set(next(iter(ours)), "no hash")
+        with pytest.raises(redis.ResponseError, match="WRONGTYPE"), quiet_feast():
+            store.materialize(EPOCH, END, feature_views=["view"])
+        server.delete(next(iter(ours)))
+        with quiet_feast():
+            store.materialize(EPOCH, END, feature_views=["view"])
+        assert len(server.keys()) == 12
+
+
+@pytest.mark.slow
+def test_the_feast_command(make_pair):
+    """`feast materialize` in a repo that names the engine."""
+    pair = make_pair()
+    pair.apply({"item_id": String, **FEATURES})
+    pair.write(rows())
+    stock, _ = pair.materialize()
+    pair.servers[1].flushdb()
+    ends = "1970-01-01T00:00:00", "2030-01-01T00:00:00"
+    printed = run_feast("-f", f"{ENGINE}.yaml", "materialize", *ends, cwd=pair.folder)
+    assert "view" in printed
+    assert contents(pair.servers[1]) == stock
+
+
+def test_materialize_view_takes_the_fast_path_in_a_stock_repo(make_repo, caplog):
+    caplog.set_level(logging.INFO, "sda_features.feast_plugins.engine")
+    repo = make_repo()
+    Rows.random(list("abcdefg")).write(open_feature_set(repo, "sda").folder)
+    done = materialize_view(repo, "sda")
+    assert (done.rows, done.checked) == (7, 7)
+    assert paths_taken(caplog) == ["fast"]
+    materialized = open_feature_set(repo, "sda").view.materialization_intervals
+    assert [interval[1] for interval in materialized] == [done.end]
