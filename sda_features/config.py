@@ -374,6 +374,11 @@ class RecommenderSettings(Settings):
     fusion: Literal["replace", "join"] = Field(
         "join", description="Item vectors replace or join the id embedding."
     )
+    whiten: bool = Field(
+        False,
+        description="Whiten item vectors (ZCA): no direction weighs more than another; fitted on the log's items and "
+        "kept with the run.",
+    )
     id_dropout: float = Field(
         0.0,
         ge=0,

@@ -24,7 +24,7 @@ from sda_features.config import EvaluationSettings, VectorEvaluationSettings
 from sda_features.evaluation.metrics import hit_at_k, ndcg_at_k, ranks_of_targets
 from sda_features.evaluation.neighbours import side_by_side, unit_rows
 from sda_features.evaluation.protocols import SCORES_AT_ONCE, Scorer, evaluate, user_groups
-from sda_features.logs.interactions import Interactions
+from sda_features.logs.interactions import Interactions, next_places, session_places
 from sda_features.logs.splits import Holdout, Split
 
 Floats = NDArray[np.floating[Any]]
@@ -88,39 +88,18 @@ def unit_vectors(modalities: Mapping[str, Floats]) -> NDArray[np.float32]:
 def session_pairs(log: Interactions, held: Bools, *, window: int) -> Pairs:
     """Items of one session, each with each, where the target's interaction is `held`.
 
-    A session is what one user took on one day, or, where times are plain numbers, at one time. Of a
-    longer session those at most `window` interactions apart are paired, so cost grows with the log alone.
-
     Args:
-        log: with times; without them there are no sessions, and no pairs.
+        log: see `session_places` for what a session is.
         held: bool [n], interactions that may be targets.
         window: how far apart.
     """
-    if log.times is None:
-        return _distinct(*(np.zeros(0, np.int64),) * 3)
-    times = log.times
-    days = times.astype("datetime64[D]") if np.issubdtype(times.dtype, np.datetime64) else times
-    users, queries, targets = [], [], []
-    for distance in range(1, window + 1):
-        earlier = np.flatnonzero(
-            (log.users[distance:] == log.users[:-distance]) & (days[distance:] == days[:-distance])
-        )
-        if not len(earlier):
-            break  # a session's interactions are neighbours in the log
-        for query, target in ((earlier, earlier + distance), (earlier + distance, earlier)):
-            kept = held[target]
-            users.append(log.users[query][kept])
-            queries.append(log.items[query][kept])
-            targets.append(log.items[target][kept])
-    return _distinct(
-        *(np.concatenate(parts or [np.zeros(0, np.int64)]) for parts in (users, queries, targets))
-    )
+    places = session_places(log, window)
+    return _distinct(log, np.concatenate([places, places[:, ::-1]]), held)
 
 
 def next_pairs(log: Interactions, held: Bools) -> Pairs:
     """Each item and what the same user took next, where that interaction is `held` [n]."""
-    query = np.flatnonzero((log.users[1:] == log.users[:-1]) & held[1:])
-    return _distinct(log.users[query], log.items[query], log.items[query + 1])
+    return _distinct(log, next_places(log), held)
 
 
 def evaluate_vectors(
@@ -303,10 +282,11 @@ def _by_user(name: str, users: NDArray[np.int64], values: NDArray[np.float64]) -
     return Measure(name, distinct, np.bincount(place, values) / np.bincount(place) if len(users) else values)
 
 
-def _distinct(users: Any, queries: Any, targets: Any) -> Pairs:
-    triples = np.stack([users, queries, targets], axis=1).astype(np.int64)
-    triples = np.unique(triples[triples[:, 1] != triples[:, 2]], axis=0)
-    return Pairs(*triples.T)
+def _distinct(log: Interactions, places: NDArray[np.int64], held: Bools) -> Pairs:
+    """Pairs of different items from places of query and target [m, 2], where the target is held."""
+    query, target = places[held[places[:, 1]]].T
+    triples = np.stack([log.users[query], log.items[query], log.items[target]], axis=1).astype(np.int64)
+    return Pairs(*np.unique(triples[triples[:, 1] != triples[:, 2]], axis=0).T)
 
 
 def _rows_at_once(columns: int) -> int:

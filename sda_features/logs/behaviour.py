@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 
 from sda_features.config import BehaviourSettings, EvaluationSettings
-from sda_features.logs.interactions import Interactions, read_interactions
+from sda_features.logs.interactions import Interactions, next_places, read_interactions, session_places
 from sda_features.logs.splits import split_interactions
 
 SESSION_WINDOW = 5  # most interactions between two items of a session that are paired
@@ -32,18 +32,21 @@ class Behaviour:
     pairs: NDArray[np.int64]
     identity: dict[str, Any]
 
-    def partners(self, item_ids: Any, allowed: NDArray[np.int64]) -> csr_array:
-        """Bool [n, n] over `item_ids` (Arrow strings [n]), symmetric, among the positions `allowed` alone."""
+    def partners(self, item_ids: Any, *groups: NDArray[np.int64]) -> list[csr_array]:
+        """Bool [n, n] over `item_ids` (Arrow strings [n]), symmetric, among the positions of each group alone."""
         n = len(item_ids)
-        usable = np.zeros(n + 1, np.bool_)
-        usable[allowed] = True
         found = pc.index_in(self.item_ids, pa.chunked_array([item_ids.combine_chunks()]))
         positions = found.fill_null(n).to_numpy(zero_copy_only=False)[self.pairs - 1]
-        left, right = positions[usable[positions].all(axis=1)].T
-        rows, columns = np.concatenate([left, right]), np.concatenate([right, left])
-        together = coo_array((np.ones(len(rows), np.bool_), (rows, columns)), shape=(n, n)).tocsr()
-        together.sum_duplicates()
-        return together
+        partners = []
+        for group in groups:
+            usable = np.zeros(n + 1, np.bool_)
+            usable[group] = True
+            left, right = positions[usable[positions].all(axis=1)].T
+            places = np.concatenate([left, right]), np.concatenate([right, left])
+            together = coo_array((np.ones(len(places[0]), np.bool_), places), shape=(n, n)).tocsr()
+            together.sum_duplicates()
+            partners.append(together)
+        return partners
 
 
 def read_behaviour(settings: BehaviourSettings) -> Behaviour | None:
@@ -74,18 +77,7 @@ def read_behaviour(settings: BehaviourSettings) -> Behaviour | None:
 
 
 def taken_together(log: Interactions) -> NDArray[np.int64]:
-    """Pairs of different items of one user, one after the other or at one time: int64 [m, 2], each once.
-
-    Of what happens at one time, items at most `SESSION_WINDOW` interactions apart are paired, so cost
-    grows with the log alone.
-    """
-    pairs = [np.zeros((0, 2), np.int64)]
-    for apart in range(1, SESSION_WINDOW + 1):
-        together = log.users[apart:] == log.users[:-apart]
-        if apart > 1:
-            if log.times is None:
-                break
-            together &= log.times[apart:] == log.times[:-apart]
-        both = np.stack([log.items[:-apart], log.items[apart:]], axis=1).astype(np.int64)
-        pairs.append(both[together & (both[:, 0] != both[:, 1])])
-    return np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0)
+    """Pairs of different items of one user, one after the other or in one session: int64 [m, 2], each once."""
+    places = np.concatenate([next_places(log), session_places(log, SESSION_WINDOW)])
+    both = log.items[places].astype(np.int64)
+    return np.unique(np.sort(both[both[:, 0] != both[:, 1]], axis=1), axis=0)

@@ -149,6 +149,32 @@ def k_core(interactions: Interactions, k: int) -> Interactions:
     )
 
 
+def next_places(log: Interactions) -> NDArray[np.int64]:
+    """Each interaction and the same user's next one, as places in the log: int64 [m, 2]."""
+    earlier = np.flatnonzero(log.users[1:] == log.users[:-1])
+    return np.stack([earlier, earlier + 1], axis=1)
+
+
+def session_places(log: Interactions, window: int) -> NDArray[np.int64]:
+    """Interactions of one session, the earlier one first, as places in the log: int64 [m, 2].
+
+    A session is what one user took on one day, or, where times are plain numbers, at one time; without
+    times there are none. Of a longer session those at most `window` interactions apart are paired, so
+    cost grows with the log alone.
+    """
+    found = [np.zeros((0, 2), np.int64)]
+    if log.times is not None:
+        is_time = np.issubdtype(log.times.dtype, np.datetime64)
+        days = log.times.astype("datetime64[D]") if is_time else log.times
+        for apart in range(1, window + 1):
+            same = (log.users[apart:] == log.users[:-apart]) & (days[apart:] == days[:-apart])
+            if not same.any():
+                break  # a session's interactions are neighbours in the log
+            earlier = np.flatnonzero(same)
+            found.append(np.stack([earlier, earlier + apart], axis=1))
+    return np.concatenate(found)
+
+
 def index_interactions(users: Any, items: Any, order: Any = None, *, catalogue: Any = None) -> Interactions:
     """Index three parallel columns.
 

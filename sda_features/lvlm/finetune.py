@@ -170,7 +170,9 @@ def _finetune(
         "interactions": behaviour and behaviour.identity["training_sha256"],
     }
     micro = min(train.items_at_once, train.batch_size)
-    partners = behaviour and behaviour.partners(pairs.item_ids, training)
+    partners, together = None, None
+    if behaviour:
+        partners, together = behaviour.partners(pairs.item_ids, training, held_out)
     sampler = Sampler(
         training, pairs.texts, pairs.images, train.batch_size, train.seed, processes.count, partners
     )
@@ -186,7 +188,6 @@ def _finetune(
                 processes,
             )
         base = BaseVectors(path)
-    together = behaviour and behaviour.partners(pairs.item_ids, held_out)
     validation = Validation(encoder, pairs, held_out, settings, processes, together)
     relations = Relations(settings.loss, base, partners, training, sampler.batch_size, backbone.device)
     torch.manual_seed(train.seed + 1 + processes.rank)  # dropout differs between processes

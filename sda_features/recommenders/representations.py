@@ -6,8 +6,9 @@ checked, because a table that is off by one row trains without complaint and rec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self, final
 
 import numpy as np
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 from sda_features.config import RecommenderSettings
@@ -31,14 +33,16 @@ class Scaling:
     Attributes:
         mean: float64 [d].
         scale: root mean square norm after the mean is gone.
+        whitening: float64 [d, d], what rows are multiplied with after that; None: nothing.
     """
 
     mean: NDArray[np.float64]
     scale: float
+    whitening: NDArray[np.float64] | None = None
 
     @classmethod
-    def fit(cls, vectors: Floats) -> Self:
-        """Mean and scale of the rows [n, d] that are not zero; errors as for `standardise`."""
+    def fit(cls, vectors: Floats, *, whiten: bool = False) -> Self:
+        """Mean, scale and, to `whiten`, the ZCA of the rows [n, d] that are not zero; errors as for `standardise`."""
         _check_finite(vectors)
         rows = vectors[vectors.any(axis=1)]
         if not len(rows):
@@ -51,7 +55,8 @@ class Scaling:
                 f"All {len(rows)} item vectors are (nearly) equal; nothing can be learned from them. "
                 "The space has collapsed: look at the spread that `adapt` reports."
             )
-        return cls(mean, float(scale))
+        whitening = _zca(centred.astype(np.float64) / scale) if whiten else None
+        return cls(mean, float(scale), whitening)
 
     def apply(self, vectors: Floats) -> NDArray[np.float32]:
         """float [n, d] -> float32 [n, d]; zero rows stay zero.
@@ -68,7 +73,7 @@ class Scaling:
         centred = np.zeros(vectors.shape, dtype=np.float32)
         centred[found] = vectors[found] - self.mean
         centred /= np.float64(self.scale)
-        return centred
+        return centred if self.whitening is None else (centred @ self.whitening).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +169,30 @@ def join_modalities(
     return values, found
 
 
-def prepare_vectors(modalities: Mapping[str, Floats], item_count: int) -> ItemVectors:
+def save_scalings(scalings: Mapping[str, Scaling], path: Path) -> None:
+    """Write `NAME/mean`, `NAME/scale` and, where vectors were whitened, `NAME/whitening` as safetensors."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, scaling in scalings.items():
+        arrays |= {f"{name}/mean": scaling.mean, f"{name}/scale": np.array([scaling.scale])}
+        if scaling.whitening is not None:
+            arrays[f"{name}/whitening"] = scaling.whitening
+    save_file(arrays, path)
+
+
+def load_scalings(path: Path, names: Iterable[str]) -> dict[str, Scaling]:
+    """What `save_scalings` wrote, in the order of `names`."""
+    arrays = load_file(path)
+    return {
+        name: Scaling(
+            arrays[f"{name}/mean"], float(arrays[f"{name}/scale"][0]), arrays.get(f"{name}/whitening")
+        )
+        for name in names
+    }
+
+
+def prepare_vectors(
+    modalities: Mapping[str, Floats], item_count: int, *, whiten: bool = False
+) -> ItemVectors:
     """Check, standardise and concatenate one matrix a modality.
 
     Each modality is standardised by itself, so an item that lacks one of them sits at that
@@ -173,6 +201,7 @@ def prepare_vectors(modalities: Mapping[str, Floats], item_count: int) -> ItemVe
     Args:
         modalities: name -> float [I + 1, D_m]; row 0 and missing vectors are zero (`align_vectors`).
         item_count: I.
+        whiten: also make the covariance of each modality a multiple of the identity.
 
     Raises:
         FeatureMismatchError: wrong shape, row 0 not zero, no vectors at all, or see `standardise`.
@@ -191,7 +220,7 @@ def prepare_vectors(modalities: Mapping[str, Floats], item_count: int) -> ItemVe
             )
     if not any(vectors.any() for vectors in modalities.values()):
         raise FeatureMismatchError(f"None of {item_count} items has a vector. Check that the item ids match.")
-    scalings = {name: Scaling.fit(vectors) for name, vectors in modalities.items()}
+    scalings = {name: Scaling.fit(vectors, whiten=whiten) for name, vectors in modalities.items()}
     values, found = join_modalities(modalities, scalings)
     blocks = {
         name: {"dim": vectors.shape[1], "items": int(vectors.any(axis=1).sum())}
@@ -327,6 +356,18 @@ def drop_ids(rows: Tensor, rate: float, found: Tensor) -> Tensor:
         return rows
     kept = (torch.rand(len(rows), 1, device=rows.device) >= rate) | (found == 0)
     return rows * kept
+
+
+def _zca(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """W = U diag(1 / sqrt(r lambda)) U^T of centred rows [n, d]: Cov(x W) = I / r, in r directions.
+
+    r counts the directions with any spread; what the others hold is rounding. So the root mean square
+    norm stays 1, and of all whitenings this one changes vectors least (Kessy et al. 2018).
+    """
+    variances, directions = np.linalg.eigh(rows.T @ rows / len(rows))
+    kept = variances > 1e-6 * variances[-1]
+    variances, directions = variances[kept], directions[:, kept]
+    return (directions / np.sqrt(len(variances) * variances)) @ directions.T  # type: ignore[no-any-return]
 
 
 def _check_finite(vectors: Floats) -> None:

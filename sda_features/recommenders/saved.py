@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -31,7 +30,13 @@ from sda_features.logs.interactions import Interactions
 from sda_features.recommenders.base import SequenceRecommender
 from sda_features.recommenders.content import content_state, content_units
 from sda_features.recommenders.registry import find_class
-from sda_features.recommenders.representations import Floats, ItemVectors, Scaling, join_modalities
+from sda_features.recommenders.representations import (
+    Floats,
+    ItemVectors,
+    Scaling,
+    join_modalities,
+    load_scalings,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +186,7 @@ def load_run(folder: Path, recommender: type[SequenceRecommender] | None = None)
         if len(items) != manifest["data"]["items"]:
             raise ValueError(f"{ITEMS} has {len(items)} rows for {manifest['data']['items']} items")
         settings = RecommenderSettings.parse(**manifest["settings"])
-        scalings = _scalings(folder, modalities)
+        scalings = load_scalings(folder / SCALING, modalities) if modalities else {}
         width = sum(len(scaling.mean) for scaling in scalings.values())
         vectors = ItemVectors(np.zeros((0, width), np.float32), np.zeros(0, bool), {}, scalings)
         with torch.random.fork_rng(devices=[]):
@@ -202,13 +207,6 @@ def load_run(folder: Path, recommender: type[SequenceRecommender] | None = None)
             version=sha256_files([folder / file for file in files])[:12],
             vectors_version=manifest.get("vectors_version"),
         )
-
-
-def _scalings(folder: Path, modalities: list[str]) -> dict[str, Scaling]:
-    if not modalities:
-        return {}
-    arrays = load_arrays(folder / SCALING)
-    return {name: Scaling(arrays[f"{name}/mean"], float(arrays[f"{name}/scale"][0])) for name in modalities}
 
 
 def _empty_log(item_ids: Any, users: int) -> Interactions:

@@ -44,7 +44,7 @@ from sda_features.logs.interactions import Interactions
 from sda_features.logs.splits import Split, split_interactions
 from sda_features.recommenders.base import Ranker, Recommender
 from sda_features.recommenders.content import WithContent, choose_weight
-from sda_features.recommenders.representations import ItemVectors, prepare_vectors
+from sda_features.recommenders.representations import ItemVectors, prepare_vectors, save_scalings
 from sda_features.recommenders.sasrec import SASRec
 
 
@@ -140,7 +140,7 @@ class TrainResult:
         `has_vector`, and `representation`, its float32 row of the item table;
         users.safetensors: `states`, float32 [T, K], of the evaluated users at the time of the test;
         with the representations they rank again under another protocol (`rank_again`);
-        scaling.safetensors, where vectors were used: `MODALITY/mean` and `MODALITY/scale`.
+        scaling.safetensors, where vectors were used: for each modality the arrays of its `Scaling`.
 
         Raises:
             SettingsError: the folder holds something else than an earlier run.
@@ -160,10 +160,7 @@ class TrainResult:
             states = self.ranker.states_after(self.split.test.history, self.test.users)
             save_arrays({"states": states}, temporary / USERS)
             if self.item_vectors:
-                scalings = self.item_vectors.scalings
-                means = {f"{name}/mean": scaling.mean for name, scaling in scalings.items()}
-                scales = {f"{name}/scale": np.array([scaling.scale]) for name, scaling in scalings.items()}
-                save_arrays(means | scales, temporary / SCALING)
+                save_scalings(self.item_vectors.scalings, temporary / SCALING)
             complete = {"format": FORMAT, **self.manifest(), "files": file_hashes(temporary)}
             write_json(temporary / MANIFEST, complete)
 
@@ -214,7 +211,9 @@ def train(
     split = split_interactions(interactions, evaluation)
     if isinstance(vectors, np.ndarray):
         vectors = {"vectors": vectors}
-    prepared = prepare_vectors(vectors, interactions.item_count) if vectors is not None else None
+    prepared = None
+    if vectors is not None:
+        prepared = prepare_vectors(vectors, interactions.item_count, whiten=settings.whiten)
     with _torch_state(settings) as device:
         model = recommender.build(split.train, settings, prepared).to(device)
         epochs, best_epoch = _fit(model, split, settings, evaluation, progress)

@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 from sda_features.config import RecommenderSettings
 from sda_features.errors import FeatureMismatchError
 from sda_features.logs.interactions import index_interactions
-from sda_features.recommenders.representations import ItemEncoder, align_vectors, prepare_vectors, standardise
+from sda_features.recommenders.representations import (
+    ItemEncoder,
+    Scaling,
+    align_vectors,
+    prepare_vectors,
+    standardise,
+)
 from sda_features.recommenders.sasrec import SASRec
 
 REPLACE = RecommenderSettings(hidden_dim=4, fusion="replace", dropout=0.0)
@@ -66,6 +72,24 @@ def test_standardised_vectors_have_no_mean_and_unit_size():
     after = np.linalg.norm(values[1] - values[2:4], axis=1)
     np.testing.assert_allclose(before[0] / before[1], after[0] / after[1], rtol=1e-4)
     np.testing.assert_allclose(standardise(vectors * 100), values, atol=1e-4)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 8))
+@settings(deadline=None, max_examples=25)
+def test_whitened_vectors_have_one_spread_in_all_directions(seed, rank):
+    """Also where the items span fewer directions than there are: the others stay empty."""
+    random = np.random.default_rng(seed)
+    vectors = (random.normal(0, 1, (200, rank)) @ random.normal(0, 3, (rank, 8)) + 30).astype(np.float32)
+    vectors[[0, 4]] = 0
+    scaling = Scaling.fit(vectors, whiten=True)
+    values = scaling.apply(vectors)
+    assert not values[[0, 4]].any()
+    found = values[vectors.any(axis=1)].astype(np.float64)
+    covariance = found.T @ found / len(found)
+    onto = np.linalg.svd(vectors[vectors.any(axis=1)] - scaling.mean, full_matrices=False)[2][:rank]
+    np.testing.assert_allclose(covariance, onto.T @ onto / rank, atol=2e-3)
+    one_by_one = np.concatenate([scaling.apply(vectors[row : row + 1]) for row in range(5)])
+    np.testing.assert_allclose(one_by_one, values[:5], atol=1e-5)
 
 
 def test_modalities_are_standardised_apart_and_counted():

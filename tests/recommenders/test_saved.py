@@ -30,14 +30,21 @@ def raw_vectors(seed=0):
     return {name: matrix.astype(np.float32) for name, matrix in vectors.items()}
 
 
-@pytest.fixture(scope="module", params=["ids", "replace", "join", "content"])
+KINDS = {
+    "ids": {},
+    "replace": {"fusion": "replace"},
+    "join": {"fusion": "join"},
+    "content": {"content_weight": 3.0},
+    "whitened": {"fusion": "replace", "whiten": True, "content_weight": 3.0},
+}
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
 def run(request, tmp_path_factory):
     """A trained run, and the folder it was saved to."""
-    fusion = {"fusion": request.param} if request.param in ("replace", "join") else {}
-    fusion |= {"content_weight": 3.0} if request.param == "content" else {}
     trained = train(
         small_log(),
-        SETTINGS.model_copy(update=fusion),
+        SETTINGS.model_copy(update=KINDS[request.param]),
         EvaluationSettings(cutoff=3, negatives=5),
         None if request.param == "ids" else raw_vectors(),
         vectors_version="0123456789ab",
