@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import os
 import re
 
@@ -21,6 +22,7 @@ ADVICE = {
     errno.EBUSY: "Something is mounted there or uses it; name a folder below it.",
 }
 LIMIT = 2000  # characters of a message
+PACKAGE_OF = {"PIL": "pillow", "faiss": "faiss-cpu", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 
 
 def explain(error: BaseException) -> str:
@@ -31,6 +33,8 @@ def explain(error: BaseException) -> str:
     """
     if isinstance(error, SDAError):
         return str(error)
+    if isinstance(error, ModuleNotFoundError) and (extra := _extra_with(error.name)):
+        return f"This needs {error.name}, which is not installed: pip install 'sda-features[{extra}]'."
     if (number := _system_error(error)) is not None:
         names = (getattr(error, "filename", None), getattr(error, "filename2", None))
         places = " -> ".join(str(name) for name in names if name is not None)
@@ -42,6 +46,16 @@ def explain(error: BaseException) -> str:
         f"{type(error).__name__}{_said(error)}. This was not foreseen: --verbose shows where it comes from, "
         "for a report."
     )
+
+
+def _extra_with(module: str | None) -> str | None:
+    """The extra of this package that brings a module, by the metadata it was installed with."""
+    package = PACKAGE_OF.get(str(module), module)
+    for needed in importlib.metadata.requires("sda-features") or ():
+        found = re.match(r"([\w.-]+).*; extra == ['\"]([\w-]+)", needed)
+        if found and found[1] == package:
+            return found[2]
+    return None
 
 
 def _system_error(error: BaseException) -> int | None:

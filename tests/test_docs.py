@@ -6,10 +6,8 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
 import click
@@ -19,8 +17,8 @@ import yaml
 from sda_features.cli.main import cli
 from sda_features.demo.catalogue import make_catalogue
 from sda_features.demo.model import build_tiny_model
+from tests.installed import ROOT, install
 
-ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md")])
 
@@ -99,27 +97,11 @@ def test_every_page_is_in_the_navigation_and_every_entry_is_a_page() -> None:
     assert sorted(pages(nav)) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
 
 
-def pip_install(folder: Path) -> Path:
-    """An environment into which pip installed what is here, as anybody would; its needs are seen, not downloaded."""
-    source, environment = folder / "source", folder / "environment"
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    for name in ("sda_features", "cli"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    venv.create(environment)
-    (sites,) = (environment / "lib").glob("python*/site-packages")
-    (sites / "needs.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
-    pip = [sys.executable, "-m", "pip", "--python", environment / "bin" / "python", "install", "--quiet"]
-    subprocess.run([*pip, "--no-deps", "--no-build-isolation", source], check=True)
-    return environment
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_tutorials_commands_run(tmp_path: Path, redis_server: tuple[str, int]) -> None:
     """From an empty folder and `pip install` on; catalogue, model and server are named."""
-    programs = pip_install(tmp_path) / "bin"
+    programs = install(tmp_path)
     where = [programs / "python", "-c", "import sda_features; print(sda_features.__file__)"]
     found = subprocess.run(where, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert Path(found.stdout).is_relative_to(programs.parent)

@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from torch import Tensor
 
 from sda_features.catalog.rows import Catalog
+from sda_features.cli.failures import explain
 from sda_features.cli.main import cli
 from sda_features.config import BackboneSettings, CatalogSettings, PromptSettings
 from sda_features.demo.catalogue import make_catalogue
@@ -46,8 +47,7 @@ def test_without_ray_the_engine_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "sda_features.workflows.ray_engine", raising=False)
     done = CliRunner().invoke(cli, ["materialize", "items.parquet", "--model", "x", "--engine", "ray"])
-    assert isinstance(done.exception, SettingsError)
-    assert "pip install 'sda-features[ray]'" in str(done.exception)
+    assert "needs ray, which is not installed: pip install 'sda-features[ray]'" in explain(done.exception)
 
 
 def test_options_of_the_cluster_are_not_ignored() -> None:

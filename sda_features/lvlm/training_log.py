@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from sda_features.artifacts import atomic_file
-from sda_features.errors import SettingsError
 
 
 class TrainingLog:
@@ -25,7 +24,7 @@ class TrainingLog:
         tensorboard: also write event files to `folder`/tensorboard.
 
     Raises:
-        SettingsError: TensorBoard was asked for and is not installed.
+        ModuleNotFoundError: TensorBoard was asked for and is not installed.
     """
 
     def __init__(self, folder: Path, first_step: int, enabled: bool, tensorboard: bool):
@@ -35,12 +34,8 @@ class TrainingLog:
         if not enabled:
             return
         if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise SettingsError(
-                    "--tensorboard needs TensorBoard: pip install 'sda-features[tensorboard]'."
-                ) from None
+            from torch.utils.tensorboard import SummaryWriter
+
             self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)  # type: ignore[no-untyped-call]
         path = folder / "training_log.jsonl"
         kept = (

@@ -48,7 +48,7 @@ def examine(repo: Path | None, model: str | None) -> Iterator[Finding]:
     yield Finding("Python", "ok", ".".join(map(str, sys.version_info[:3])))
     yield from _torch()
     yield _quantisation()
-    yield _package("feast", "repos cannot be opened and vectors not stored; only lookups work")
+    yield _package("feast", "feast", "repos cannot be opened and vectors not stored; only lookups work")
     yield _disk(repo or Path())
     if model is not None:
         yield _model(Path(model))
@@ -57,7 +57,7 @@ def examine(repo: Path | None, model: str | None) -> Iterator[Finding]:
 
 
 def _torch() -> Iterator[Finding]:
-    torch_finding = _package("torch", "nothing can be adapted, encoded or trained")
+    torch_finding = _package("torch", "train", "nothing can be adapted, encoded or trained")
     yield torch_finding
     if torch_finding.status != "ok":
         return
@@ -81,16 +81,15 @@ def _torch() -> Iterator[Finding]:
 
 
 def _quantisation() -> Finding:
-    return _package("bitsandbytes", "--quantization nf4 and int8 cannot be used; take none")
+    return _package("bitsandbytes", "train", "--quantization nf4 and int8 cannot be used; take none")
 
 
-def _package(name: str, without: str) -> Finding:
+def _package(name: str, extra: str, without: str) -> Finding:
     try:
         return Finding(name, "ok", version(name))
     except PackageNotFoundError:
-        return Finding(
-            name, "fault", "not installed", f"Without it {without}: pip install 'sda-features[all]'."
-        )
+        advice = f"Without it {without}: pip install 'sda-features[{extra}]'."
+        return Finding(name, "fault", "not installed", advice)
 
 
 def _disk(folder: Path) -> Finding:

@@ -19,22 +19,15 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, read_datasource
+from ray.exceptions import RayError
 
 from sda_features.catalog.rows import Catalog
 from sda_features.errors import EngineError, SDAError, SettingsError
 from sda_features.lvlm.encoded_items import EncodedItems
 from sda_features.offline.schema import matrix_of
 from sda_features.workflows.engines import LoadEncoder, Progress
-
-try:
-    import ray
-    from ray.data import ActorPoolStrategy, read_datasource
-    from ray.exceptions import RayError
-except ImportError:
-    raise SettingsError(
-        "The engine ray needs the package ray: pip install 'sda-features[ray]'. Without it use --engine local."
-    ) from None
-
 from sda_features.workflows.ray_source import CatalogSource
 from sda_features.workflows.ray_worker import Worker, version_of
 

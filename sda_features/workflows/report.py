@@ -186,14 +186,9 @@ def project(space: Space, *, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[
 
     Returns:
         int64 [m] items, float32 [m, 2] places in 0..1.
-
-    Raises:
-        SettingsError: scikit-learn is not installed.
     """
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError:
-        raise SettingsError("The map needs scikit-learn: pip install 'sda-features[report]'.") from None
+    from sklearn.manifold import TSNE
+
     rows = space.views["both"]
     items = np.flatnonzero(rows.any(axis=1))
     if len(items) < 5:

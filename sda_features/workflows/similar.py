@@ -131,7 +131,7 @@ def write_index(
         seed: of k-means and of the sample.
 
     Raises:
-        SettingsError: faiss is not installed.
+        ModuleNotFoundError: faiss is not installed.
         SDAError: catalogue or vectors cannot be read.
     """
     check_folder(output, FILES, "an index")
@@ -180,7 +180,7 @@ def build_index(unit: NDArray[np.float32], *, seed: int = 0) -> tuple[Any, float
         seed: of the sample.
 
     Raises:
-        SettingsError: faiss is not installed.
+        ModuleNotFoundError: faiss is not installed.
     """
     faiss = _faiss()
     rows, (items, dim) = np.ascontiguousarray(unit, np.float32), unit.shape
@@ -278,9 +278,7 @@ def _names(ids: Sequence[str], columns: dict[str, list[str | None]]) -> list[str
     return list(ids) if first is None else [name or item_id for name, item_id in zip(first, ids, strict=True)]
 
 
-def _faiss() -> Any:
-    try:
-        import faiss
-    except ImportError:
-        raise SettingsError("An index needs faiss: pip install 'sda-features[index]'.") from None
+def _faiss() -> Any:  # its annotations are not those of its wheels
+    import faiss
+
     return faiss

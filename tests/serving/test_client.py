@@ -1,9 +1,6 @@
 """EmbeddingClient against a real server that holds Feast's layout."""
 
-import json
 import socket
-import subprocess
-import sys
 import threading
 
 import numpy as np
@@ -225,31 +222,3 @@ def test_a_repo(put, server, redis_server, new_project, tmp_path):
         assert client.get(["a"]).text.tolist() == [[1, 2, 3]]
     with pytest.raises(FeatureStoreError, match=r"there is no .*feature_store\.yaml"):
         EmbeddingClient.from_repo(tmp_path / "absent")
-
-
-def test_the_client_and_lookup_import_nothing_heavy(put, server, redis_server, new_project, tmp_path):
-    project = new_project()
-    put(server, project, "a", [3, 0, 4], None)
-    address = "{}:{}".format(*redis_server)
-    (tmp_path / "feature_store.yaml").write_text(
-        f"project: {project}\nonline_store: {{type: redis, connection_string: '{address}'}}\n"
-    )
-    script = f"""
-import json, sys
-from sda_features.serving import EmbeddingClient
-EmbeddingClient({address!r}, project={project!r}).get(["a"])
-after_client = sorted(sys.modules)
-from sda_features.cli.main import cli
-cli.main(["lookup", "a", "--repo", {str(tmp_path)!r}, "--json"], standalone_mode=False)
-print(json.dumps([after_client, sorted(sys.modules)]))
-"""
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    looked_up, modules = map(json.loads, run.stdout.splitlines())
-    for loaded in modules:
-        assert not {"torch", "feast", "mmh3", "pandas", "pyarrow", "pydantic", "google.protobuf"} & set(
-            loaded
-        )
-    assert "yaml" not in modules[0]
-    assert looked_up["items"] == [
-        {"item_id": "a", "version": "v1", "text": {"dim": 3, "norm": 5.0, "values": [3, 0, 4]}, "image": None}
-    ]
