@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from sda_features.artifacts import to_json
+from sda_features.api import functions
 
+from .options import show, verb
 from .ranges import FOLDER, SEEDS
 
 
-@click.command()
+@verb(functions.demo)
 @click.option(
     "--output",
     "-o",
@@ -33,8 +33,7 @@ def command(output: Path, seed: int, as_json: bool) -> None:
     Example:
       sda-features demo --output demo-output
     """
-    from sda_features.demo.walk import walk
-
-    walk(output, (lambda line: None) if as_json else click.echo, seed=seed, progress=not as_json)
+    echo = (lambda line: None) if as_json else click.echo
+    found = functions.demo(output=output, seed=seed, progress=not as_json, echo=echo)
     if as_json:
-        click.echo(to_json(json.loads((output / "results.json").read_text())))
+        show(found, as_json)

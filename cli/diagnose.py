@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sda_features.artifacts import check_folder, to_json
-from sda_features.config import MANY, AdapterSettings, BackboneSettings, CatalogSettings
-from sda_features.errors import SettingsError
+from sda_features.api import functions
+from sda_features.config import MANY
 
-from .options import collect, settings_options
+from .options import JSON, names, settings_options, show, verb
 from .ranges import COUNT, FOLDER, SEEDS, Device
 
 
-@click.command(name="diagnose")
+@verb(functions.diagnose)
 @click.argument("checkpoints", metavar="[CHECKPOINT]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--catalog",
@@ -39,7 +36,14 @@ from .ranges import COUNT, FOLDER, SEEDS, Device
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help="Activations.")
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code that ships with the model.")
 @click.option("--device", type=Device(), help="Torch device.")
-@click.option("--modules", default="q_proj,k_proj", show_default=True, help="Linears whose B is examined.")
+@click.option(
+    "--modules",
+    default="q_proj,k_proj",
+    show_default=True,
+    callback=names,
+    metavar="A,B,...",
+    help="Linears whose B is examined.",
+)
 @click.option("--items", type=click.IntRange(2, MANY), default=256, show_default=True, help="Items to use.")
 @click.option(
     "--batch-size", type=click.IntRange(2, MANY), default=64, show_default=True, help="Items of one loss."
@@ -58,9 +62,9 @@ from .ranges import COUNT, FOLDER, SEEDS, Device
     show_default=True,
     help="Seed of the choice of items and of fresh adapters.",
 )
-@settings_options(CatalogSettings, skip=("path",))
+@settings_options(functions.diagnose)
 @click.option("--output", "-o", type=FOLDER, help="Folder for conflict.json, .md and .svg.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@JSON
 def command(
     checkpoints: tuple[Path, ...],
     catalog: str,
@@ -70,7 +74,7 @@ def command(
     dtype: str | None,
     device: str | None,
     trust_remote_code: bool,
-    modules: str,
+    modules: list[str],
     items: int,
     batch_size: int,
     micro_batch_size: int,
@@ -90,43 +94,22 @@ def command(
       sda-features diagnose runs/moda/checkpoint runs/lora/checkpoint --catalog items.parquet
       sda-features diagnose --adapter moda --adapter lora --model Qwen/Qwen2.5-VL-7B-Instruct --catalog items.parquet
     """
-    given: dict[str, Any] = {"model": model, "quantization": quantization, "dtype": dtype, "device": device}
-    given |= {"trust_remote_code": trust_remote_code or None}
-    overrides = {name: value for name, value in given.items() if value is not None}
-    if not (checkpoints or kinds):
-        raise SettingsError("Give a CHECKPOINT, or --adapter with --model for an untrained adapter.")
-    if kinds and model is None:
-        raise SettingsError(
-            "--adapter starts an untrained adapter over a base model; name that with --model."
-        )
-    from sda_features.catalog.rows import Catalog
-    from sda_features.report.conflict import CONFLICT_FILES, conflict_table, json_rows, write_conflict
-
-    if output is not None:
-        check_folder(output, CONFLICT_FILES, "an earlier diagnosis")
-    opened = Catalog(CatalogSettings.parse(path=catalog, **collect(CatalogSettings, values)))
-    from sda_features.lvlm.diagnostics import diagnose_on_catalog, fresh, trained
-
-    found = diagnose_on_catalog(
-        [
-            *(partial(trained, checkpoint, **overrides) for checkpoint in checkpoints),
-            *(
-                partial(fresh, AdapterSettings(kind=kind), BackboneSettings.parse(**overrides), seed)
-                for kind in kinds
-            ),
-        ],
-        opened,
-        modules=[name.strip() for name in modules.split(",") if name.strip()],
+    found = functions.diagnose(
+        checkpoints,
+        catalog=catalog,
+        kinds=kinds,
+        model=model,
+        quantization=quantization,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        device=device,
+        modules=modules,
         items=items,
         batch_size=batch_size,
         micro_batch_size=micro_batch_size,
         seed=seed,
+        output=output,
         progress=not as_json,
+        **values,
     )
-    rows = [asdict(conflict) for conflict in found]
-    if output is not None:
-        write_conflict(output, rows)
-    if as_json:
-        click.echo(to_json({"conflict": json_rows(rows)}))
-        return
-    click.echo(conflict_table(rows))
+    show(found, as_json)

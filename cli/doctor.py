@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "fault": ("fault", "red")}
+from sda_features.api import functions
+from sda_features.workflows.doctor import Finding
+
+from .options import show, verb
+
+COLOURS = {"ok": "green", "note": "yellow", "fault": "red"}
 
 
-@click.command(name="doctor")
+@verb(functions.doctor)
 @click.option("--repo", type=click.Path(path_type=Path), help="Feast repo; its online store is asked, too.")
 @click.option("--model", metavar="FOLDER", help="Model or checkpoint whose files are looked at.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON object.")
@@ -25,17 +28,12 @@ def command(repo: Path | None, model: str | None, as_json: bool) -> None:
     Example:
       sda-features doctor --repo shop/feature_repo --model runs/sda/checkpoint
     """
-    from sda_features.workflows.doctor import examine
 
-    findings = []
-    for finding in examine(repo, model):
-        findings.append(finding)
-        if not as_json:
-            mark, colour = MARKS[finding.status]
-            click.echo(f"{click.style(f'{mark:<6}', fg=colour)} {finding.subject:<13} {finding.found}")
-            if finding.advice:
-                click.echo(f"{'':20} {finding.advice}")
+    def echo(finding: Finding) -> None:
+        mark, text = str(finding)[:6], str(finding)[6:]
+        click.echo(click.style(mark, fg=COLOURS[finding.status]) + text)
+
+    found = functions.doctor(repo=repo, model=model, echo=(lambda finding: None) if as_json else echo)
     if as_json:
-        click.echo(json.dumps({"findings": [asdict(finding) for finding in findings]}))
-    if any(finding.status == "fault" for finding in findings):
-        sys.exit(1)
+        show(found, as_json)
+    sys.exit(found.exit_status)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sda_features.config import EvaluationSettings, LogSettings, VectorEvaluationSettings
+from sda_features.api.repo import Repo
 
-from .options import collect, settings_options
+from .options import JSON, REPO, names, settings_options, show, verb
 from .ranges import OutputFile
-from .recommender_options import names
+from .version_options import open_repo
 
 
-@click.command()
+@verb(Repo.evaluate_vectors)
 @click.argument("interactions")
 @click.option(
     "--features",
@@ -25,17 +24,15 @@ from .recommender_options import names
     metavar="A,B,...",
     help="See `train`; the last is compared with each of the others.",
 )
-@click.option("--repo", type=click.Path(path_type=Path), default=".", show_default=True, help="Feast repo.")
+@REPO
 @click.option("--catalog", help="Catalogue whose items are all ranked.  [default: the items of the log]")
 @click.option(
     "--product-column",
     help="Column of the catalogue that is equal for variants of one product: measure other products only.",
 )
 @click.option("--output", "-o", type=OutputFile(), help="Write everything to this JSON file.")
-@settings_options(VectorEvaluationSettings)
-@settings_options(LogSettings)
-@settings_options(EvaluationSettings, prefix="eval", skip=("negatives", "seed"))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@settings_options(Repo.evaluate_vectors)
+@JSON
 def command(
     interactions: str,
     features: list[str],
@@ -56,36 +53,13 @@ def command(
     Example:
       sda-features evaluate-vectors interactions.parquet --features vanilla,sda --repo shop/feature_repo
     """
-    from sda_features.artifacts import write_json
-    from sda_features.report.tables import differences_table, measures_table
-    from sda_features.workflows.vectors import evaluate_feature_sets
-
-    settings = VectorEvaluationSettings.parse(**collect(VectorEvaluationSettings, values))
-    report = evaluate_feature_sets(
+    found = open_repo(repo).evaluate_vectors(
         interactions,
-        features,
-        settings,
-        EvaluationSettings.parse(**collect(EvaluationSettings, values, prefix="eval")),
-        log=LogSettings.parse(**collect(LogSettings, values)),
-        repo=repo,
+        features=features,
         catalog=catalog,
         product_column=product_column,
+        output=output,
         echo=lambda line: click.echo(line, err=True),
+        **values,
     )
-    ours = list(report.measures)[-1]
-    differences = report.differences(ours, seed=settings.seed)
-    content = report.json(differences)
-    if output is not None:
-        write_json(output, content)
-    if as_json:
-        click.echo(json.dumps(content))
-        return
-    click.echo(measures_table(report.metrics(), report.users()))
-    groups = ("all", "tail", "cold")
-    shown = [
-        row
-        for row in differences
-        if row["users"] and row["metric"].endswith(groups) and not row["metric"].startswith("hit")
-    ]
-    click.echo("\n" + differences_table(shown, (ours, "other"), ("against",)))
-    click.echo("\np-values are of paired t-tests over users and are not corrected for their number.")
+    show(found, as_json)

@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
-from sda_features.artifacts import to_json
+from sda_features.api import functions
 
+from .options import JSON, show, verb
 from .ranges import FOLDER
 
 
-@click.command(name="export")
+@verb(functions.export)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--output", "-o", type=FOLDER, required=True, help="Folder to write.")
 @click.option(
@@ -33,7 +34,7 @@ from .ranges import FOLDER
     show_default=True,
     help="Dtype of merged weights; auto: the base model's.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@JSON
 def command(
     checkpoint: Path,
     output: Path,
@@ -54,35 +55,13 @@ def command(
       sda-features export runs/sda/checkpoint -o adapters
       sda-features export runs/sda/checkpoint -o adapters --merged --dtype bfloat16
     """
-    from sda_features.lvlm.export import export_checkpoint
-
-    result = export_checkpoint(
+    result = functions.export(
         checkpoint,
-        output,
-        target,
+        output=output,
+        target=target,
         model=model,
         trust_remote_code=trust_remote_code,
         merged=merged,
         dtype=dtype,
     )
-    adapters, whole = (
-        {modality: str(folder) for modality, folder in folders.items()}
-        for folders in (result.adapters, result.merged)
-    )
-    projection = None if result.projection is None else str(result.projection)
-    if as_json:
-        found = {
-            "base_model": result.base_model,
-            "adapters": adapters,
-            "merged": whole,
-            "projection": projection,
-        }
-        click.echo(to_json(found))
-        return
-    click.echo(f"base model  {result.base_model}")
-    for modality, folder in adapters.items():
-        click.echo(f"{modality:<12}{folder}")
-    if projection is not None:
-        click.echo(f"projection  {projection}")
-    for folder in whole.values():
-        click.echo(f"merged      {folder}")
+    show(result, as_json)

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sda_features.config import CatalogSettings, LogSettings
+from sda_features.api.vector_set import VectorSet
 
-from .options import collect, settings_options
+from .options import settings_options, show, verb
 from .ranges import OutputFile
-from .version_options import version_options
+from .version_options import vector_set, version_options
 
 
-@click.command(name="gate")
+@verb(VectorSet.gate)
 @click.argument("candidate")
 @click.argument("catalog")
 @click.option("--interactions", type=click.Path(path_type=Path), help="Log to compare both versions on, too.")
 @click.option(
     "--thresholds",
     type=click.Path(path_type=Path),
-    help="TOML file of limits.  [default: sda-gate.toml of the repo]",
+    help="TOML file of limits.  [default: [limits] of the settings file]",
 )
 @click.option("--junit", type=OutputFile(), help="Also write JUnit XML here.")
 @click.option("--markdown", type=OutputFile(), help="Also write the table here, as Markdown.")
-@settings_options(CatalogSettings, skip=("path",))
-@settings_options(LogSettings, prefix="log")
+@settings_options(VectorSet.gate)
 @version_options
 def command(
     candidate: str,
@@ -51,18 +48,13 @@ def command(
     Example:
       sda-features gate 526f items.parquet --repo shop/feature_repo --junit gate.xml
     """
-    settings = CatalogSettings.parse(path=catalog, **collect(CatalogSettings, values))
-    from sda_features.artifacts import atomic_file
-    from sda_features.thresholds import read_thresholds
-    from sda_features.workflows.gate import run_gate
-
-    limits = read_thresholds(repo, thresholds)
-    log = LogSettings.parse(**collect(LogSettings, values, prefix="log"))
-    verdict = run_gate(repo, feature_set, candidate, settings, limits, interactions=interactions, log=log)
-    for path, text in ((junit, verdict.junit()), (markdown, verdict.markdown())):
-        if path is not None:
-            with atomic_file(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-    click.echo(json.dumps(verdict.json()) if as_json else verdict.markdown(), nl=as_json)
-    if not verdict.passed:
-        sys.exit(3)
+    verdict = vector_set(repo, feature_set).gate(
+        candidate,
+        catalog,
+        interactions=interactions,
+        thresholds=thresholds,
+        junit=junit,
+        markdown=markdown,
+        **values,
+    )
+    show(verdict, as_json)

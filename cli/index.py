@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sda_features.config import CatalogSettings
+from sda_features.api.vector_set import VectorSet
 
-from .options import collect, settings_options
+from .options import settings_options, show, verb
 from .ranges import FOLDER
-from .version_options import version_options
+from .version_options import vector_set, version_options
 
 
 def _codes(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -26,7 +24,7 @@ def _codes(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     return int(match[1]), int(match[2])
 
 
-@click.command(name="index")
+@verb(VectorSet.index)
 @click.argument("catalog")
 @click.option(
     "--output",
@@ -43,7 +41,7 @@ def _codes(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     metavar="LEVELSxCODES",
     help="Also write codes.parquet: residual k-means codes of text and picture together, e.g. 3x256.",
 )
-@settings_options(CatalogSettings, skip=("path",))
+@settings_options(VectorSet.index)
 @version_options
 def command(
     catalog: str,
@@ -64,16 +62,7 @@ def command(
     Example:
       sda-features index items.parquet --repo shop/feature_repo -o index --codes 3x256
     """
-    settings = CatalogSettings.parse(path=catalog, **collect(CatalogSettings, values))
-    from sda_features.workflows.similar import RECALL_OF, write_index
-
-    written = write_index(repo, feature_set, settings, output, version=version, codes=codes)
-    if as_json:
-        click.echo(json.dumps(asdict(written)))
-        return
-    for view, items in written.items.items():
-        recall = f"recall@{RECALL_OF} {written.recall[view]:.3f} against exact search"
-        click.echo(f"{view:<6} {items:>9,} items  {recall}")
-    if written.codes:
-        click.echo(f"codes  {written.codes[0]} levels of {written.codes[1]}")
-    click.echo(f"index  {written.path}, version {written.version}")
+    written = vector_set(repo, feature_set).index(
+        catalog, output=output, version=version, codes=codes, **values
+    )
+    show(written, as_json)

@@ -6,15 +6,19 @@ from pathlib import Path
 
 import click
 
-from sda_features.artifacts import to_json
+from sda_features.api.repo import Repo
+
+from .options import names, show, verb
+from .version_options import open_repo
 
 
-@click.command(name="init")
+@verb(Repo.init)
 @click.argument("repo", type=click.Path(path_type=Path, file_okay=False), default=".")
 @click.option(
     "--feature-sets",
     default="sda,vanilla",
     show_default=True,
+    callback=names,
     metavar="A,B,...",
     help="Feature sets to define; NAME:float16 and NAME:int8 store smaller numbers.",
 )
@@ -43,7 +47,7 @@ from sda_features.artifacts import to_json
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     repo: Path,
-    feature_sets: str,
+    feature_sets: list[str],
     slots: int,
     entity: str | None,
     join_key: str,
@@ -55,7 +59,7 @@ def command(
     """Add the item-vector feature views to the Feast repo in REPO, as one file.
 
     An entity of items that the repo already has is used, and a file that you edited is not replaced.
-    Beside it lies sda-gate.toml, the limits of `sda-features gate`. No other file is touched.
+    Beside it lies sda-features.toml with every setting, commented out. No other file is touched.
 
     \b
     Example:
@@ -63,11 +67,8 @@ def command(
       sda-features init
       feast apply
     """
-    from sda_features.feature_store.init import OUR_ONLINE_STORE, init_repo
-
-    result = init_repo(
-        repo,
-        feature_sets=[name.strip() for name in feature_sets.split(",") if name.strip()],
+    result = open_repo(repo).init(
+        feature_sets=feature_sets,
         slots=slots,
         entity=entity,
         join_key=join_key,
@@ -75,47 +76,4 @@ def command(
         feast_materialize=feast_materialize,
         force=force,
     )
-    from sda_features.thresholds import write_thresholds
-
-    limits = write_thresholds(repo)
-    if as_json:
-        click.echo(
-            to_json(
-                {
-                    "path": str(result.path),
-                    "action": result.action,
-                    "entity": str(result.entity) if result.entity else None,
-                    "views": result.views,
-                    "online_store": result.online_store,
-                    "feast_materialize": result.feast_materialize,
-                }
-            )
-        )
-        return
-    click.echo(f"{result.action} {result.path}")
-    if limits:
-        click.echo(f"created {limits}")
-    click.echo(f"  views   {', '.join(result.views)}")
-    click.echo(f"  entity  {f'yours, {result.entity}' if result.entity else f'new, join key {join_key}'}")
-    if result.entity and (result.entity.join_key, result.entity.value_type) != ("item_id", "STRING"):
-        click.echo(
-            f"  readers of the online store need: --join-key {result.entity.join_key or 'KEY'} "
-            f"--id-type {(result.entity.value_type or 'STRING').lower()}"
-        )
-    if not result.feast_materialize:
-        click.echo(
-            "The repo's own `feast materialize` leaves these views out; `sda-features materialize` writes them."
-        )
-    if result.online_store == OUR_ONLINE_STORE:
-        click.echo(
-            f"The online store of this repo is {result.online_store}. Item vectors are read by EmbeddingClient, which "
-            "needs no store of its own. In feature_store.yaml, switch to what Feast ships and keep the rest:\n"
-            "  online_store:\n    type: redis"
-        )
-    elif result.online_store != "redis":
-        click.echo(
-            f"The online store of this repo is {result.online_store}; item vectors are served from Redis. "
-            "In feature_store.yaml:\n"
-            "  online_store:\n    type: redis\n    connection_string: localhost:6379"
-        )
-    click.echo(f"Next: cd {repo} && feast apply")
+    show(result, as_json)

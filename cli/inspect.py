@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sda_features.config import CatalogSettings
+from sda_features.api.vector_set import VectorSet
 
-from .options import collect, settings_options
-from .version_options import space_options, version_options
+from .options import settings_options, show, verb
+from .version_options import space_options, vector_set, version_options
 
 
-@click.command(name="inspect")
+@verb(VectorSet.inspect)
 @click.argument("catalog")
 @space_options
-@settings_options(CatalogSettings, skip=("path",))
+@settings_options(VectorSet.inspect)
 @version_options
 def command(
     catalog: str,
@@ -35,12 +34,5 @@ def command(
       sda-features inspect items.parquet --repo shop/feature_repo
       sda-features inspect items.parquet --repo shop/feature_repo --version 526f --against @
     """
-    settings = CatalogSettings.parse(path=catalog, **collect(CatalogSettings, values))
-    from sda_features.report.inspection import inspection_table
-    from sda_features.workflows.inspect_vectors import inspect_catalog
-
-    spaces, change = inspect_catalog(repo, feature_set, settings, version=version, against=against)
-    if as_json:
-        click.echo(json.dumps({"spaces": spaces, "change": change}))
-        return
-    click.echo(inspection_table(spaces, change))
+    found = vector_set(repo, feature_set).inspect(catalog, version=version, against=against, **values)
+    show(found, as_json)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from sda_features.artifacts import to_json
+from sda_features.api.vector_set import VectorSet
+from sda_features.workflows.lookup import SHOWN
 
-if TYPE_CHECKING:
-    from sda_features.serving import Embeddings
-
-SHOWN = 4  # leading values of a vector
+from .options import REPO, show, verb
+from .version_options import vector_set
 
 
-@click.command(name="lookup")
+@verb(VectorSet.lookup)
 @click.argument("item_ids", metavar="ID...", nargs=-1, required=True)
-@click.option("--repo", type=click.Path(path_type=Path), default=".", show_default=True, help="Feast repo.")
+@REPO
 @click.option("--feature-set", default="sda", show_default=True, help="Feature set to read.")
 @click.option(
     "--modality",
@@ -40,7 +39,7 @@ def command(
     item_ids: tuple[str, ...],
     repo: Path,
     feature_set: str,
-    modality: str,
+    modality: Any,
     join_key: str,
     id_type: Any,
     full: bool,
@@ -53,45 +52,13 @@ def command(
       sda-features lookup B001 B002 --repo shop/feature_repo
       sda-features lookup B001 --repo shop/feature_repo --modality text --full --json
     """
-    from sda_features.serving import EmbeddingClient
-
-    with EmbeddingClient.from_repo(repo, feature_set, join_key=join_key, id_type=id_type) as client:
-        found = client.get(item_ids)
-    modalities = ("text", "image") if modality == "both" else (modality,)
-    items = [_describe(found, row, modalities, full) for row in range(len(found))]
-    if as_json:
-        click.echo(to_json({"view": client.view, "project": client.project, "items": items}))
-        return
-    for item in items:
-        version = f"version {item['version']}" if item["version"] else "not in the online store"
-        click.echo(f"{item['item_id']}  {version}")
-        for name in modalities if item["version"] else ():
-            click.echo(f"  {name:<6}{_line(item[name], full)}")
-    if not (found.text_found.any() or found.image_found.any()):
+    found = vector_set(repo, feature_set).lookup(
+        item_ids, modality=modality, join_key=join_key, id_type=id_type, full=full
+    )
+    show(found, as_json)
+    if not found.found:
         click.echo(
-            f"No vectors of {client.view} in project {client.project} at {client.address}. Materialize them "
+            f"No vectors of {found.view} in project {found.project} at {found.address}. Materialize them "
             "(`sda-features materialize`), or correct --feature-set, --join-key or --id-type.",
             err=True,
         )
-
-
-def _describe(found: Embeddings, row: int, modalities: tuple[str, ...], full: bool) -> dict[str, Any]:
-    """What was found for one item, in types that JSON has."""
-    item: dict[str, Any] = {"item_id": found.item_ids[row], "version": found.versions[row]}
-    for name in modalities:
-        matrix, mask = (found.text, found.text_found) if name == "text" else (found.image, found.image_found)
-        item[name] = None
-        if mask[row]:
-            vector = matrix[row].astype(float)
-            values = vector if full else vector[:SHOWN]
-            norm = float((vector @ vector) ** 0.5)
-            item[name] = {"dim": len(vector), "norm": norm, "values": values.tolist()}
-    return item
-
-
-def _line(vector: dict[str, Any] | None, full: bool) -> str:
-    if vector is None:
-        return "missing"
-    values = ", ".join(f"{value:.6g}" for value in vector["values"])
-    more = "" if full or vector["dim"] <= SHOWN else ", ..."
-    return f"found, dimension {vector['dim']}, norm {vector['norm']:.4f}: [{values}{more}]"

@@ -23,6 +23,7 @@ GROUPS = {
     "Start": {
         "demo": "Walk the whole product on generated data, offline, in minutes.",
         "init": "Add the item-vector definitions to a Feast repo.",
+        "config": "Print which settings hold, and where each comes from.",
         "doctor": "Look at machine, repo, server and model; say what to do about each.",
     },
     "Make vectors": {

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from sda_features.artifacts import to_json
-from sda_features.config import WIDEST, BackboneSettings, CatalogSettings, PromptSettings
-from sda_features.errors import SettingsError
+from sda_features.api.vector_set import VectorSet
+from sda_features.config import WIDEST
 
-from .options import collect, settings_options
+from .options import JSON, REPO, settings_options, show, verb
 from .ranges import COUNT, Device, FiniteRange, OutputFile
-
-if TYPE_CHECKING:
-    from sda_features.lvlm.item_encoder import ItemEncoder
+from .version_options import vector_set
 
 
-@click.command()
+@verb(VectorSet.materialize)
 @click.argument("catalog", required=False)
-@click.option("--repo", type=click.Path(path_type=Path), default=".", show_default=True, help="Feast repo.")
+@REPO
 @click.option(
     "--vectors",
     type=click.Path(path_type=Path, exists=True),
@@ -88,9 +84,9 @@ if TYPE_CHECKING:
 @click.option(
     "--again", multiple=True, metavar="ID", help="Encode this item again; may be given several times."
 )
-@settings_options(CatalogSettings, skip=("path",))
+@settings_options(VectorSet.materialize)
 @click.option("--report", type=OutputFile(), help="Write bad catalogue rows here (JSONL).")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@JSON
 def command(
     catalog: str | None,
     repo: Path,
@@ -108,7 +104,7 @@ def command(
     feature_set: str | None,
     batch_size: int,
     shard_rows: int,
-    engine: str,
+    engine: Any,
     ray_address: str | None,
     workers: int | None,
     gpus_per_worker: float | None,
@@ -135,104 +131,32 @@ def command(
       sda-features materialize items.parquet --model openai/clip-vit-large-patch14 --feature-set clip
       sda-features materialize --vectors vectors.parquet --text-vectors text --image-vectors image --version v7
     """
-    given_vectors = (text_vectors, image_vectors, version)
-    if (catalog is None) == (vectors is None) or (vectors is None and any(given_vectors)):
-        raise SettingsError(
-            "Give CATALOG, or --vectors with --text-vectors, --image-vectors or both; --version goes with --vectors."
-        )
-    if vectors is not None and (checkpoint, model, dim) != (None, None, None):
-        raise SettingsError("--vectors are stored as they are: leave out --checkpoint, --model and --dim.")
-    if vectors is not None and engine != "local":
-        raise SettingsError("--vectors need no encoding: leave out --engine.")
-    if vectors is not None and not (text_vectors or image_vectors):
-        raise SettingsError("Name the columns of --vectors with --text-vectors, --image-vectors or both.")
-    if vectors is None and checkpoint is None and model is None:
-        raise SettingsError("Give --checkpoint (adapted vectors) or --model (vanilla vectors).")
-    if vectors is None and checkpoint is None and dim is not None:
-        raise SettingsError("--dim needs a --checkpoint: it uses the rotation that `adapt` stored there.")
-    if engine == "local" and (ray_address, workers, gpus_per_worker) != (None, None, None):
-        raise SettingsError("--ray-address, --workers and --gpus-per-worker are for --engine ray.")
-    if model is not None and Path(model).exists():
-        model = str(Path(model).resolve())  # a worker has a working directory of its own
-    given: dict[str, Any] = {"model": model, "quantization": quantization, "dtype": dtype, "device": device}
-    given |= {"trust_remote_code": trust_remote_code or None}
-    overrides = {name: value for name, value in given.items() if value is not None}
-    from sda_features.workflows import materialize
-    from sda_features.workflows.engines import Engine, local_engine
-    from sda_features.workflows.given_vectors import VectorTable, version_of
-
-    chosen: Engine = local_engine
-    if engine == "ray":
-        from sda_features.workflows.ray_engine import ray_engine
-
-        chosen = partial(ray_engine, address=ray_address, workers=workers, gpus_per_worker=gpus_per_worker)
-    source: CatalogSettings | VectorTable
-    if vectors is not None:
-        id_column = values.get("id_column") or "item_id"
-        source = VectorTable(vectors, id_column, text_vectors, image_vectors, version or version_of(vectors))
-    else:
-        source = CatalogSettings.parse(path=catalog, **collect(CatalogSettings, values))
-    result = materialize(
-        repo,
-        feature_set or ("vanilla" if checkpoint is None and vectors is None else "sda"),
-        source,
-        partial(load_encoder, checkpoint and checkpoint.resolve(), dim, overrides, feature_set),
-        engine=chosen,
+    name = feature_set or ("vanilla" if checkpoint is None and vectors is None else "sda")
+    result = vector_set(repo, name).materialize(
+        catalog,
+        vectors=vectors,
+        text_vectors=text_vectors,
+        image_vectors=image_vectors,
+        version=version,
+        checkpoint=checkpoint,
+        model=model,
+        quantization=quantization,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        device=device,
+        dim=dim,
         batch_size=batch_size,
         shard_rows=shard_rows,
+        engine=engine,
+        ray_address=ray_address,
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
         promote=promote,
         max_removed=max_removed,
         repair=repair,
         again=again,
+        report=report,
         progress=not as_json,
+        **values,
     )
-    if report is not None:
-        result.report.write(report)
-    if as_json:
-        click.echo(
-            to_json(
-                {
-                    "view": result.view,
-                    "version": result.version,
-                    "live": result.live,
-                    "encoded": result.encoded,
-                    "unchanged": result.unchanged,
-                    "removed": result.removed,
-                    "texts_cut": result.texts_cut,
-                    "online_rows": result.online_rows,
-                    "bad_rows": result.report.bad_rows,
-                }
-            )
-        )
-        return
-    click.echo(f"catalogue  {result.report}")
-    click.echo(
-        f"encoded    {result.encoded:,} items, {result.unchanged:,} unchanged, {result.removed:,} removed"
-    )
-    if result.texts_cut:
-        click.echo(
-            f"texts      {result.texts_cut:,} are longer than the model reads; their ends were left out"
-        )
-    click.echo(f"online     {result.online_rows:,} items in {result.view}, version {result.version}")
-    if result.live != result.version:
-        click.echo(
-            f"live       {result.live}; to serve the new version: sda-features promote {result.version}"
-        )
-
-
-def load_encoder(
-    checkpoint: Path | None, dim: int | None, overrides: dict[str, Any], feature_set: str | None
-) -> ItemEncoder:
-    """The encoder that the options of `materialize` and `stream` name."""
-    from sda_features.lvlm.checkpoint import load_checkpoint, pretrained
-    from sda_features.lvlm.dual_encoder import DualEncoder
-
-    if checkpoint is not None:
-        return load_checkpoint(checkpoint, dim, **overrides)
-    loaded = pretrained(BackboneSettings.parse(**overrides), PromptSettings())
-    if feature_set is None and isinstance(loaded, DualEncoder):
-        raise SettingsError(
-            f"Expected --feature-set for the vectors of {overrides['model']}, such as clip: the default, vanilla, is "
-            "for unadapted Qwen-VL models. Nothing was written."
-        )
-    return loaded
+    show(result, as_json)

@@ -7,16 +7,22 @@ from typing import Any
 
 import click
 
+from sda_features.api.repo import Repo
+
+from .options import show, verb
 from .ranges import FOLDER
-from .recommender_options import grid_arguments, recommender_options, show_tables
+from .recommender_options import recommender_options, training_arguments
+from .version_options import open_repo
 
 
-@click.command()
+@verb(Repo.modality)
 @click.option("--output", "-o", required=True, type=FOLDER, help="Folder for runs and tables.")
 @click.option("--model", default="slmrec", show_default=True, help="Recommender, see `train`.")
 @click.option("--feature-set", default="sda", show_default=True, help="Feature set of the repo.")
-@recommender_options(seeds="0,1,2")
-def command(output: Path, model: str, feature_set: str, **values: Any) -> None:
+@recommender_options(Repo.modality)
+def command(
+    interactions: str, output: Path, model: str, feature_set: str, repo: Path, as_json: bool, **values: Any
+) -> None:
     """Train a recommender on no vectors, on texts, on images and on both, and print the table (paper, Fig. 3).
 
     Writes OUTPUT/modality.json (manifest with every score), .md and .tex. Runs that have finished are
@@ -26,6 +32,12 @@ def command(output: Path, model: str, feature_set: str, **values: Any) -> None:
     Example:
       sda-features modality interactions.parquet --model slmrec --repo shop/feature_repo -o modality
     """
-    arguments = grid_arguments([model], values)
-    features = ["id", f"{feature_set}-text", f"{feature_set}-image", feature_set]
-    show_tables("modality", output, features, arguments, ours=-1, as_json=values["as_json"])
+    found = open_repo(repo).modality(
+        interactions,
+        output=output,
+        model=model,
+        feature_set=feature_set,
+        **training_arguments(as_json),
+        **values,
+    )
+    show(found, as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -11,60 +12,93 @@ import click
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from sda_features.config import Settings
+from sda_features.api.calls import Call
+from sda_features.api.settings_file import FILE_NAME, read_settings_file
+from sda_features.artifacts import to_json
+from sda_features.results import Result
 
 from .ranges import Device, NumberOrNone, number_range
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
+REPO = click.option(
+    "--repo", type=click.Path(path_type=Path), default=".", show_default=True, help="Feast repo."
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+VERSION = click.option("--version", "version", help="Adapter version.  [default: the live one]")
 
-def settings_options(
-    model: type[Settings], *, prefix: str = "", skip: tuple[str, ...] = (), defaults: bool = True
-) -> Callable[[Decorated], Decorated]:
-    """Decorate a command with one option for each field of `model`.
+
+class Verb(click.Command):
+    """A command that takes what its user leaves out from the settings file.
 
     Args:
-        model: settings whose fields become options; a field `max_length` becomes `--max-length`.
-        prefix: put before each option, e.g. "loss" makes `--loss-temperature`. The field `kind`
-            then takes the prefix alone: `--loss`.
-        skip: names of fields that get no option.
-        defaults: whether an option that is not given has the field's default; else it is None, and
-            `given` leaves it to something else, such as a preset.
+        call: the call of the API that it makes.
+    """
 
-    The command receives the values under the option's name; `collect` takes them back out.
+    def __init__(self, *arguments: Any, call: Call, **named: Any):
+        super().__init__(*arguments, **named)
+        self.call = call
+        help_ = f"Settings file.  [default: {FILE_NAME} of the repo]"
+        self.params.append(
+            click.Option(["--config"], type=click.Path(path_type=Path), expose_value=False, help=help_)
+        )
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the settings file that the arguments name, then the arguments."""
+        parsed, _, _ = self.make_parser(ctx).parse_args(list(args))
+        given: dict[str, Any] = {
+            name: value for name, value in parsed.items() if isinstance(value, str | list | tuple)
+        }
+        repo = given.get("repo") if "repo" in {param.name for param in self.params} else None
+        file = read_settings_file(repo or ".", given.get("config"))
+        ctx.meta[FILE_NAME] = file
+        found = file.of(self.call, given)
+        ctx.default_map = {
+            param.name: _as_typed(param, found[param.name]) for param in self.params if param.name in found
+        }
+        return super().parse_args(ctx, args)
+
+
+def _as_typed(param: click.Parameter, value: Any) -> Any:
+    """A value of the settings file as a user would type it."""
+    if isinstance(value, list) and not param.multiple and param.nargs == 1:
+        return ",".join(map(str, value))
+    return value
+
+
+def verb(call: Any) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a function the command of a call of the API."""
+    return click.command(name=call.verb, cls=Verb, call=call)
+
+
+def show(result: Result, as_json: bool) -> None:
+    """Print a result, and end with its exit status."""
+    click.echo(to_json(result.as_dict()) if as_json else str(result))
+    if result.exit_status:
+        sys.exit(result.exit_status)
+
+
+def settings_options(call: Any) -> Callable[[Decorated], Decorated]:
+    """Decorate a command with one option for each setting of its call.
+
+    A field `max_length` becomes `--max-length`, with the prefix of its group before it. Where the group has
+    no defaults, an option that is not given is None.
     """
 
     def decorate(function: Decorated) -> Decorated:
-        for name, field in reversed(model.model_fields.items()):
-            if name not in skip:
+        for group in reversed(call.groups):
+            for option, name in reversed(group.options().items()):
+                field = group.model.model_fields[name]
                 attributes = _attributes(name, field)
-                if not defaults:
+                if not group.defaults:
                     attributes |= {"default": None, "show_default": False, "required": False}
-                function = click.option(*_declaration(prefix, name, field), **attributes)(function)
+                function = click.option(*_declaration(option, field), **attributes)(function)
         return function
 
     return decorate
 
 
-def collect(model: type[Settings], values: dict[str, Any], *, prefix: str = "") -> dict[str, Any]:
-    """The part of `values` that belongs to `model`, as keyword arguments for `model.parse`."""
-    names = {name: _parameter(prefix, name) for name in model.model_fields}
-    return {name: values[parameter] for name, parameter in names.items() if parameter in values}
-
-
-def given(model: type[Settings], values: dict[str, Any]) -> dict[str, Any]:
-    """Like `collect`, without the options that nobody gave."""
-    return {name: value for name, value in collect(model, values).items() if value is not None}
-
-
-def _parameter(prefix: str, name: str) -> str:
-    if not prefix:
-        return name
-    return prefix if name == "kind" else f"{prefix}_{name}"
-
-
-def _declaration(prefix: str, name: str, field: FieldInfo) -> list[str]:
-    parameter = _parameter(prefix, name)
+def _declaration(parameter: str, field: FieldInfo) -> list[str]:
     option = "--" + parameter.replace("_", "-")
     if _unwrap_optional(field.annotation)[0] is bool:
         option += "/--no-" + parameter.replace("_", "-")
@@ -110,6 +144,14 @@ def _unwrap_optional(annotation: Any) -> tuple[Any, bool]:
         options = [option for option in get_args(annotation) if option is not type(None)]
         return options[0], True
     return annotation, False
+
+
+def names(ctx: click.Context, parameter: click.Parameter, value: str) -> list[str]:
+    """Callback: A,B,... as a list without repeats."""
+    found = list(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+    if not found:
+        raise click.BadParameter("expected at least one name", ctx, parameter)
+    return found
 
 
 def _comma_separated(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:

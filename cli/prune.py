@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from sda_features.artifacts import to_json
-from sda_features.errors import SettingsError
+from sda_features.api.vector_set import VectorSet
 
-from .version_options import version_options
+from .options import show, verb
+from .version_options import vector_set, version_options
 
 
-@click.command(name="prune")
+@verb(VectorSet.prune)
 @click.argument("names", metavar="[VERSION]...", nargs=-1)
 @click.option("--keep", multiple=True, metavar="VERSION", help="Keep this version too; may be repeated.")
 @version_options
@@ -29,18 +29,4 @@ def command(
       sda-features prune --repo shop/feature_repo
       sda-features prune 3f9c --repo shop/feature_repo
     """
-    if names and keep:
-        raise SettingsError("Give versions to delete, or --keep and all others that are not live; not both.")
-    from sda_features.feature_store.lifecycle import prune
-    from sda_features.feature_store.versions import open_versions
-
-    with open_versions(repo, feature_set) as versions:
-        pruned = prune(versions, names, keep=keep)
-    if as_json:
-        deleted = [state.version for state in pruned]
-        click.echo(to_json({"feature_set": feature_set, "deleted": deleted}))
-        return
-    for state in pruned:
-        click.echo(f"deleted {state.version} from slot {state.slot}, {state.items:,} items")
-    if not pruned:
-        click.echo(f"Nothing to delete: {feature_set} has no version besides what is served or kept.")
+    show(vector_set(repo, feature_set).prune(names, keep=keep), as_json)

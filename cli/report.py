@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sda_features.config import CatalogSettings
+from sda_features.api.vector_set import VectorSet
 
-from .options import collect, settings_options
+from .options import settings_options, show, verb
 from .ranges import FiniteRange, OutputFile
-from .version_options import space_options, version_options
+from .version_options import space_options, vector_set, version_options
 
 
-@click.command(name="report")
+@verb(VectorSet.report)
 @click.argument("catalog")
 @space_options
 @click.option(
@@ -43,7 +42,7 @@ from .version_options import space_options, version_options
     show_default=True,
     help="Largest size of the pictures in the file.",
 )
-@settings_options(CatalogSettings, skip=("path",))
+@settings_options(VectorSet.report)
 @version_options
 def command(
     catalog: str,
@@ -67,22 +66,15 @@ def command(
       sda-features report items.parquet --repo shop/feature_repo -o report.html
       sda-features report items.parquet --repo shop/feature_repo --version 526f --against @ --run runs/sda
     """
-    settings = CatalogSettings.parse(path=catalog, **collect(CatalogSettings, values))
-    from sda_features.workflows.report import write_report
-
-    found = write_report(
-        output,
-        repo,
-        feature_set,
-        settings,
+    written = vector_set(repo, feature_set).report(
+        catalog,
+        output=output,
         version=version,
         against=against,
         run=run,
         recommenders=recommenders,
         max_megabytes=max_megabytes,
         progress=not as_json,
+        **values,
     )
-    if as_json:
-        click.echo(json.dumps(found))
-        return
-    click.echo(f"{found['path']}  {found['bytes'] / 1e6:.1f} MB; open it in a browser")
+    show(written, as_json)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
+from sda_features.api.vector_set import VectorSet
 
-from .version_options import show_versions, version_options
+from .options import show, verb
+from .version_options import vector_set, version_options
 
 
-@click.command(name="rollback")
+@verb(VectorSet.rollback)
 @version_options
 def command(repo: Path, feature_set: str, as_json: bool) -> None:
     """Serve the version that was live before; a second call returns.
@@ -18,9 +19,4 @@ def command(repo: Path, feature_set: str, as_json: bool) -> None:
     Example:
       sda-features rollback --repo shop/feature_repo
     """
-    from sda_features.feature_store.lifecycle import list_versions, rollback
-    from sda_features.feature_store.versions import open_versions
-
-    with open_versions(repo, feature_set) as versions:
-        rollback(versions)
-        show_versions(list_versions(versions), feature_set, as_json)
+    show(vector_set(repo, feature_set).rollback(), as_json)

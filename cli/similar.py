@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sda_features.config import CatalogSettings
+from sda_features.api.vector_set import VectorSet
 
-from .options import collect, settings_options
-from .version_options import version_options
+from .options import settings_options, show, verb
+from .version_options import vector_set, version_options
 
 
-@click.command(name="similar")
+@verb(VectorSet.similar)
 @click.argument("item")
 @click.argument("catalog")
 @click.option(
@@ -27,7 +25,7 @@ from .version_options import version_options
 )
 @click.option("--k", type=click.IntRange(1, 1000), default=10, show_default=True, help="Items to list.")
 @click.option("--version", "version", help="Adapter version.  [default: the live one]")
-@settings_options(CatalogSettings, skip=("path",))
+@settings_options(VectorSet.similar)
 @version_options
 def command(
     item: str,
@@ -46,16 +44,5 @@ def command(
     Example:
       sda-features similar B001 items.parquet --repo shop/feature_repo --by text
     """
-    settings = CatalogSettings.parse(path=catalog, **collect(CatalogSettings, values))
-    from sda_features.report.tables import text_table
-    from sda_features.workflows.similar import similar_items
-
-    name, found = similar_items(repo, feature_set, settings, item, by=by, k=k, version=version)
-    if as_json:
-        click.echo(
-            json.dumps({"item": item, "name": name, "by": by, "near": [asdict(near) for near in found]})
-        )
-        return
-    click.echo(f"{item}  {name}\n")
-    rows = [[f"{near.cosine:.3f}", near.item_id, near.name] for near in found]
-    click.echo(text_table(rows, ["cosine", "item", "name"], ["right", "left", "left"]))
+    found = vector_set(repo, feature_set).similar(item, catalog, by=by, k=k, version=version, **values)
+    show(found, as_json)

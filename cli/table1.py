@@ -7,14 +7,23 @@ from typing import Any
 
 import click
 
+from sda_features.api.repo import MODELS, Repo
+
+from .options import names, show, verb
 from .ranges import FOLDER
-from .recommender_options import MODELS, grid_arguments, names, recommender_options, show_tables
+from .recommender_options import recommender_options, training_arguments
+from .version_options import open_repo
 
 
-@click.command()
+@verb(Repo.table1)
 @click.option("--output", "-o", required=True, type=FOLDER, help="Folder for runs and tables.")
 @click.option(
-    "--models", default=MODELS, show_default=True, callback=names, metavar="A,B,...", help="Recommenders."
+    "--models",
+    default=",".join(MODELS),
+    show_default=True,
+    callback=names,
+    metavar="A,B,...",
+    help="Recommenders.",
 )
 @click.option(
     "--features",
@@ -24,8 +33,16 @@ from .recommender_options import MODELS, grid_arguments, names, recommender_opti
     metavar="A,B,...",
     help="See `train`; the last is compared with each of the others.",
 )
-@recommender_options(seeds="0,1,2")
-def command(output: Path, models: list[str], features: list[str], **values: Any) -> None:
+@recommender_options(Repo.table1)
+def command(
+    interactions: str,
+    output: Path,
+    models: list[str],
+    features: list[str],
+    repo: Path,
+    as_json: bool,
+    **values: Any,
+) -> None:
     """Train every recommender on every feature set with every seed, and print the table (paper, Table 1).
 
     One table for each ranking. Writes OUTPUT/table1.json (manifest with every score), .md and .tex.
@@ -35,5 +52,7 @@ def command(output: Path, models: list[str], features: list[str], **values: Any)
     Example:
       sda-features table1 interactions.parquet --features id,vanilla,sda --repo shop/feature_repo -o table1
     """
-    arguments = grid_arguments(models, values)
-    show_tables("table1", output, features, arguments, ours=-1, as_json=values["as_json"])
+    found = open_repo(repo).table1(
+        interactions, output=output, models=models, features=features, **training_arguments(as_json), **values
+    )
+    show(found, as_json)

@@ -7,11 +7,15 @@ from typing import Any
 
 import click
 
+from sda_features.api.repo import Repo
+
+from .options import names, show, verb
 from .ranges import FOLDER
-from .recommender_options import grid_arguments, names, recommender_options, show_tables
+from .recommender_options import recommender_options, training_arguments
+from .version_options import open_repo
 
 
-@click.command()
+@verb(Repo.table2)
 @click.option("--output", "-o", required=True, type=FOLDER, help="Folder for runs and tables.")
 @click.option("--model", default="sasrec", show_default=True, help="Recommender, see `train`.")
 @click.option(
@@ -21,8 +25,10 @@ from .recommender_options import grid_arguments, names, recommender_options, sho
     metavar="A,B,...",
     help="The full model's feature set, then one for each ablation, see `train`.",
 )
-@recommender_options(seeds="0,1,2")
-def command(output: Path, model: str, features: list[str], **values: Any) -> None:
+@recommender_options(Repo.table2)
+def command(
+    interactions: str, output: Path, model: str, features: list[str], repo: Path, as_json: bool, **values: Any
+) -> None:
     """Train a recommender on each feature set of an ablation, and print the table (paper, Table 2).
 
     The column Δ is the mean relative change of Hit and NDCG against the full model. Writes
@@ -33,5 +39,7 @@ def command(output: Path, model: str, features: list[str], **values: Any) -> Non
     Example:
       sda-features table2 interactions.parquet --features sda,no_cmsa,no_moda,no_soft,vanilla -o table2
     """
-    arguments = grid_arguments([model], values)
-    show_tables("table2", output, features, arguments, ours=0, ablation=True, as_json=values["as_json"])
+    found = open_repo(repo).table2(
+        interactions, output=output, model=model, features=features, **training_arguments(as_json), **values
+    )
+    show(found, as_json)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sda_features.artifacts import to_json
+from sda_features.api.repo import Repo
 
+from .options import show, verb
 from .ranges import FOLDER
-from .recommender_options import grid_arguments, recommender_options
+from .recommender_options import recommender_options, training_arguments
+from .version_options import open_repo
 
 
-@click.command()
+@verb(Repo.train)
 @click.option(
     "--model",
     default="sasrec",
@@ -29,8 +30,16 @@ from .recommender_options import grid_arguments, recommender_options
     "sda-image; both in one space: sda-shared; or a parquet file with item_id and columns of vectors.",
 )
 @click.option("--output", "-o", type=FOLDER, help="Run folder for weights and ranks.")
-@recommender_options(seeds="0")
-def command(model: str, features: str, output: Path | None, **values: Any) -> None:
+@recommender_options(Repo.train)
+def command(
+    interactions: str,
+    model: str,
+    features: str,
+    output: Path | None,
+    repo: Path,
+    as_json: bool,
+    **values: Any,
+) -> None:
     """Train a recommender on the log INTERACTIONS and measure Hit@10 and NDCG@10 on what users took next.
 
     The ranking is reported among 100 sampled negatives and over the full catalogue, for all users
@@ -41,19 +50,7 @@ def command(model: str, features: str, output: Path | None, **values: Any) -> No
     Example:
       sda-features train interactions.parquet --features sda --repo shop/feature_repo -o runs/sasrec-sda
     """
-    arguments = grid_arguments([model], values)
-    from sda_features.report.tables import metrics_table
-    from sda_features.workflows.train import train_seeds
-
-    with tempfile.TemporaryDirectory() as temporary:
-        runs = train_seeds(output=output or Path(temporary), features=features, **arguments)
-    if values["as_json"]:
-        manifests = [run.manifest for run in runs]
-        click.echo(to_json(manifests[0] if len(runs) == 1 else {"runs": manifests}))
-        return
-    labels = [features if len(runs) == 1 else f"{features}, seed {seed}" for seed in arguments["seeds"]]
-    click.echo(
-        metrics_table({label: run.manifest["metrics"] for label, run in zip(labels, runs, strict=True)})
+    found = open_repo(repo).train(
+        interactions, model=model, features=features, output=output, **training_arguments(as_json), **values
     )
-    for run in runs if output is not None else []:
-        click.echo(f"run  {run.folder}")
+    show(found, as_json)

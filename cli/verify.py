@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sda_features.artifacts import to_json
-from sda_features.config import CatalogSettings
+from sda_features.api.vector_set import VectorSet
 
-from .options import collect, settings_options
+from .options import settings_options, show, verb
 from .ranges import COUNT, SEEDS
-from .version_options import version_options
+from .version_options import vector_set, version_options
 
 
-@click.command(name="verify")
+@verb(VectorSet.verify)
 @click.argument("catalog")
 @click.option("--version", "version", help="Adapter version to check.  [default: the live one]")
 @click.option("--sample", type=COUNT, help="Compare the vectors of so many random items.")
 @click.option("--seed", type=SEEDS, default=0, show_default=True, help="Seed of the sample.")
-@settings_options(CatalogSettings, skip=("path",))
+@settings_options(VectorSet.verify)
 @version_options
 def command(
     catalog: str,
@@ -40,18 +38,7 @@ def command(
       sda-features verify items.parquet --repo shop/feature_repo
       sda-features verify items.parquet --repo shop/feature_repo --sample 1000
     """
-    from sda_features.workflows import verify
-
-    settings = CatalogSettings.parse(path=catalog, **collect(CatalogSettings, values))
-    found = verify(
-        repo, feature_set, settings, version=version, sample=sample, seed=seed, progress=not as_json
+    found = vector_set(repo, feature_set).verify(
+        catalog, version=version, sample=sample, seed=seed, progress=not as_json, **values
     )
-    if as_json:
-        click.echo(to_json(asdict(found)))
-        return
-    online = "Redis and " if found.online else "(the online store is not a Redis server and was not read) "
-    click.echo(f"catalogue  {found.items:,} items are stored as they are, nothing else is")
-    click.echo(
-        f"vectors    {found.vectors:,} are the same in the parquet parts, {online}the trainers' matrix"
-    )
-    click.echo(f"version    {found.version} in {found.view}")
+    show(found, as_json)

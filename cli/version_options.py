@@ -1,18 +1,18 @@
-"""What the verbs about versions share: options, and the table of versions."""
+"""What the verbs about a feature set share: options, and the feature set they name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
-from sda_features.artifacts import to_json
+from sda_features.api.repo import Repo
+from sda_features.api.settings_file import FILE_NAME
+from sda_features.api.vector_set import VectorSet
 
-if TYPE_CHECKING:
-    from sda_features.feature_store.lifecycle import VersionState
+from .options import JSON, REPO, VERSION
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -20,11 +20,9 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 def version_options(function: Decorated) -> Decorated:
     """Decorate a command with `--repo`, `--feature-set` and `--json`."""
     for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object."),
+        JSON,
         click.option("--feature-set", default="sda", show_default=True, help="Feature set."),
-        click.option(
-            "--repo", type=click.Path(path_type=Path), default=".", show_default=True, help="Feast repo."
-        ),
+        REPO,
     ):
         function = option(function)
     return function
@@ -38,26 +36,17 @@ def space_options(function: Decorated) -> Decorated:
             metavar="[SET][@VERSION]",
             help="Compare with another feature set or version; @ alone is the live version.",
         ),
-        click.option("--version", "version", help="Adapter version.  [default: the live one]"),
+        VERSION,
     ):
         function = option(function)
     return function
 
 
-def show_versions(states: Sequence[VersionState], feature_set: str, as_json: bool) -> None:
-    """Print versions, one a line."""
-    if as_json:
-        versions = [asdict(state) for state in states]
-        click.echo(to_json({"feature_set": feature_set, "versions": versions}))
-        return
-    rows = [
-        [state.version, str(state.slot), state.state, f"{state.items:,}", str(state.dim), state.written]
-        for state in states
-    ]
-    if rows:
-        from sda_features.report.tables import text_table
+def open_repo(repo: Path) -> Repo:
+    """The repo, with the settings file that this command has read."""
+    return Repo(repo, settings=click.get_current_context().meta[FILE_NAME])
 
-        aligned = ["left", "right", "left", "right", "right", "left"]
-        click.echo(text_table(rows, ["version", "slot", "state", "items", "dimension", "written"], aligned))
-    else:
-        click.echo(f"No version of {feature_set} is stored. Write one with `sda-features materialize`.")
+
+def vector_set(repo: Path, feature_set: str) -> VectorSet:
+    """A feature set of the repo."""
+    return open_repo(repo)[feature_set]

@@ -506,7 +506,7 @@ class VectorEvaluationSettings(Settings):
 
 
 class GateSettings(Settings):
-    """What a version must hold before it may be served; a file `sda-gate.toml` in the repo changes it."""
+    """What a version must hold before it may be served; [limits] in sda-features.toml changes it."""
 
     max_lost: float = Field(
         0.01,

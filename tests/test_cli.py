@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import fsspec
@@ -14,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+from sda_features.api.calls import Group, parse
 from sda_features.cli.main import GROUPS, VERBS, cli, main
-from sda_features.cli.options import collect, settings_options
+from sda_features.cli.options import settings_options
 from sda_features.config import AdapterSettings, CatalogSettings, LossSettings, TrainSettings
 from sda_features.errors import CatalogError, SettingsError
 
@@ -96,10 +98,14 @@ def test_the_reference_of_commands_is_what_the_commands_say() -> None:
 def test_options_mirror_the_settings() -> None:
     seen: dict[str, object] = {}
 
+    groups = (
+        Group(LossSettings, "loss"),
+        Group(AdapterSettings, "adapter"),
+        Group(TrainSettings, skip=("seed",)),
+    )
+
     @click.command()
-    @settings_options(LossSettings, prefix="loss")
-    @settings_options(AdapterSettings, prefix="adapter")
-    @settings_options(TrainSettings, skip=("seed",))
+    @settings_options(SimpleNamespace(groups=groups))
     def command(**values: object) -> None:
         seen.update(values)
 
@@ -107,15 +113,15 @@ def test_options_mirror_the_settings() -> None:
     arguments += ["--adapter-target-modules", "q_proj, k_proj", "--steps", "7"]
     done = CliRunner().invoke(command, arguments)
     assert done.exit_code == 0, done.output
-    loss = LossSettings.parse(**collect(LossSettings, seen, prefix="loss"))
+    loss = parse(LossSettings, seen, "loss")
     assert (loss.kind, loss.normalize, loss.teacher) == ("infonce", False, "moving")
-    adapter = AdapterSettings.parse(**collect(AdapterSettings, seen, prefix="adapter"))
+    adapter = parse(AdapterSettings, seen, "adapter")
     assert adapter.target_modules == ("q_proj", "k_proj")
-    assert TrainSettings.parse(**collect(TrainSettings, seen)).steps == 7
+    assert parse(TrainSettings, seen).steps == 7
     defaults = CliRunner().invoke(command, [])
     assert defaults.exit_code == 0
-    assert LossSettings.parse(**collect(LossSettings, seen, prefix="loss")) == LossSettings()
-    assert AdapterSettings.parse(**collect(AdapterSettings, seen, prefix="adapter")) == AdapterSettings()
+    assert parse(LossSettings, seen, "loss") == LossSettings()
+    assert parse(AdapterSettings, seen, "adapter") == AdapterSettings()
 
 
 def test_all_faults_of_settings_are_reported_together() -> None:

@@ -26,7 +26,7 @@ from sda_features.demo.pretrain import pretrain
 from sda_features.demo.purchases import make_interactions
 from sda_features.errors import FeatureStoreError, SettingsError
 from sda_features.evaluation.retrieval import recall_at_k
-from sda_features.report.tables import text_table
+from sda_features.results import text_table
 
 Metrics = dict[str, float | int | None]
 

@@ -13,12 +13,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sda_features.artifacts import atomic_file
 from sda_features.errors import FeatureStoreError, SettingsError
 from sda_features.offline.empty_slot import keep_readable
 from sda_features.offline.location import is_url
+from sda_features.results import Result
 from sda_features.serving.codec import STORE_DTYPES, StoreDtype
 from sda_features.serving.layout import IdType, view_name
 from sda_features.serving.repo_config import read_repo_config
@@ -68,7 +69,7 @@ class FoundEntity:
 
 
 @dataclass(frozen=True)
-class Initialized:
+class Initialized(Result):
     """What `init_repo` did.
 
     Attributes:
@@ -78,6 +79,8 @@ class Initialized:
         views: names of the feature views.
         online_store: type of the repo's online store; EmbeddingClient reads redis.
         feast_materialize: whether the repo's own `feast materialize` writes the views, too.
+        join_key: of a new entity.
+        settings: the settings file, if this call wrote it.
     """
 
     path: Path
@@ -86,6 +89,39 @@ class Initialized:
     views: tuple[str, ...]
     online_store: str
     feast_materialize: bool = True
+    join_key: str = "item_id"
+    settings: Path | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """See `Result`; of the entity where it comes from."""
+        return {**vars(self), "entity": str(self.entity) if self.entity else None}
+
+    def __str__(self) -> str:
+        entity = f"yours, {self.entity}" if self.entity else f"new, join key {self.join_key}"
+        lines = [f"{self.action} {self.path}", *([f"created {self.settings}"] if self.settings else [])]
+        lines += [f"  views   {', '.join(self.views)}", f"  entity  {entity}"]
+        if self.entity and (self.entity.join_key, self.entity.value_type) != ("item_id", "STRING"):
+            lines.append(
+                f"  readers of the online store need: --join-key {self.entity.join_key or 'KEY'} "
+                f"--id-type {(self.entity.value_type or 'STRING').lower()}"
+            )
+        if not self.feast_materialize:
+            lines.append(
+                "The repo's own `feast materialize` leaves these views out; `sda-features materialize` writes them."
+            )
+        if self.online_store == OUR_ONLINE_STORE:
+            lines.append(
+                f"The online store of this repo is {self.online_store}. Item vectors are read by EmbeddingClient, "
+                "which needs no store of its own. In feature_store.yaml, switch to what Feast ships and keep the "
+                "rest:\n  online_store:\n    type: redis"
+            )
+        elif self.online_store != "redis":
+            lines.append(
+                f"The online store of this repo is {self.online_store}; item vectors are served from Redis. "
+                "In feature_store.yaml:\n"
+                "  online_store:\n    type: redis\n    connection_string: localhost:6379"
+            )
+        return "\n".join([*lines, f"Next: cd {self.path.parent} && feast apply"])
 
 
 def init_repo(
@@ -155,7 +191,7 @@ def init_repo(
         for slot in range(1, slots + 1):
             folder = _slot_folder(source_folder, name, slot)
             keep_readable(folder if is_url(folder) else repo / folder, id_type, dtype)
-    return Initialized(path, action, found, views, config.online_type, feast_materialize)
+    return Initialized(path, action, found, views, config.online_type, feast_materialize, join_key)
 
 
 def _slot_folder(source_folder: str, feature_set: str, slot: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from sda_features.errors import FeatureStoreError
 from sda_features.feature_store.online_rows import delete_online, sweep_online
@@ -15,6 +15,7 @@ from sda_features.offline.lock import writing
 from sda_features.offline.parts import stored_dim, stored_rows
 from sda_features.offline.schema import ITEM_ID
 from sda_features.offline.table import sweep
+from sda_features.results import Result, text_table
 from sda_features.serving.pointer import Pointer
 
 
@@ -41,6 +42,53 @@ class VersionState:
     dim: int
     store_dtype: str | None
     written: str | None
+
+
+@dataclass(frozen=True)
+class VersionList(Result):
+    """The versions of a feature set, by slot."""
+
+    feature_set: str
+    versions: list[VersionState]
+
+    def __str__(self) -> str:
+        if not self.versions:
+            return f"No version of {self.feature_set} is stored. Write one with `sda-features materialize`."
+        rows = [
+            [state.version, str(state.slot), state.state, f"{state.items:,}", str(state.dim), state.written]
+            for state in self.versions
+        ]
+        aligned = ["left", "right", "left", "right", "right", "left"]
+        return text_table(rows, ["version", "slot", "state", "items", "dimension", "written"], aligned)
+
+
+@dataclass(frozen=True)
+class Changes(Result):
+    """The audit list of a record, newest first: at, who, action, from, to."""
+
+    feature_set: str
+    changes: list[dict[str, Any]]
+
+    def __str__(self) -> str:
+        lines = [f"{c['at']}  {c['who']}  {c['action']}  live {c['from']} -> {c['to']}" for c in self.changes]
+        return "\n".join(lines) or f"No change of {self.feature_set} is recorded."
+
+
+@dataclass(frozen=True)
+class Pruned(Result):
+    """What `prune` deleted."""
+
+    feature_set: str
+    deleted: list[VersionState]
+
+    def as_dict(self) -> dict[str, Any]:
+        """See `Result`; of a version its name."""
+        return {"feature_set": self.feature_set, "deleted": [state.version for state in self.deleted]}
+
+    def __str__(self) -> str:
+        lines = [f"deleted {s.version} from slot {s.slot}, {s.items:,} items" for s in self.deleted]
+        nothing = f"Nothing to delete: {self.feature_set} has no version besides what is served or kept."
+        return "\n".join(lines) or nothing
 
 
 def list_versions(versions: Versions) -> list[VersionState]:

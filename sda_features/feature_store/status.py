@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,6 +11,7 @@ from sda_features.feature_store.capacity import Memory, memory_of
 from sda_features.feature_store.online_rows import missing_online, orphans_online, sweep_online
 from sda_features.feature_store.versions import Versions, held_versions
 from sda_features.offline.parts import stored_rows
+from sda_features.results import Result
 from sda_features.serving.pointer import Pointer, read_audit, read_with_time
 
 
@@ -40,7 +41,7 @@ class SlotStatus:
 
 
 @dataclass(frozen=True)
-class Status:
+class Status(Result):
     """A feature set.
 
     Attributes:
@@ -52,6 +53,7 @@ class Status:
         memory: of each Redis node, by its address.
         problems: what a monitor should report; empty if all is well.
         last_change: the newest entry of the audit list.
+        swept: orphans that `sweep` deleted before.
     """
 
     feature_set: str
@@ -62,6 +64,35 @@ class Status:
     memory: dict[str, Memory]
     problems: list[str]
     last_change: dict[str, Any] | None
+    swept: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """See `Result`."""
+        return {**asdict(self), "swept": self.swept or 0}
+
+    @property
+    def exit_status(self) -> int:
+        """3 if there is a problem."""
+        return self.CHECK_FAILED if self.problems else 0
+
+    def __str__(self) -> str:
+        age = "" if self.age is None else f", brought up to date {self.age / 3600:.1f} h ago"
+        lines = [f"{self.feature_set}: live {self.live or 'none'}{age}; previous {self.previous or 'none'}"]
+        for slot in self.slots:
+            state = "being written" if slot.writing else "left"
+            writer = f"  {state} by {slot.writer}" if slot.writer else ""
+            unknown = "" if slot.orphans is None else f"  {slot.orphans:,} orphans"
+            lines.append(
+                f"slot {slot.slot}  {slot.version or 'no complete version':<19}  {slot.recorded:>9,} recorded  "
+                f"{slot.offline:>9,} offline  {slot.missing:,} not online{unknown}{writer}"
+            )
+        for node, (used, limit, _) in self.memory.items():
+            lines.append(f"redis {node}  {used:,} bytes used of {f'{limit:,}' if limit else 'no limit'}")
+        if change := self.last_change:
+            lines.append(f"last change  {change['at']}  {change['who']}  {change['action']}")
+        if self.swept is not None:
+            lines.append(f"swept {self.swept:,} orphans")
+        return "\n".join([*lines, *(f"problem: {problem}" for problem in self.problems)])
 
 
 def status(versions: Versions, *, max_age: float | None = None, orphans: bool = False) -> Status:

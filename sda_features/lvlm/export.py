@@ -41,6 +41,7 @@ from sda_features.lvlm.checkpoint import (
     read_checkpoint,
 )
 from sda_features.lvlm.moda import MODALITIES, adapted_layers, expert_weights, rank_gates
+from sda_features.results import Result
 
 Target = Literal["conditional-generation", "base"]
 
@@ -56,7 +57,7 @@ KEY_PREFIX: dict[Target, str] = {
 
 
 @dataclass(frozen=True)
-class ExportResult:
+class ExportResult(Result):
     """What `export` wrote.
 
     Attributes:
@@ -70,6 +71,12 @@ class ExportResult:
     merged: dict[str, Path]
     projection: Path | None
     base_model: str
+
+    def __str__(self) -> str:
+        lines = [f"base model  {self.base_model}"]
+        lines += [f"{modality:<12}{folder}" for modality, folder in self.adapters.items()]
+        lines += [f"projection  {self.projection}"] if self.projection else []
+        return "\n".join([*lines, *(f"merged      {folder}" for folder in self.merged.values())])
 
 
 def export_checkpoint(

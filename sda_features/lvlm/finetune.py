@@ -38,6 +38,7 @@ from sda_features.lvlm.training_data import MOST_HELD_OUT, Sampler, TrainingPair
 from sda_features.lvlm.training_log import TrainingLog
 from sda_features.lvlm.training_state import restore_state, save_state, saved_states
 from sda_features.lvlm.validation import Validation, sample_vectors
+from sda_features.results import Result
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ COLLAPSED_SPREAD = 0.99  # norm of the mean unit vector above which all vectors 
 
 
 @dataclass(frozen=True)
-class AdaptResult:
+class AdaptResult(Result):
     """What a run of `adapt` leaves behind.
 
     Attributes:
@@ -77,6 +78,31 @@ class AdaptResult:
     report: CatalogReport
     texts_cut: int
     finished_before: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """See `Result`; of the report its count."""
+        values = {name: value for name, value in vars(self).items() if name not in ("recall", "report")}
+        held_out = {"items": self.held_out, **self.recall}
+        return {**values, "held_out": held_out, "bad_rows": self.report.bad_rows}
+
+    def __str__(self) -> str:
+        place = f"checkpoint  {self.checkpoint}"
+        if self.finished_before:
+            return f"finished    the run has ended after {self.steps} steps; nothing was done\n{place}"
+        lines = [f"catalogue   {self.report}"]
+        if self.texts_cut:
+            lines.append(f"cut         {self.texts_cut:,} texts are longer than --max-text-tokens")
+        items = self.pairs - self.held_out
+        lines.append(f"trained     {self.trainable_parameters:,} parameters on {items:,} items")
+        speed = f"{self.items_per_second:.0f} items/s"
+        lines.append(f"loss        {self.loss:.4f} after {self.steps} steps, {speed}")
+        if recall := self.recall:
+            lines.append(
+                f"held out    {self.held_out} items, text to image R@1 {recall['recall@1']:.3f}, "
+                f"R@10 {recall['recall@10']:.3f}, neighbours@10 {recall['neighbours@10']:.3f}, "
+                f"at step {recall['step']}"
+            )
+        return "\n".join([*lines, place])
 
 
 def finetune(

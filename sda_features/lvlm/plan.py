@@ -7,7 +7,7 @@ it costs no memory and needs no weights, and autograd keeps there what it would 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from sda_features.lvlm.backbone import Backbone, PromptBatch
 from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.loading import VISION_TOWER, pick_dtype, use_device
 from sda_features.lvlm.memory import Card, card_of
+from sda_features.results import Result
 
 SAMPLE = 64  # items whose prompts are measured
 PROBE = 4  # items that are encoded to measure activations
@@ -72,7 +73,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Result):
     """A run's size, measured on the first items of the catalogue.
 
     Attributes:
@@ -83,6 +84,7 @@ class Plan:
         activation_bytes: what a micro batch keeps for its backward pass.
         steps_per_epoch: optimiser steps that show every item once.
         micro_batch_size, gradient_checkpointing: of the plan.
+        steps, batch_size: of the settings.
         card: the GPU's name; None without one.
         usable_bytes: of that GPU.
         fits: what fits on it, by quantisation and checkpointing.
@@ -98,9 +100,49 @@ class Plan:
     steps_per_epoch: float
     micro_batch_size: int
     gradient_checkpointing: bool
+    steps: int
+    batch_size: int
     card: str | None = None
     usable_bytes: int | None = None
     fits: tuple[Fit, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """See `Result`; with `memory_bytes` and `best`."""
+        best = asdict(self.best) if self.best else None
+        return {**asdict(self), "memory_bytes": self.memory_bytes, "best": best}
+
+    def __str__(self) -> str:
+        counts = f"{self.trainable_parameters:,} of {self.total_parameters:,} parameters"
+        parts = {
+            "base": self.base_bytes,
+            "optimiser": self.optimiser_bytes,
+            "activations": self.activation_bytes,
+        }
+        detail = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in parts.items())
+        lines = [
+            f"trainable   {counts} ({self.trainable_parameters / self.total_parameters:.2%})",
+            f"tokens      {self.text_tokens:.0f} a text, {self.image_tokens:.0f} a picture",
+            f"steps       {self.steps:,}, {self.steps_per_epoch:,.0f} show every item once",
+            f"memory      about {self.memory_bytes / 2**20:,.0f} MiB ({detail})",
+        ]
+        if self.usable_bytes is None:
+            return "\n".join(lines)
+        lines.append(f"card        {self.card}, {self.usable_bytes / 2**30:.1f} GiB to use")
+        for fit in self.fits:
+            size = f"micro batch {fit.micro_batch_size:4}, {fit.memory_bytes / 2**30:.1f} GiB"
+            kept = "recomputed" if fit.gradient_checkpointing else "kept"
+            lines.append(
+                f"  {fit.quantization:5} {kept:10} {size if fit.micro_batch_size else 'does not fit'}"
+            )
+        if (best := self.best) is None:
+            lines.append("suggested   nothing fits: a smaller model, or shorter prompts and smaller pictures")
+        else:
+            again = "" if best.gradient_checkpointing else "no-"
+            lines.append(
+                f"suggested   --quantization {best.quantization} --batch-size {self.batch_size} "
+                f"--micro-batch-size {best.micro_batch_size} --{again}gradient-checkpointing"
+            )
+        return "\n".join(lines)
 
     @property
     def memory_bytes(self) -> int:
@@ -166,6 +208,8 @@ def plan(settings: AdaptSettings, catalog: Catalog, card: Card | None = None) ->
         steps_per_epoch=catalog.rows / train.batch_size,
         micro_batch_size=micro,
         gradient_checkpointing=again,
+        steps=train.steps,
+        batch_size=train.batch_size,
         card=card.name if card else None,
         usable_bytes=card.usable if card else None,
         fits=fits,

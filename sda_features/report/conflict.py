@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from sda_features.artifacts import atomic_file, check_folder, write_json
-from sda_features.report.tables import text_table
+from sda_features.results import Result, text_table
 
 HEADERS = {
     "module": "module",
@@ -87,6 +88,20 @@ def conflict_chart(rows: Sequence[Row]) -> str:
 def json_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The rows as JSON has them: null for NaN."""
     return [{name: None if value != value else value for name, value in row.items()} for row in rows]
+
+
+@dataclass(frozen=True)
+class Conflicts(Result):
+    """What `diagnose` measured; rows as for `conflict_table`."""
+
+    rows: list[dict[str, Any]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """See `Result`."""
+        return {"conflict": json_rows(self.rows)}
+
+    def __str__(self) -> str:
+        return conflict_table(self.rows)
 
 
 def write_conflict(folder: Path, rows: Sequence[Row]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sda_features.report.tables import text_table
+from sda_features.results import text_table
 
 Numbers = Mapping[str, Any]
 

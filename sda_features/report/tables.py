@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
-from tabulate import tabulate
+from sda_features.results import text_table
 
 Metrics = Mapping[str, float | int | None]
 
@@ -155,26 +155,6 @@ def stands_out(p_value: float | None, won: int, pairs: int) -> bool:
         pairs: all pairs; with a single seed a side that is one, and the test decides.
     """
     return is_significant(p_value) and won in (0, pairs)
-
-
-def text_table(
-    rows: Iterable[Sequence[Any]],
-    headers: Sequence[str],
-    aligned: Sequence[str] | None = None,
-    floatfmt: str | Sequence[str] = ".4f",
-) -> str:
-    """The one style of tables, in a terminal and in files: Markdown.
-
-    Args:
-        rows: cells; None is a dash.
-        headers: one a column.
-        aligned: "left" or "right" for each column, and texts are left as they are; None: numbers are
-            formatted, and aligned to the right.
-        floatfmt: format of such numbers, for all columns or for each.
-    """
-    if aligned is not None:
-        return tabulate(rows, headers, "github", disable_numparse=True, colalign=aligned, missingval="-")
-    return tabulate(rows, headers, "github", floatfmt=floatfmt, missingval="-")
 
 
 def metrics_table(runs: Mapping[str, Metrics]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from sda_features.errors import SDAError
+from sda_features.results import Result
 
 Status = Literal["ok", "note", "fault"]
 
@@ -36,6 +37,25 @@ class Finding:
     status: Status
     found: str
     advice: str = ""
+
+    def __str__(self) -> str:
+        advice = f"\n{'':20} {self.advice}" if self.advice else ""
+        return f"{self.status:<6} {self.subject:<13} {self.found}{advice}"
+
+
+@dataclass(frozen=True)
+class Findings(Result):
+    """All answers of `examine`."""
+
+    findings: list[Finding]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.findings))
+
+    @property
+    def exit_status(self) -> int:
+        """1 if there is a fault."""
+        return int(any(finding.status == "fault" for finding in self.findings))
 
 
 def examine(repo: Path | None, model: str | None) -> Iterator[Finding]:

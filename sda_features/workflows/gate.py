@@ -19,7 +19,7 @@ from sda_features.config import (
     VectorEvaluationSettings,
 )
 from sda_features.errors import FeatureStoreError, ParityError
-from sda_features.report.tables import text_table
+from sda_features.results import Result, text_table
 from sda_features.workflows.inspect_vectors import (
     Space,
     compare_spaces,
@@ -52,7 +52,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(Result):
     """Whether a version may be served.
 
     Attributes:
@@ -76,15 +76,14 @@ class Verdict:
         """Whether every condition holds."""
         return all(check.passed for check in self.checks)
 
-    def markdown(self) -> str:
-        """A heading and a table."""
+    def __str__(self) -> str:
         rows = [
             [("pass" if check.passed else "FAIL"), check.name, check.found, check.wanted]
             for check in self.checks
         ]
         against = f"against {self.live}" if self.live else "no version is live"
         heading = f"{'pass' if self.passed else 'FAIL'}: {self.feature_set} {self.version}, {against}"
-        return f"{heading}\n\n{text_table(rows, ['', 'check', 'found', 'wanted'], ['left'] * 4)}\n"
+        return f"{heading}\n\n{text_table(rows, ['', 'check', 'found', 'wanted'], ['left'] * 4)}"
 
     def junit(self) -> str:
         """JUnit XML, one case a check."""
@@ -102,9 +101,14 @@ class Verdict:
                 ElementTree.SubElement(case, "failure", message=f"{check.found}; wanted {check.wanted}")
         return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
 
-    def json(self) -> dict[str, Any]:
-        """Everything, and `passed`."""
+    def as_dict(self) -> dict[str, Any]:
+        """See `Result`; with `passed`."""
         return {**asdict(self), "passed": self.passed}
+
+    @property
+    def exit_status(self) -> int:
+        """3 if a check failed."""
+        return 0 if self.passed else self.CHECK_FAILED
 
 
 def run_gate(
@@ -152,7 +156,7 @@ def run_gate(
         sha256_json(limits.model_dump(mode="json"))[:12],
         datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    write_json(pass_file(repo, feature_set, verdict.version), verdict.json())
+    write_json(pass_file(repo, feature_set, verdict.version), verdict.as_dict())
     return verdict
 
 

@@ -24,6 +24,8 @@ from sda_features.evaluation.neighbours import (
     unit_rows,
 )
 from sda_features.evaluation.space import choose, one_modality, two_modalities
+from sda_features.report.inspection import inspection_table
+from sda_features.results import Result
 
 NEAREST = 10
 QUERIES = 20_000  # items whose neighbours are looked up; of a larger catalogue a random choice
@@ -132,6 +134,17 @@ def load_spaces(
     return spaces
 
 
+@dataclass(frozen=True)
+class Inspection(Result):
+    """Numbers of one or two versions, and of the change from the second to the first."""
+
+    spaces: list[dict[str, Any]]
+    change: dict[str, Any] | None
+
+    def __str__(self) -> str:
+        return inspection_table(self.spaces, self.change)
+
+
 def inspect_catalog(
     repo: Path,
     feature_set: str,
@@ -139,12 +152,12 @@ def inspect_catalog(
     *,
     version: str | None = None,
     against: str | None = None,
-) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+) -> Inspection:
     """Numbers of one or two versions for the items of a catalogue, and of the change; see `load_spaces`."""
     ids, columns = read_columns(settings)
     spaces = load_spaces(repo, feature_set, ids, version, against)
     change = compare_spaces(*spaces) if len(spaces) > 1 else None
-    return [inspect_space(space, columns) for space in spaces], change
+    return Inspection([inspect_space(space, columns) for space in spaces], change)
 
 
 def read_columns(settings: CatalogSettings) -> tuple[list[str], dict[str, list[str | None]]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,6 +16,7 @@ from tqdm import tqdm
 from sda_features.catalog.rows import Catalog, CatalogReport
 from sda_features.config import CatalogSettings
 from sda_features.errors import CatalogError, FeatureStoreError, SettingsError
+from sda_features.results import Result
 from sda_features.workflows.engines import (
     MODALITIES,
     Encoding,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class MaterializeResult:
+class MaterializeResult(Result):
     """What `materialize` did.
 
     Attributes:
@@ -58,6 +59,27 @@ class MaterializeResult:
     texts_cut: int
     online_rows: int
     report: CatalogReport
+
+    def as_dict(self) -> dict[str, Any]:
+        """See `Result`; of the report its count."""
+        values = {name: value for name, value in vars(self).items() if name != "report"}
+        return {**values, "bad_rows": self.report.bad_rows}
+
+    def __str__(self) -> str:
+        lines = [
+            f"catalogue  {self.report}",
+            f"encoded    {self.encoded:,} items, {self.unchanged:,} unchanged, {self.removed:,} removed",
+        ]
+        if self.texts_cut:
+            lines.append(
+                f"texts      {self.texts_cut:,} are longer than the model reads; their ends were left out"
+            )
+        lines.append(f"online     {self.online_rows:,} items in {self.view}, version {self.version}")
+        if self.live != self.version:
+            lines.append(
+                f"live       {self.live}; to serve the new version: sda-features promote {self.version}"
+            )
+        return "\n".join(lines)
 
 
 def materialize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,9 +15,10 @@ from sda_features.artifacts import atomic_file, check_folder, source_commit, wri
 from sda_features.config import EvaluationSettings, LogSettings, RecommenderSettings
 from sda_features.errors import SettingsError
 from sda_features.evaluation.metrics import mean
-from sda_features.evaluation.runs import METRICS, Difference, Run, compare_runs
+from sda_features.evaluation.runs import METRICS, Difference, Run, compare_runs, read_seeds
 from sda_features.evaluation.significance import mean_over_seeds, paired_t_test, seed_pairs_won
 from sda_features.report.tables import Row, Score, ScoreTable, differences_table, places, stands_out
+from sda_features.results import Result
 from sda_features.workflows.features import load_features
 from sda_features.workflows.train import Echo, Training, read_log, say_without_vector
 
@@ -221,6 +223,68 @@ def write_tables(
         with atomic_file(output / f"{name}{suffix}") as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
     return markdown
+
+
+@dataclass(frozen=True)
+class Tables(Result):
+    """What `make_tables` wrote: the content of the JSON file, and what a terminal shows."""
+
+    content: dict[str, Any]
+    shown: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """See `Result`."""
+        return self.content
+
+    def __str__(self) -> str:
+        return self.shown
+
+
+def make_tables(name: str, output: Path, grid: Grid, *, ours: int, ablation: bool) -> Tables:
+    """Write the tables of a grid to `output`; the feature set at `ours` is compared with the others."""
+    labels = grid.features
+    full = labels[ours]
+    compared = differences(grid, full, [label for label in labels if label != full])
+    tables = score_tables(grid, full=full if ablation else None)
+    shown = write_tables(output, name, grid, tables, compared)
+    overall = [
+        row for row in compared if row["metric"].startswith("ndcg") and not row["metric"].endswith("quintile")
+    ]
+    if overall:
+        shown += "\n\n" + differences_table(overall, (full, "other"), ("model", "against"))
+    shown += f"\n\nwritten  {output / name}.json, .md, .tex; runs in {output / 'runs'}"
+    return Tables(json.loads((output / f"{name}.json").read_text(encoding="utf-8")), shown)
+
+
+@dataclass(frozen=True)
+class Comparison(Result):
+    """Two folders of runs, user by user.
+
+    Attributes:
+        runs: folder -> its seeds, in this order.
+        differences: rows for `differences_table`.
+    """
+
+    runs: dict[Path, int]
+    differences: list[dict[str, Any]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """See `Result`."""
+        return {"runs": {str(folder): n for folder, n in self.runs.items()}, "differences": self.differences}
+
+    def __str__(self) -> str:
+        a, b = [*self.runs, *self.runs][:2]
+        names = (a.name, b.name) if a.name != b.name else (str(a), str(b))
+        table = differences_table(self.differences, names)
+        one = "One seed a side compares two trained models, not what they were trained on."
+        return f"{table}\n\n{one}" if min(self.runs.values()) == 1 else table
+
+
+def compare_folders(a: Path, b: Path, *, seed: int = 0) -> Comparison:
+    """Compare the runs of two folders; see `compare_runs`."""
+    sides = {folder: read_seeds(folder) for folder in (a, b)}
+    rows = [difference_row(found) for found in compare_runs(sides[a], sides[b], seed=seed)]
+    return Comparison({folder: len(runs) for folder, runs in sides.items()}, rows)
 
 
 def _block(grid: Grid, model: str, protocol: str, full: str | None) -> dict[str, list[Score]]:

@@ -25,6 +25,7 @@ from sda_features.report.conflict import conflict_chart
 from sda_features.report.html import Section, Shown, render_report
 from sda_features.report.tables import metrics_table
 from sda_features.report.thumbnails import make_sheets, thumbnail
+from sda_features.results import Result
 from sda_features.workflows.inspect_vectors import (
     COMMON,
     Space,
@@ -108,6 +109,19 @@ def read_shelf(settings: CatalogSettings, *, side: int = SIDE, progress: bool = 
     return shelf
 
 
+@dataclass(frozen=True)
+class ReportWritten(Result):
+    """The numbers of `inspect`, the HTML file, and its size in bytes."""
+
+    spaces: list[dict[str, Any]]
+    change: dict[str, Any] | None
+    path: Path
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.path}  {self.bytes / 1e6:.1f} MB; open it in a browser"
+
+
 def write_report(
     output: Path,
     repo: Path,
@@ -120,7 +134,7 @@ def write_report(
     recommenders: Sequence[Path] = (),
     max_megabytes: float = 40,
     progress: bool = True,
-) -> dict[str, Any]:
+) -> ReportWritten:
     """Write the report of a version to `output`.
 
     Args:
@@ -134,9 +148,6 @@ def write_report(
         recommenders: folders of recommenders' runs, for their table.
         max_megabytes: largest size of the pictures in the file.
         progress: show bars on standard error.
-
-    Returns:
-        The numbers of `inspect`, and the size of the file in bytes.
 
     Raises:
         SDAError: catalogue, vectors or a run cannot be read.
@@ -175,7 +186,7 @@ def write_report(
     )
     with atomic_file(output) as temporary:
         temporary.write_text(html, encoding="utf-8")
-    return {"spaces": numbers, "change": change, "path": str(output), "bytes": len(html.encode())}
+    return ReportWritten(numbers, change, output, len(html.encode()))
 
 
 def project(space: Space, *, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

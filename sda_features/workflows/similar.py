@@ -19,6 +19,7 @@ from sda_features.config import CatalogSettings
 from sda_features.errors import FeatureMismatchError, SettingsError
 from sda_features.evaluation.neighbours import nearest
 from sda_features.evaluation.space import choose
+from sda_features.results import Result, text_table
 from sda_features.workflows.inspect_vectors import load_space, read_columns
 
 View = Literal["text", "image", "both"]
@@ -52,6 +53,21 @@ class Near:
     cosine: float
 
 
+@dataclass(frozen=True)
+class SimilarItems(Result):
+    """The items nearest to one, nearest first."""
+
+    item: str
+    name: str
+    by: View
+    near: list[Near]
+
+    def __str__(self) -> str:
+        rows = [[f"{near.cosine:.3f}", near.item_id, near.name] for near in self.near]
+        table = text_table(rows, ["cosine", "item", "name"], ["right", "left", "left"])
+        return f"{self.item}  {self.name}\n\n{table}"
+
+
 def similar_items(
     repo: Path,
     feature_set: str,
@@ -61,8 +77,8 @@ def similar_items(
     by: View = "both",
     k: int = 10,
     version: str | None = None,
-) -> tuple[str, list[Near]]:
-    """The k nearest items of the catalogue by exact search, and the name of the item.
+) -> SimilarItems:
+    """The k nearest items of the catalogue by exact search.
 
     Raises:
         FeatureMismatchError: the item is not in the catalogue or has no vector of that kind.
@@ -79,13 +95,12 @@ def similar_items(
         raise FeatureMismatchError(f"Item {item_id!r} has no {what} in feature set {feature_set!r}.")
     found = [other for other in nearest(rows[[own]], rows, k, own=[own])[0] if other >= 0]
     scale = 2 if by == "both" else 1
-    return names[own], [
-        Near(ids[other], names[other], float(rows[own] @ rows[other]) / scale) for other in found
-    ]
+    near = [Near(ids[other], names[other], float(rows[own] @ rows[other]) / scale) for other in found]
+    return SimilarItems(item_id, names[own], by, near)
 
 
 @dataclass(frozen=True)
-class IndexWritten:
+class IndexWritten(Result):
     """What `write_index` made.
 
     Attributes:
@@ -101,6 +116,15 @@ class IndexWritten:
     items: dict[View, int]
     recall: dict[View, float]
     codes: tuple[int, int] | None
+
+    def __str__(self) -> str:
+        lines = [
+            f"{view:<6} {items:>9,} items  recall@{RECALL_OF} {self.recall[view]:.3f} against exact search"
+            for view, items in self.items.items()
+        ]
+        if self.codes:
+            lines.append(f"codes  {self.codes[0]} levels of {self.codes[1]}")
+        return "\n".join([*lines, f"index  {self.path}, version {self.version}"])
 
 
 def write_index(

@@ -7,6 +7,7 @@ and written again, with the same vectors and a later time, so nothing is lost an
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,10 +18,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sda_features.catalog.rows import Catalog
 from sda_features.config import CatalogSettings
 from sda_features.errors import FeatureStoreError
+from sda_features.results import Result
 from sda_features.workflows.engines import LoadEncoder, LocalEncoding, Progress, rows_of
 
 if TYPE_CHECKING:
     import redis
+
+TIMEOUT = 60.0  # seconds; a read waits for events meanwhile
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,24 @@ class RedisStream:
             self.server.xack(self.key, self.group, *(event.position for event in events))
 
 
+@contextlib.contextmanager
+def redis_stream(repo: Path, key: str, url: str | None, group: str, consumer: str) -> Iterator[RedisStream]:
+    """The stream `key` of the server at `url`, or of the repo's online store."""
+    import redis
+
+    from sda_features.serving.connection import redis_errors
+    from sda_features.serving.repo_config import read_repo_config
+
+    address = read_repo_config(repo).redis_address()
+    with (
+        redis_errors(address),
+        redis.Redis.from_url(url) if url else address.connect(timeout=TIMEOUT) as server,
+    ):
+        yield RedisStream(server, key, group, consumer)
+
+
 @dataclass(frozen=True)
-class Streamed:
+class Streamed(Result):
     """What one batch of events did.
 
     Attributes:
@@ -106,6 +126,9 @@ class Streamed:
     written: int
     deleted: int
     rejected: int
+
+    def __str__(self) -> str:
+        return f"written {self.written:,}  deleted {self.deleted:,}  rejected {self.rejected:,}"
 
 
 def stream(

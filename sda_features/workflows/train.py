@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 from sda_features import __version__
 from sda_features.artifacts import check_folder, source_commit
 from sda_features.config import EvaluationSettings, LogSettings, RecommenderSettings
+from sda_features.errors import SettingsError
 from sda_features.evaluation.run_files import MANIFEST, RUN_FILES, read_manifest
 from sda_features.evaluation.runs import Run, read_run
 from sda_features.logs.interactions import Interactions, k_core, read_interactions
+from sda_features.report.tables import metrics_table
+from sda_features.results import Result
 from sda_features.workflows.features import Features, load_features
 
 if TYPE_CHECKING:
@@ -180,6 +183,71 @@ def train_seeds(
             seeded.run(output / f"seed-{seed}" if len(seeds) > 1 else output, echo, progress=progress)
         )
     return runs
+
+
+@dataclass(frozen=True)
+class TrainedRuns(Result):
+    """What `train` made: a run for each seed, in folders that are `kept` or are gone."""
+
+    features: str
+    seeds: list[int]
+    runs: list[Run]
+    kept: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """See `Result`; the manifest of the run, or of each."""
+        manifests = [run.manifest for run in self.runs]
+        return manifests[0] if len(manifests) == 1 else {"runs": manifests}
+
+    def __str__(self) -> str:
+        many = len(self.runs) > 1
+        labels = [f"{self.features}, seed {seed}" if many else self.features for seed in self.seeds]
+        metrics = {label: run.manifest["metrics"] for label, run in zip(labels, self.runs, strict=True)}
+        places = [f"run  {run.folder}" for run in self.runs] if self.kept else []
+        return "\n".join([metrics_table(metrics), *places])
+
+
+@dataclass(frozen=True)
+class RunMetrics(Result):
+    """Metrics of a saved run under a protocol."""
+
+    run: Path
+    evaluation: dict[str, Any]
+    metrics: dict[str, Any]
+    features: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """See `Result`."""
+        return {"run": self.run, "evaluation": self.evaluation, "metrics": self.metrics}
+
+    def __str__(self) -> str:
+        return metrics_table({self.features: self.metrics})
+
+
+def evaluate_run(run: Path, changed: Mapping[str, Any], interactions: Path | str | None = None) -> RunMetrics:
+    """The metrics of a saved run; under a `changed` protocol its test items are ranked again.
+
+    Args:
+        run: the run folder.
+        changed: fields of `EvaluationSettings`.
+        interactions: the log it was trained on; needed to rank again.
+
+    Raises:
+        SettingsError: a changed protocol without the log.
+    """
+    manifest = read_manifest(run)
+    metrics, protocol = manifest["metrics"], manifest["evaluation"]
+    if changed:
+        from sda_features.recommenders.rank_again import rank_again
+
+        if interactions is None:
+            raise SettingsError(
+                "To rank again, name the log with --interactions: it says what users have seen."
+            )
+        settings = EvaluationSettings.parse(**{**protocol, **changed})
+        log = read_log(interactions, LogSettings.parse(**manifest.get("log", {})))
+        metrics, protocol = rank_again(run, log, settings).metrics(), settings.model_dump(mode="json")
+    return RunMetrics(run, protocol, metrics, manifest.get("features", run.name))
 
 
 def read_log(path: Path | str, settings: LogSettings, *, catalogue: Any = None) -> Interactions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from sda_features.evaluation.metrics import mean
 from sda_features.evaluation.significance import compare
 from sda_features.logs.splits import split_interactions
 from sda_features.offline.schema import ITEM_ID
+from sda_features.report.tables import differences_table, measures_table
+from sda_features.results import Result
 from sda_features.tables.cells import ID
 from sda_features.tables.files import open_table
 from sda_features.workflows.features import IDS_ALONE, load_features
 from sda_features.workflows.train import Echo, read_log, say_without_vector
 
 POPULARITY = "popularity"
+GROUPS = ("all", "tail", "cold")  # whose differences are shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +82,43 @@ class VectorReport:
             "metrics": self.metrics(),
             "differences": list(differences),
         }
+
+
+@dataclass(frozen=True)
+class Evaluated(Result):
+    """A report and the comparison of its last feature set with the others.
+
+    Attributes:
+        report: the measures.
+        seed: of the bootstrap.
+    """
+
+    report: VectorReport
+    seed: int
+
+    @cached_property
+    def differences(self) -> list[dict[str, Any]]:
+        """The last feature set against every other."""
+        return self.report.differences(self._ours, seed=self.seed)
+
+    @property
+    def _ours(self) -> str:
+        return list(self.report.measures)[-1]
+
+    def as_dict(self) -> dict[str, Any]:
+        """See `Result`."""
+        return self.report.json(self.differences)
+
+    def __str__(self) -> str:
+        shown = [
+            row
+            for row in self.differences
+            if row["users"] and row["metric"].endswith(GROUPS) and not row["metric"].startswith("hit")
+        ]
+        measures = measures_table(self.report.metrics(), self.report.users())
+        compared = differences_table(shown, (self._ours, "other"), ("against",))
+        note = "p-values are of paired t-tests over users and are not corrected for their number."
+        return f"{measures}\n\n{compared}\n\n{note}"
 
 
 def evaluate_feature_sets(

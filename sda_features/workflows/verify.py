@@ -16,6 +16,7 @@ from tqdm import tqdm
 from sda_features.catalog.rows import Catalog
 from sda_features.config import CatalogSettings
 from sda_features.errors import ParityError
+from sda_features.results import Result
 from sda_features.serving import codec
 from sda_features.workflows.given_vectors import GIVEN
 
@@ -29,7 +30,7 @@ MODALITIES = {"text": "text_embedding", "image": "image_embedding"}
 
 
 @dataclass(frozen=True)
-class Verified:
+class Verified(Result):
     """What `verify` compared, all of it equal.
 
     Attributes:
@@ -45,6 +46,14 @@ class Verified:
     items: int
     vectors: int
     online: bool
+
+    def __str__(self) -> str:
+        online = "Redis and " if self.online else "(the online store is not a Redis server and was not read) "
+        return (
+            f"catalogue  {self.items:,} items are stored as they are, nothing else is\n"
+            f"vectors    {self.vectors:,} are the same in the parquet parts, {online}the trainers' matrix\n"
+            f"version    {self.version} in {self.view}"
+        )
 
 
 def verify(

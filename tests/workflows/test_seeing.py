@@ -16,14 +16,12 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from sda_features.cli.main import cli
-from sda_features.config import BackboneSettings, CatalogSettings, GateSettings, PromptSettings
+from sda_features.config import BackboneSettings, CatalogSettings, PromptSettings
 from sda_features.demo.catalogue import make_catalogue
 from sda_features.demo.model import build_tiny_model
-from sda_features.errors import SettingsError
 from sda_features.feature_store.init import init_repo
 from sda_features.lvlm.checkpoint import unadapted
 from sda_features.report.thumbnails import make_sheets, thumbnail
-from sda_features.thresholds import FILE_NAME, read_thresholds, write_thresholds
 from sda_features.workflows import materialize
 from sda_features.workflows.doctor import examine
 from sda_features.workflows.inspect_vectors import load_space, read_columns
@@ -191,24 +189,15 @@ def test_the_gate_stops_a_collapsed_space(shop: Path) -> None:
     assert "spread of text vectors" in promote(shop, version)
 
 
-def test_thresholds_are_written_with_their_defaults_and_read_back(tmp_path: Path) -> None:
-    assert write_thresholds(tmp_path) == tmp_path / FILE_NAME
-    assert read_thresholds(tmp_path) == GateSettings()
-    (tmp_path / FILE_NAME).write_text("min_kpet = 1\n")
-    assert write_thresholds(tmp_path) is None
-    with pytest.raises(SettingsError, match="min_kpet"):
-        read_thresholds(tmp_path)
-
-
 def test_similar_is_exact_search(shop: Path) -> None:
     settings = CatalogSettings.parse(path=shop / "items.parquet", max_bad_rows=1.0)
     ids, _ = read_columns(settings)
-    name, found = similar_items(shop / "repo", "vanilla", settings, ids[3], by="text", k=5)
+    similar = similar_items(shop / "repo", "vanilla", settings, ids[3], by="text", k=5)
     rows = load_space(shop / "repo", "vanilla", ids).views["text"]
     expected = np.argsort(-(rows @ rows[3]), kind="stable")
-    assert [near.item_id for near in found] == [ids[item] for item in expected if item != 3][:5]
-    assert name
-    assert found[0].name in run(shop, "similar", ids[3], "--by", "text", before=True)
+    assert [near.item_id for near in similar.near] == [ids[item] for item in expected if item != 3][:5]
+    assert similar.name
+    assert similar.near[0].name in run(shop, "similar", ids[3], "--by", "text", before=True)
 
 
 def test_an_index_finds_the_neighbours_and_its_codes_stay(shop: Path) -> None:

@@ -1,0 +1,137 @@
+"""What every call has: options made of settings models, and defaults from a settings file."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, cast
+
+from sda_features.config import Settings
+from sda_features.errors import SettingsError
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Group:
+    """Options that are the fields of a settings model.
+
+    Attributes:
+        model: the model.
+        prefix: put before each option: "loss" makes `loss_temperature` of `temperature`; the field
+            `kind` takes the prefix alone.
+        skip: fields that are no option.
+        defaults: whether an option that is not given has the field's default; else something else,
+            such as a preset, has one.
+    """
+
+    model: type[Settings]
+    prefix: str = ""
+    skip: tuple[str, ...] = ()
+    defaults: bool = True
+
+    def options(self) -> dict[str, str]:
+        """Option -> field."""
+        return {self._option(field): field for field in self.model.model_fields if field not in self.skip}
+
+    def _option(self, field: str) -> str:
+        if not self.prefix:
+            return field
+        return self.prefix if field == "kind" else f"{self.prefix}_{field}"
+
+
+class Defaults(Protocol):
+    """Where options that are not given come from."""
+
+    def of(self, call: Call, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Option -> value for a call."""
+
+
+class Call(Protocol):
+    """A function or method of this API.
+
+    Attributes:
+        verb: the command it belongs to.
+        groups: its options that are settings.
+        names: all its options.
+    """
+
+    verb: str
+    groups: tuple[Group, ...]
+    names: frozenset[str]
+
+
+CALLS: dict[str, Call] = {}  # by verb
+
+
+def call(*groups: Group) -> Callable[[Function], Function]:
+    """Make a function the call of the command of its name.
+
+    Options that are not given are taken from `self.settings`, the settings file of the repo; an option that
+    there is not is an error, before anything is done. The function gets options of `groups` as `**options`,
+    as they were given; `parse` makes settings of them.
+    """
+
+    def decorate(function: Function) -> Function:
+        signature = inspect.signature(function)
+        own = frozenset(signature.parameters) - {"self", "options"}
+
+        @functools.wraps(function)
+        def run(*positional: Any, **named: Any) -> Any:
+            found = cast(Call, run)
+            if unknown := sorted(set(named) - found.names):
+                near = difflib.get_close_matches(unknown[0], found.names, 1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise SettingsError(f"{function.__name__}() has no option {unknown[0]!r}.{hint}")
+            bound = signature.bind_partial(*positional, **named)
+            given = {**bound.arguments, **bound.arguments.pop("options", {})}
+            owner = given.pop("self", None)
+            if owner is not None:
+                given |= {"feature_set": of} if (of := getattr(owner, "feature_set", None)) else {}
+                named |= owner.settings.of(found, given)
+            return function(*positional, **named)
+
+        made: Any = run
+        made.verb, made.groups = function.__name__.replace("_", "-"), groups
+        made.names = own.union(*(group.options() for group in groups))
+        CALLS[made.verb] = made
+        return cast(Function, run)
+
+    return decorate
+
+
+def defaults(call: Call) -> dict[str, Any]:
+    """Option of a call -> its default, None where there is none."""
+    signature = inspect.signature(cast(Any, call))
+    of_groups: dict[str, Any] = {}
+    for group in call.groups:
+        fields = group.model.model_fields
+        for option, name in group.options().items():
+            has_none = fields[name].is_required() or not group.defaults
+            of_groups[option] = None if has_none else fields[name].default
+    own = {name: parameter.default for name, parameter in signature.parameters.items() if name in call.names}
+    return {
+        **{name: None if value is inspect.Parameter.empty else value for name, value in own.items()},
+        **of_groups,
+    }
+
+
+def given(group: Group, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Field -> value of the options of a group that were given; None is not given where a preset decides."""
+    values = {field: options[option] for option, field in group.options().items() if option in options}
+    return (
+        values if group.defaults else {field: value for field, value in values.items() if value is not None}
+    )
+
+
+def parse(model: type[SettingsT], options: Mapping[str, Any], prefix: str = "", **more: Any) -> SettingsT:
+    """Settings of the options that belong to `model`, and of `more` fields.
+
+    Raises:
+        SettingsError: they are not usable.
+    """
+    return model.parse(**{**given(Group(model, prefix), options), **more})
