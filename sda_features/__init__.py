@@ -9,14 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sda_features.api.functions import adapt, compare, demo, diagnose, doctor, evaluate, export
+    from sda_features.api.functions import adapt, compare, diagnose, doctor, evaluate, export
     from sda_features.api.repo import Repo
     from sda_features.serving import AsyncEmbeddingClient, EmbeddingClient
 
 __version__ = "0.1.0"
 
 _MODULES = {
-    "sda_features.api.functions": ("adapt", "compare", "demo", "diagnose", "doctor", "evaluate", "export"),
+    "sda_features.api.functions": ("adapt", "compare", "diagnose", "doctor", "evaluate", "export"),
     "sda_features.api.repo": ("Repo",),
     "sda_features.serving": ("AsyncEmbeddingClient", "EmbeddingClient"),
 }
@@ -28,7 +28,6 @@ __all__ = [
     "Repo",
     "adapt",
     "compare",
-    "demo",
     "diagnose",
     "doctor",
     "evaluate",
