@@ -180,7 +180,7 @@ def vector_column(matrix: Matrix, found: Mask, store_dtype: StoreDtype = "float3
     Raises:
         FeatureStoreError: the matrix has more numbers than one Arrow list holds.
     """
-    rows = np.ascontiguousarray(matrix[found], np.float32)
+    rows = np.ascontiguousarray(matrix if found.all() else matrix[found], np.float32)
     if store_dtype != "float32":
         packed = iter(pack_vectors(rows, store_dtype))
         return pa.array([next(packed) if there else None for there in found.tolist()], pa.binary())

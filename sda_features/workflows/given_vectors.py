@@ -25,7 +25,6 @@ from sda_features.lvlm.encoded_items import EncodedItems
 from sda_features.workflows.engines import Encoding, LoadEncoder, Progress
 
 BATCH_ROWS = 8_192
-AHEAD = 2  # batches that are read while one is looked at
 FILE_BYTES = 32 << 20  # of vectors that are written together; compact.py calls smaller files small
 GIVEN = "vectors:"  # begins the content hash of vectors that were given, which says nothing of the catalogue
 
@@ -61,13 +60,8 @@ class VectorTable:
             CatalogError: it cannot be read, or lacks a column.
         """
         kind = "ipc" if self.path.suffix in (".arrow", ".feather") else "parquet"
-        # Arrow's default holds a whole file in memory before its first row.
-        pages = pa_dataset.ParquetFragmentScanOptions(
-            use_buffered_stream=True, buffer_size=1 << 20, pre_buffer=False
-        )
-        paged = pa_dataset.ParquetFileFormat(default_fragment_scan_options=pages)
         try:
-            found = pa_dataset.dataset(str(self.path), format=paged if kind == "parquet" else kind)
+            found = pa_dataset.dataset(str(self.path), format=kind)
         except (OSError, pa.ArrowException) as problem:
             raise CatalogError(f"The vectors in {self.path} cannot be read as {kind}: {problem}") from None
         wanted = [self.id_column, *filter(None, [self.text, self.image])]
@@ -100,16 +94,20 @@ class VectorTable:
             if changed.item_ids:
                 waiting.append(changed)
             if sum(items.text.nbytes + items.image.nbytes for items in waiting) >= FILE_BYTES:
-                shard, waiting = _together(waiting), []
+                shard = _together(waiting)
                 yield shard
                 del shard  # not in memory beside the next one
         if waiting:
             yield _together(waiting)
 
     def _batches(self, *columns: str) -> Iterator[pa.RecordBatch]:
-        return self.dataset.to_batches(  # type: ignore[no-any-return]
-            columns=list(columns), batch_size=BATCH_ROWS, batch_readahead=AHEAD, fragment_readahead=1
-        )
+        from sda_features.offline.latest import file_batches
+
+        for piece in self.dataset.get_fragments():
+            if isinstance(piece, pa_dataset.ParquetFileFragment):
+                yield from file_batches(piece, self.dataset.schema, list(columns), BATCH_ROWS)
+            else:
+                yield from piece.to_batches(columns=list(columns), batch_size=BATCH_ROWS, batch_readahead=1)
 
     def _changed(self, batch: pa.RecordBatch, known: Mapping[str, str], progress: Progress) -> EncodedItems:
         ids = batch[self.id_column].cast(pa.string())
@@ -197,18 +195,23 @@ def version_of(path: Path) -> str:
 
 
 def _together(shards: list[EncodedItems]) -> EncodedItems:
-    def matrices(name: str) -> np.ndarray:
-        pieces = [getattr(items, name) for items in shards]
-        width = max(piece.shape[1] for piece in pieces)
-        return np.concatenate(
-            [piece if piece.shape[1] else np.zeros((len(piece), width), np.float32) for piece in pieces]
-        )
+    """One shard of several, which are let go meanwhile."""
+    ids = [item_id for items in shards for item_id in items.item_ids]
+    hashes = [content for items in shards for content in items.content_hashes]
+    found = [
+        np.concatenate([getattr(items, name) for items in shards]) for name in ("text_found", "image_found")
+    ]
+    texts, images = [items.text for items in shards], [items.image for items in shards]
+    shards.clear()
+    return EncodedItems(ids, hashes, _stacked(texts), found[0], _stacked(images), found[1])
 
-    return EncodedItems(
-        [item_id for items in shards for item_id in items.item_ids],
-        [content for items in shards for content in items.content_hashes],
-        matrices("text"),
-        np.concatenate([items.text_found for items in shards]),
-        matrices("image"),
-        np.concatenate([items.image_found for items in shards]),
-    )
+
+def _stacked(pieces: list[np.ndarray]) -> np.ndarray:
+    width = max(piece.shape[1] for piece in pieces)
+    stacked = np.zeros((sum(map(len, pieces)), width), np.float32)
+    end = len(stacked)
+    while pieces:
+        piece = pieces.pop()  # not in memory beside all of its copies
+        end -= len(piece)
+        stacked[end : end + len(piece), : piece.shape[1]] = piece
+    return stacked

@@ -191,7 +191,7 @@ while turns <= 5 or time.monotonic() < ends:
         for reader in readers:
             reader.join()
     assert not failures
-    assert min(reads) > 5
+    assert min(reads) > 0, "vacuous"
 
 
 def test_parts_that_keep_vanishing_are_an_error(tmp_path):
