@@ -6,18 +6,18 @@ itself that it is not meant for production, and does nothing under `python -O`; 
 Feast's classes alone, if Feast has not been imported before.
 """
 
+import importlib.util
 from typing import Any
 
-import typeguard
+if importlib.util.find_spec("typeguard"):  # comes with Feast
+    import typeguard
 
-_typechecked: Any = typeguard.typechecked
+    _typechecked: Any = typeguard.typechecked
 
+    def _leave_feast_out(target: Any = None, **options: Any) -> Any:
+        """`typeguard.typechecked`, but for classes and functions of Feast."""
+        if str(getattr(target, "__module__", "")).startswith("feast."):
+            return target
+        return _typechecked(target, **options)
 
-def _leave_feast_out(target: Any = None, **options: Any) -> Any:
-    """`typeguard.typechecked`, but for classes and functions of Feast."""
-    if str(getattr(target, "__module__", "")).startswith("feast."):
-        return target
-    return _typechecked(target, **options)
-
-
-typeguard.typechecked = _leave_feast_out
+    typeguard.typechecked = _leave_feast_out
