@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -21,15 +20,7 @@ from .ranges import FOLDER
 @click.option("--card", help="With --dry-run: plan for this GPU, e.g. A100-80, RTX4090 or 24GiB.")
 @click.option("--resume", is_flag=True, help="Go on from the newest saved state of OUTPUT.")
 @JSON
-def command(
-    catalog: str,
-    output: Path,
-    dry_run: bool,
-    card: str | None,
-    resume: bool,
-    as_json: bool,
-    **values: Any,
-) -> None:
+def command(as_json: bool, **values: Any) -> None:
     """Train MoDA adapters on the items of CATALOG and write OUTPUT/checkpoint.
 
     CATALOG is a parquet, JSONL or CSV file with an id column, text columns and an image column, as a
@@ -41,7 +32,4 @@ def command(
     Example:
       sda-features adapt items.parquet --model Qwen/Qwen2.5-VL-7B-Instruct -o runs/sda
     """
-    found = functions.adapt(
-        catalog, output=output, dry_run=dry_run, card=card, resume=resume, progress=not as_json, **values
-    )
-    show(found, as_json)
+    show(functions.adapt(progress=not as_json, **values), as_json)

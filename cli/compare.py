@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,9 +16,9 @@ from .ranges import SEEDS
 @verb(functions.compare)
 @click.argument("run_a", type=click.Path(path_type=Path))
 @click.argument("run_b", type=click.Path(path_type=Path))
-@click.option("--seed", type=SEEDS, default=0, show_default=True, help="Seed of the bootstrap.")
+@click.option("--seed", type=SEEDS, default=0, help="Seed of the bootstrap.")
 @JSON
-def command(run_a: Path, run_b: Path, seed: int, as_json: bool) -> None:
+def command(as_json: bool, **values: Any) -> None:
     """Compare RUN_A with RUN_B user by user: paired t-test and paired bootstrap interval of each metric.
 
     A run is a run folder, or a folder with run folders that are seeds of one setting; then each user
@@ -28,4 +29,4 @@ def command(run_a: Path, run_b: Path, seed: int, as_json: bool) -> None:
     Example:
       sda-features compare runs/sasrec-sda runs/sasrec-id
     """
-    show(functions.compare(run_a, run_b, seed=seed), as_json)
+    show(functions.compare(**values), as_json)

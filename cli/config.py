@@ -15,7 +15,7 @@ from .version_options import open_repo
 @verb(Repo.config)
 @click.argument("command_name", metavar="[VERB]", required=False)
 @REPO
-@click.option("--feature-set", default="sda", show_default=True, help="Feature set that VERB is about.")
+@click.option("--feature-set", default="sda", help="Feature set that VERB is about.")
 @JSON
 def command(command_name: str | None, repo: Path, feature_set: str, as_json: bool) -> None:
     """Print what sda-features.toml sets, or every option of VERB with its value and where that comes from.

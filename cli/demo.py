@@ -13,15 +13,8 @@ from .ranges import FOLDER, SEEDS
 
 
 @verb(functions.demo)
-@click.option(
-    "--output",
-    "-o",
-    type=FOLDER,
-    default="demo-output",
-    show_default=True,
-    help="Folder to write.",
-)
-@click.option("--seed", type=SEEDS, default=0, show_default=True, help="Seed of data, model and training.")
+@click.option("--output", "-o", type=FOLDER, default="demo-output", help="Folder to write.")
+@click.option("--seed", type=SEEDS, default=0, help="Seed of data, model and training.")
 @click.option("--json", "as_json", is_flag=True, help="Print only the results, as one JSON object.")
 def command(output: Path, seed: int, as_json: bool) -> None:
     """Generate a small shop and walk adapt, feast apply, materialize, lookup and train on it.

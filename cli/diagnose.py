@@ -39,50 +39,23 @@ from .ranges import COUNT, FOLDER, SEEDS, Device
 @click.option(
     "--modules",
     default="q_proj,k_proj",
-    show_default=True,
     callback=names,
     metavar="A,B,...",
     help="Linears whose B is examined.",
 )
-@click.option("--items", type=click.IntRange(2, MANY), default=256, show_default=True, help="Items to use.")
-@click.option(
-    "--batch-size", type=click.IntRange(2, MANY), default=64, show_default=True, help="Items of one loss."
-)
+@click.option("--items", type=click.IntRange(2, MANY), default=256, help="Items to use.")
+@click.option("--batch-size", type=click.IntRange(2, MANY), default=64, help="Items of one loss.")
 @click.option(
     "--micro-batch-size",
     type=COUNT,
     default=16,
-    show_default=True,
     help="Items encoded at a time; bounds memory, same gradients.",
 )
-@click.option(
-    "--seed",
-    type=SEEDS,
-    default=0,
-    show_default=True,
-    help="Seed of the choice of items and of fresh adapters.",
-)
+@click.option("--seed", type=SEEDS, default=0, help="Seed of the choice of items and of fresh adapters.")
 @settings_options(functions.diagnose)
 @click.option("--output", "-o", type=FOLDER, help="Folder for conflict.json, .md and .svg.")
 @JSON
-def command(
-    checkpoints: tuple[Path, ...],
-    catalog: str,
-    kinds: tuple[Any, ...],
-    model: str | None,
-    quantization: str | None,
-    dtype: str | None,
-    device: str | None,
-    trust_remote_code: bool,
-    modules: list[str],
-    items: int,
-    batch_size: int,
-    micro_batch_size: int,
-    seed: int,
-    output: Path | None,
-    as_json: bool,
-    **values: Any,
-) -> None:
+def command(as_json: bool, **values: Any) -> None:
     """Measure whether text and pictures pull an adapter the same way (paper, section 3.3.3).
 
     A negative cosine between the gradients of the two modalities is a conflict: a step that helps
@@ -94,22 +67,4 @@ def command(
       sda-features diagnose runs/moda/checkpoint runs/lora/checkpoint --catalog items.parquet
       sda-features diagnose --adapter moda --adapter lora --model Qwen/Qwen2.5-VL-7B-Instruct --catalog items.parquet
     """
-    found = functions.diagnose(
-        checkpoints,
-        catalog=catalog,
-        kinds=kinds,
-        model=model,
-        quantization=quantization,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-        device=device,
-        modules=modules,
-        items=items,
-        batch_size=batch_size,
-        micro_batch_size=micro_batch_size,
-        seed=seed,
-        output=output,
-        progress=not as_json,
-        **values,
-    )
-    show(found, as_json)
+    show(functions.diagnose(progress=not as_json, **values), as_json)

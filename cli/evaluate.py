@@ -14,13 +14,10 @@ from .options import JSON, settings_options, show, verb
 
 @verb(functions.evaluate)
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option(
-    "--interactions",
-    help="The log the run was trained on; needed to rank again.",
-)
+@click.option("--interactions", help="The log the run was trained on; needed to rank again.")
 @settings_options(functions.evaluate)
 @JSON
-def command(run: Path, interactions: str | None, as_json: bool, **values: Any) -> None:
+def command(as_json: bool, **values: Any) -> None:
     """Print the metrics of the run folder RUN, or rank its test items again under another protocol.
 
     Without options these are the metrics that were stored. A cut-off, a number of negatives, their
@@ -31,4 +28,4 @@ def command(run: Path, interactions: str | None, as_json: bool, **values: Any) -
     Example:
       sda-features evaluate runs/sasrec-sda --negatives 99 --interactions interactions.parquet
     """
-    show(functions.evaluate(run, interactions=interactions, **values), as_json)
+    show(functions.evaluate(**values), as_json)

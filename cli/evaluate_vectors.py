@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from .version_options import open_repo
 @click.option(
     "--features",
     default="vanilla,sda",
-    show_default=True,
     callback=names,
     metavar="A,B,...",
     help="See `train`; the last is compared with each of the others.",
@@ -33,16 +33,7 @@ from .version_options import open_repo
 @click.option("--output", "-o", type=OutputFile(), help="Write everything to this JSON file.")
 @settings_options(Repo.evaluate_vectors)
 @JSON
-def command(
-    interactions: str,
-    features: list[str],
-    repo: Path,
-    catalog: str | None,
-    product_column: str | None,
-    output: Path | None,
-    as_json: bool,
-    **values: Any,
-) -> None:
+def command(repo: Path, as_json: bool, **values: Any) -> None:
     """Measure item vectors on the log INTERACTIONS without training: minutes, no GPU.
 
     Recall@k of co-occurrences (one session, the next item) by nearest vectors, and Hit@10 and NDCG@10
@@ -53,13 +44,5 @@ def command(
     Example:
       sda-features evaluate-vectors interactions.parquet --features vanilla,sda --repo shop/feature_repo
     """
-    found = open_repo(repo).evaluate_vectors(
-        interactions,
-        features=features,
-        catalog=catalog,
-        product_column=product_column,
-        output=output,
-        echo=lambda line: click.echo(line, err=True),
-        **values,
-    )
-    show(found, as_json)
+    echo = partial(click.echo, err=True)
+    show(open_repo(repo).evaluate_vectors(echo=echo, **values), as_json)

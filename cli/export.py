@@ -21,7 +21,6 @@ from .ranges import FOLDER
     "target",
     type=click.Choice(["conditional-generation", "base"]),
     default="conditional-generation",
-    show_default=True,
     help="Class to load over: AutoModelForImageTextToText, as vLLM does, or AutoModel.",
 )
 @click.option("--model", help="Base model, if it moved since training.")
@@ -31,20 +30,10 @@ from .ranges import FOLDER
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
     default="auto",
-    show_default=True,
     help="Dtype of merged weights; auto: the base model's.",
 )
 @JSON
-def command(
-    checkpoint: Path,
-    output: Path,
-    target: Any,
-    model: str | None,
-    trust_remote_code: bool,
-    merged: bool,
-    dtype: str,
-    as_json: bool,
-) -> None:
+def command(as_json: bool, **values: Any) -> None:
     """Write CHECKPOINT as two PEFT LoRA adapters, OUTPUT/text and OUTPUT/image.
 
     PEFT, vLLM and whatever else reads LoRA adapters can load them over the unquantised base model;
@@ -55,13 +44,4 @@ def command(
       sda-features export runs/sda/checkpoint -o adapters
       sda-features export runs/sda/checkpoint -o adapters --merged --dtype bfloat16
     """
-    result = functions.export(
-        checkpoint,
-        output=output,
-        target=target,
-        model=model,
-        trust_remote_code=trust_remote_code,
-        merged=merged,
-        dtype=dtype,
-    )
-    show(result, as_json)
+    show(functions.export(**values), as_json)

@@ -27,18 +27,7 @@ from .version_options import vector_set, version_options
 @click.option("--markdown", type=OutputFile(), help="Also write the table here, as Markdown.")
 @settings_options(VectorSet.gate)
 @version_options
-def command(
-    candidate: str,
-    catalog: str,
-    interactions: Path | None,
-    thresholds: Path | None,
-    junit: Path | None,
-    markdown: Path | None,
-    repo: Path,
-    feature_set: str,
-    as_json: bool,
-    **values: Any,
-) -> None:
+def command(repo: Path, feature_set: str, as_json: bool, **values: Any) -> None:
     """Check the version CANDIDATE over the items of CATALOG, alone and against the live version.
 
     Exit status 0: it may be served, and `promote --gated` accepts it. 3: a check failed. 1: it could
@@ -48,13 +37,4 @@ def command(
     Example:
       sda-features gate 526f items.parquet --repo shop/feature_repo --junit gate.xml
     """
-    verdict = vector_set(repo, feature_set).gate(
-        candidate,
-        catalog,
-        interactions=interactions,
-        thresholds=thresholds,
-        junit=junit,
-        markdown=markdown,
-        **values,
-    )
-    show(verdict, as_json)
+    show(vector_set(repo, feature_set).gate(**values), as_json)

@@ -26,14 +26,7 @@ def _codes(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 
 @verb(VectorSet.index)
 @click.argument("catalog")
-@click.option(
-    "--output",
-    "-o",
-    type=FOLDER,
-    default="index",
-    show_default=True,
-    help="Folder to write.",
-)
+@click.option("--output", "-o", type=FOLDER, default="index", help="Folder to write.")
 @click.option("--version", "version", help="Adapter version.  [default: the live one]")
 @click.option(
     "--codes",
@@ -43,16 +36,7 @@ def _codes(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 )
 @settings_options(VectorSet.index)
 @version_options
-def command(
-    catalog: str,
-    output: Path,
-    version: str | None,
-    codes: tuple[int, int] | None,
-    repo: Path,
-    feature_set: str,
-    as_json: bool,
-    **values: Any,
-) -> None:
+def command(repo: Path, feature_set: str, as_json: bool, **values: Any) -> None:
     """Write indexes of CATALOG's items by text, picture and both (faiss), with their recall against exact search.
 
     codes.parquet is a source for a Feast view (`codes_view`); written again for the same version, the
@@ -62,7 +46,4 @@ def command(
     Example:
       sda-features index items.parquet --repo shop/feature_repo -o index --codes 3x256
     """
-    written = vector_set(repo, feature_set).index(
-        catalog, output=output, version=version, codes=codes, **values
-    )
-    show(written, as_json)
+    show(vector_set(repo, feature_set).index(**values), as_json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,7 +18,6 @@ from .version_options import open_repo
 @click.option(
     "--feature-sets",
     default="sda,vanilla",
-    show_default=True,
     callback=names,
     metavar="A,B,...",
     help="Feature sets to define; NAME:float16 and NAME:int8 store smaller numbers.",
@@ -26,15 +26,13 @@ from .version_options import open_repo
     "--slots",
     type=click.IntRange(1, 100),
     default=2,
-    show_default=True,
     help="Versions of a feature set that can be stored side by side.",
 )
 @click.option("--entity", help="The repo's item entity: its name, its variable, or module:variable.")
-@click.option("--join-key", default="item_id", show_default=True, help="Join key of the item entity.")
+@click.option("--join-key", default="item_id", help="Join key of the item entity.")
 @click.option(
     "--source-folder",
     default="data/item_embeddings",
-    show_default=True,
     help="Folder of the offline parts, relative to the repo.",
 )
 @click.option(
@@ -45,17 +43,7 @@ from .version_options import open_repo
 )
 @click.option("--force", is_flag=True, help="Replace the file even if it was edited.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def command(
-    repo: Path,
-    feature_sets: list[str],
-    slots: int,
-    entity: str | None,
-    join_key: str,
-    source_folder: str,
-    feast_materialize: bool | None,
-    force: bool,
-    as_json: bool,
-) -> None:
+def command(repo: Path, as_json: bool, **values: Any) -> None:
     """Add the item-vector feature views to the Feast repo in REPO, as one file.
 
     An entity of items that the repo already has is used, and a file that you edited is not replaced.
@@ -67,13 +55,4 @@ def command(
       sda-features init
       feast apply
     """
-    result = open_repo(repo).init(
-        feature_sets=feature_sets,
-        slots=slots,
-        entity=entity,
-        join_key=join_key,
-        source_folder=source_folder,
-        feast_materialize=feast_materialize,
-        force=force,
-    )
-    show(result, as_json)
+    show(open_repo(repo).init(**values), as_json)

@@ -18,15 +18,7 @@ from .version_options import space_options, vector_set, version_options
 @space_options
 @settings_options(VectorSet.inspect)
 @version_options
-def command(
-    catalog: str,
-    version: str | None,
-    against: str | None,
-    repo: Path,
-    feature_set: str,
-    as_json: bool,
-    **values: Any,
-) -> None:
+def command(repo: Path, feature_set: str, as_json: bool, **values: Any) -> None:
     """Measure the vectors of CATALOG's items: alignment, spread, rank, neighbours, duplicates.
 
     \b
@@ -34,5 +26,4 @@ def command(
       sda-features inspect items.parquet --repo shop/feature_repo
       sda-features inspect items.parquet --repo shop/feature_repo --version 526f --against @
     """
-    found = vector_set(repo, feature_set).inspect(catalog, version=version, against=against, **values)
-    show(found, as_json)
+    show(vector_set(repo, feature_set).inspect(**values), as_json)

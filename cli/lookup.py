@@ -17,34 +17,20 @@ from .version_options import vector_set
 @verb(VectorSet.lookup)
 @click.argument("item_ids", metavar="ID...", nargs=-1, required=True)
 @REPO
-@click.option("--feature-set", default="sda", show_default=True, help="Feature set to read.")
+@click.option("--feature-set", default="sda", help="Feature set to read.")
 @click.option(
-    "--modality",
-    type=click.Choice(["text", "image", "both"]),
-    default="both",
-    show_default=True,
-    help="Vectors to show.",
+    "--modality", type=click.Choice(["text", "image", "both"]), default="both", help="Vectors to show."
 )
-@click.option("--join-key", default="item_id", show_default=True, help="Join key of the item entity.")
+@click.option("--join-key", default="item_id", help="Join key of the item entity.")
 @click.option(
     "--id-type",
     type=click.Choice(["string", "int32", "int64"]),
     default="string",
-    show_default=True,
     help="Type of the ids in Feast.",
 )
 @click.option("--full", is_flag=True, help=f"Print all values of a vector, not only the first {SHOWN}.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def command(
-    item_ids: tuple[str, ...],
-    repo: Path,
-    feature_set: str,
-    modality: Any,
-    join_key: str,
-    id_type: Any,
-    full: bool,
-    as_json: bool,
-) -> None:
+def command(repo: Path, feature_set: str, as_json: bool, **values: Any) -> None:
     """Show what the online store holds for the items ID...
 
     \b
@@ -52,9 +38,7 @@ def command(
       sda-features lookup B001 B002 --repo shop/feature_repo
       sda-features lookup B001 --repo shop/feature_repo --modality text --full --json
     """
-    found = vector_set(repo, feature_set).lookup(
-        item_ids, modality=modality, join_key=join_key, id_type=id_type, full=full
-    )
+    found = vector_set(repo, feature_set).lookup(**values)
     show(found, as_json)
     if not found.found:
         click.echo(

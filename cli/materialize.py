@@ -41,7 +41,6 @@ from .version_options import vector_set
     "--dtype",
     type=click.Choice(["auto", "fast", "float32", "bfloat16", "float16"]),
     default="fast",
-    show_default=True,
     help="Activations; fast: bfloat16 where the processor multiplies it.",
 )
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code that ships with the model.")
@@ -52,13 +51,12 @@ from .version_options import vector_set
     help="Make vectors smaller, with the rotation stored in the checkpoint.",
 )
 @click.option("--feature-set", help="Feature set to write.  [default: sda; vanilla for --model]")
-@click.option("--batch-size", type=COUNT, default=32, show_default=True, help="Sequences encoded together.")
-@click.option("--shard-rows", type=COUNT, default=1024, show_default=True, help="Items of one offline part.")
+@click.option("--batch-size", type=COUNT, default=32, help="Sequences encoded together.")
+@click.option("--shard-rows", type=COUNT, default=1024, help="Items of one offline part.")
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
     default="local",
-    show_default=True,
     help="What encodes: this process, or workers of a Ray cluster (extra: ray).",
 )
 @click.option("--ray-address", help="Running cluster, e.g. auto.  [default: start one on this machine]")
@@ -77,7 +75,6 @@ from .version_options import vector_set
     "--max-removed",
     type=FiniteRange(0, 1),
     default=0.1,
-    show_default=True,
     help="Share of stored items that may be gone from CATALOG; their vectors are deleted.",
 )
 @click.option("--repair", is_flag=True, help="Encode items again whose stored rows lie in damaged files.")
@@ -87,35 +84,7 @@ from .version_options import vector_set
 @settings_options(VectorSet.materialize)
 @click.option("--report", type=OutputFile(), help="Write bad catalogue rows here (JSONL).")
 @JSON
-def command(
-    catalog: str | None,
-    repo: Path,
-    vectors: Path | None,
-    text_vectors: str | None,
-    image_vectors: str | None,
-    version: str | None,
-    checkpoint: Path | None,
-    model: str | None,
-    quantization: str | None,
-    dtype: str | None,
-    device: str | None,
-    trust_remote_code: bool,
-    dim: int | None,
-    feature_set: str | None,
-    batch_size: int,
-    shard_rows: int,
-    engine: Any,
-    ray_address: str | None,
-    workers: int | None,
-    gpus_per_worker: float | None,
-    promote: bool,
-    max_removed: float,
-    repair: bool,
-    again: tuple[str, ...],
-    report: Path | None,
-    as_json: bool,
-    **values: Any,
-) -> None:
+def command(repo: Path, feature_set: str | None, as_json: bool, **values: Any) -> None:
     """Encode the items of CATALOG and write their vectors to Feast, offline and online.
 
     CATALOG is a parquet, JSONL or CSV file or a folder of parquet files, as a path or an fsspec URL.
@@ -131,32 +100,6 @@ def command(
       sda-features materialize items.parquet --model openai/clip-vit-large-patch14 --feature-set clip
       sda-features materialize --vectors vectors.parquet --text-vectors text --image-vectors image --version v7
     """
-    name = feature_set or ("vanilla" if checkpoint is None and vectors is None else "sda")
-    result = vector_set(repo, name).materialize(
-        catalog,
-        vectors=vectors,
-        text_vectors=text_vectors,
-        image_vectors=image_vectors,
-        version=version,
-        checkpoint=checkpoint,
-        model=model,
-        quantization=quantization,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-        device=device,
-        dim=dim,
-        batch_size=batch_size,
-        shard_rows=shard_rows,
-        engine=engine,
-        ray_address=ray_address,
-        workers=workers,
-        gpus_per_worker=gpus_per_worker,
-        promote=promote,
-        max_removed=max_removed,
-        repair=repair,
-        again=again,
-        report=report,
-        progress=not as_json,
-        **values,
-    )
-    show(result, as_json)
+    vanilla = values["checkpoint"] is None and values["vectors"] is None
+    vectors = vector_set(repo, feature_set or ("vanilla" if vanilla else "sda"))
+    show(vectors.materialize(progress=not as_json, **values), as_json)

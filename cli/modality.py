@@ -17,12 +17,10 @@ from .version_options import open_repo
 
 @verb(Repo.modality)
 @click.option("--output", "-o", required=True, type=FOLDER, help="Folder for runs and tables.")
-@click.option("--model", default="slmrec", show_default=True, help="Recommender, see `train`.")
-@click.option("--feature-set", default="sda", show_default=True, help="Feature set of the repo.")
+@click.option("--model", default="slmrec", help="Recommender, see `train`.")
+@click.option("--feature-set", default="sda", help="Feature set of the repo.")
 @recommender_options(Repo.modality)
-def command(
-    interactions: str, output: Path, model: str, feature_set: str, repo: Path, as_json: bool, **values: Any
-) -> None:
+def command(repo: Path, as_json: bool, **values: Any) -> None:
     """Train a recommender on no vectors, on texts, on images and on both, and print the table (paper, Fig. 3).
 
     Writes OUTPUT/modality.json (manifest with every score), .md and .tex. Runs that have finished are
@@ -32,12 +30,4 @@ def command(
     Example:
       sda-features modality interactions.parquet --model slmrec --repo shop/feature_repo -o modality
     """
-    found = open_repo(repo).modality(
-        interactions,
-        output=output,
-        model=model,
-        feature_set=feature_set,
-        **training_arguments(as_json),
-        **values,
-    )
-    show(found, as_json)
+    show(open_repo(repo).modality(**training_arguments(as_json), **values), as_json)

@@ -21,9 +21,7 @@ from .ranges import Device, NumberOrNone, number_range
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
-REPO = click.option(
-    "--repo", type=click.Path(path_type=Path), default=".", show_default=True, help="Feast repo."
-)
+REPO = click.option("--repo", type=click.Path(path_type=Path), default=".", help="Feast repo.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 VERSION = click.option("--version", "version", help="Adapter version.  [default: the live one]")
 
@@ -36,7 +34,7 @@ class Verb(click.Command):
     """
 
     def __init__(self, *arguments: Any, call: Call, **named: Any):
-        super().__init__(*arguments, **named)
+        super().__init__(*arguments, context_settings={"show_default": True}, **named)
         self.call = call
         help_ = f"Settings file.  [default: {FILE_NAME} of the repo]"
         self.params.append(

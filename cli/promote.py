@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,7 +17,7 @@ from .version_options import vector_set, version_options
 @click.argument("version")
 @click.option("--gated", is_flag=True, help="Refuse a version that `sda-features gate` has not passed.")
 @version_options
-def command(version: str, gated: bool, repo: Path, feature_set: str, as_json: bool) -> None:
+def command(repo: Path, feature_set: str, as_json: bool, **values: Any) -> None:
     """Serve VERSION, or the one version that begins with it.
 
     Readers in flight get vectors of the old version or of the new one, never of both.
@@ -25,4 +26,4 @@ def command(version: str, gated: bool, repo: Path, feature_set: str, as_json: bo
     Example:
       sda-features promote 3f9c --repo shop/feature_repo
     """
-    show(vector_set(repo, feature_set).promote(version, gated=gated), as_json)
+    show(vector_set(repo, feature_set).promote(**values), as_json)

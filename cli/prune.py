@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,9 +17,7 @@ from .version_options import vector_set, version_options
 @click.argument("names", metavar="[VERSION]...", nargs=-1)
 @click.option("--keep", multiple=True, metavar="VERSION", help="Keep this version too; may be repeated.")
 @version_options
-def command(
-    names: tuple[str, ...], keep: tuple[str, ...], repo: Path, feature_set: str, as_json: bool
-) -> None:
+def command(repo: Path, feature_set: str, as_json: bool, **values: Any) -> None:
     """Delete each VERSION, or all that are neither live nor kept, online and offline.
 
     Keys and fields are deleted exactly; other versions, feature sets and projects are not touched.
@@ -29,4 +28,4 @@ def command(
       sda-features prune --repo shop/feature_repo
       sda-features prune 3f9c --repo shop/feature_repo
     """
-    show(vector_set(repo, feature_set).prune(names, keep=keep), as_json)
+    show(vector_set(repo, feature_set).prune(**values), as_json)

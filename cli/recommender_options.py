@@ -27,13 +27,11 @@ def recommender_options(call: Any) -> Callable[[Decorated], Decorated]:
                 "--preset",
                 type=click.Choice(list(PRESETS)),
                 default="sparse",
-                show_default=True,
                 help="Settings of a model that no option gives: sparse as Amazon reviews, dense as MovieLens.",
             ),
             click.option(
                 "--seeds",
                 default=",".join(map(str, seeds)),
-                show_default=True,
                 metavar="A,B,...",
                 callback=_integers,
                 help="Seeds of initialisation, order, dropout and negatives; a run for each.",

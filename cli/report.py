@@ -17,14 +17,7 @@ from .version_options import space_options, vector_set, version_options
 @verb(VectorSet.report)
 @click.argument("catalog")
 @space_options
-@click.option(
-    "--output",
-    "-o",
-    type=OutputFile(),
-    default="report.html",
-    show_default=True,
-    help="HTML file.",
-)
+@click.option("--output", "-o", type=OutputFile(), default="report.html", help="HTML file.")
 @click.option(
     "--run", type=click.Path(path_type=Path), help="Folder that `adapt` wrote: curves, experts, conflict."
 )
@@ -39,24 +32,11 @@ from .version_options import space_options, vector_set, version_options
     "--max-megabytes",
     type=FiniteRange(0, 1e9),
     default=40.0,
-    show_default=True,
     help="Largest size of the pictures in the file.",
 )
 @settings_options(VectorSet.report)
 @version_options
-def command(
-    catalog: str,
-    version: str | None,
-    against: str | None,
-    output: Path,
-    run: Path | None,
-    recommenders: tuple[Path, ...],
-    max_megabytes: float,
-    repo: Path,
-    feature_set: str,
-    as_json: bool,
-    **values: Any,
-) -> None:
+def command(repo: Path, feature_set: str, as_json: bool, **values: Any) -> None:
     """Write a page to look at: numbers, a map of items, neighbours side by side, training.
 
     The file holds everything it shows, thumbnails too, and needs no network.
@@ -66,15 +46,4 @@ def command(
       sda-features report items.parquet --repo shop/feature_repo -o report.html
       sda-features report items.parquet --repo shop/feature_repo --version 526f --against @ --run runs/sda
     """
-    written = vector_set(repo, feature_set).report(
-        catalog,
-        output=output,
-        version=version,
-        against=against,
-        run=run,
-        recommenders=recommenders,
-        max_megabytes=max_megabytes,
-        progress=not as_json,
-        **values,
-    )
-    show(written, as_json)
+    show(vector_set(repo, feature_set).report(progress=not as_json, **values), as_json)

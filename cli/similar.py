@@ -16,33 +16,16 @@ from .version_options import vector_set, version_options
 @verb(VectorSet.similar)
 @click.argument("item")
 @click.argument("catalog")
-@click.option(
-    "--by",
-    type=click.Choice(["text", "image", "both"]),
-    default="both",
-    show_default=True,
-    help="What is compared.",
-)
-@click.option("--k", type=click.IntRange(1, 1000), default=10, show_default=True, help="Items to list.")
+@click.option("--by", type=click.Choice(["text", "image", "both"]), default="both", help="What is compared.")
+@click.option("--k", type=click.IntRange(1, 1000), default=10, help="Items to list.")
 @click.option("--version", "version", help="Adapter version.  [default: the live one]")
 @settings_options(VectorSet.similar)
 @version_options
-def command(
-    item: str,
-    catalog: str,
-    by: Any,
-    k: int,
-    version: str | None,
-    repo: Path,
-    feature_set: str,
-    as_json: bool,
-    **values: Any,
-) -> None:
+def command(repo: Path, feature_set: str, as_json: bool, **values: Any) -> None:
     """List the items of CATALOG nearest to ITEM, an id, by exact search over the stored vectors.
 
     \b
     Example:
       sda-features similar B001 items.parquet --repo shop/feature_repo --by text
     """
-    found = vector_set(repo, feature_set).similar(item, catalog, by=by, k=k, version=version, **values)
-    show(found, as_json)
+    show(vector_set(repo, feature_set).similar(**values), as_json)

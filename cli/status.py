@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -25,14 +26,11 @@ from .version_options import vector_set, version_options
 )
 @click.option("--sweep", "sweep", is_flag=True, help="Delete those rows first.")
 @version_options
-def command(
-    max_age: float | None, orphans: bool, sweep: bool, repo: Path, feature_set: str, as_json: bool
-) -> None:
+def command(repo: Path, feature_set: str, as_json: bool, **values: Any) -> None:
     """Compare the version record, the offline rows and Redis; the exit status is 3 if something is wrong.
 
     \b
     Example:
       sda-features status --repo shop/feature_repo --max-age 26 --json
     """
-    found = vector_set(repo, feature_set).status(max_age=max_age, orphans=orphans, sweep=sweep)
-    show(found, as_json)
+    show(vector_set(repo, feature_set).status(**values), as_json)

@@ -17,34 +17,19 @@ from .version_options import vector_set
 @verb(VectorSet.stream)
 @click.argument("key")
 @REPO
-@click.option("--feature-set", default="sda", show_default=True, help="Feature set to write.")
+@click.option("--feature-set", default="sda", help="Feature set to write.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Checkpoint that `adapt` wrote.")
 @click.option("--model", help="Base model; see `materialize`.")
 @click.option("--quantization", type=click.Choice(["nf4", "int8", "none"]), help="See `materialize`.")
 @click.option("--device", type=Device(), help="Torch device.")
 @click.option("--url", help="Redis server with the stream.  [default: the repo's online store]")
-@click.option("--group", default="sda-features", show_default=True, help="Consumer group.")
-@click.option("--consumer", default="stream", show_default=True, help="Name of this process in the group.")
-@click.option("--max-events", type=COUNT, default=256, show_default=True, help="Events written together.")
+@click.option("--group", default="sda-features", help="Consumer group.")
+@click.option("--consumer", default="stream", help="Name of this process in the group.")
+@click.option("--max-events", type=COUNT, default=256, help="Events written together.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a batch.")
 @click.option("--once", is_flag=True, help="End when no event is left.")
 @settings_options(VectorSet.stream)
-def command(
-    key: str,
-    repo: Path,
-    feature_set: str,
-    checkpoint: Path | None,
-    model: str | None,
-    quantization: str | None,
-    device: str | None,
-    url: str | None,
-    group: str,
-    consumer: str,
-    max_events: int,
-    as_json: bool,
-    once: bool,
-    **values: Any,
-) -> None:
+def command(repo: Path, feature_set: str, as_json: bool, once: bool, **values: Any) -> None:
     """Take upserts and deletions of items from the Redis Stream KEY and write their vectors within seconds.
 
     An entry is `item` with a row of the catalogue as JSON; with `op delete` the item is gone. It is
@@ -57,19 +42,7 @@ def command(
       redis-cli XADD items "*" item '{"item_id": "B1", "title": "oak table", "image": "b1.jpg"}'
       redis-cli XADD items "*" op delete item '{"item_id": "B1"}'
     """
-    batches = vector_set(repo, feature_set).stream(
-        key,
-        checkpoint=checkpoint,
-        model=model,
-        quantization=quantization,
-        device=device,
-        url=url,
-        group=group,
-        consumer=consumer,
-        max_events=max_events,
-        **values,
-    )
-    for done in batches:
+    for done in vector_set(repo, feature_set).stream(**values):
         if done.written or done.deleted or done.rejected:
             show(done, as_json)
         elif once:

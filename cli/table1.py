@@ -17,32 +17,16 @@ from .version_options import open_repo
 
 @verb(Repo.table1)
 @click.option("--output", "-o", required=True, type=FOLDER, help="Folder for runs and tables.")
-@click.option(
-    "--models",
-    default=",".join(MODELS),
-    show_default=True,
-    callback=names,
-    metavar="A,B,...",
-    help="Recommenders.",
-)
+@click.option("--models", default=",".join(MODELS), callback=names, metavar="A,B,...", help="Recommenders.")
 @click.option(
     "--features",
     default="id,clip,vanilla,sda",
-    show_default=True,
     callback=names,
     metavar="A,B,...",
     help="See `train`; the last is compared with each of the others.",
 )
 @recommender_options(Repo.table1)
-def command(
-    interactions: str,
-    output: Path,
-    models: list[str],
-    features: list[str],
-    repo: Path,
-    as_json: bool,
-    **values: Any,
-) -> None:
+def command(repo: Path, as_json: bool, **values: Any) -> None:
     """Train every recommender on every feature set with every seed, and print the table (paper, Table 1).
 
     One table for each ranking. Writes OUTPUT/table1.json (manifest with every score), .md and .tex.
@@ -52,7 +36,4 @@ def command(
     Example:
       sda-features table1 interactions.parquet --features id,vanilla,sda --repo shop/feature_repo -o table1
     """
-    found = open_repo(repo).table1(
-        interactions, output=output, models=models, features=features, **training_arguments(as_json), **values
-    )
-    show(found, as_json)
+    show(open_repo(repo).table1(**training_arguments(as_json), **values), as_json)

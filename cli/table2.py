@@ -17,7 +17,7 @@ from .version_options import open_repo
 
 @verb(Repo.table2)
 @click.option("--output", "-o", required=True, type=FOLDER, help="Folder for runs and tables.")
-@click.option("--model", default="sasrec", show_default=True, help="Recommender, see `train`.")
+@click.option("--model", default="sasrec", help="Recommender, see `train`.")
 @click.option(
     "--features",
     required=True,
@@ -26,9 +26,7 @@ from .version_options import open_repo
     help="The full model's feature set, then one for each ablation, see `train`.",
 )
 @recommender_options(Repo.table2)
-def command(
-    interactions: str, output: Path, model: str, features: list[str], repo: Path, as_json: bool, **values: Any
-) -> None:
+def command(repo: Path, as_json: bool, **values: Any) -> None:
     """Train a recommender on each feature set of an ablation, and print the table (paper, Table 2).
 
     The column Δ is the mean relative change of Hit and NDCG against the full model. Writes
@@ -39,7 +37,4 @@ def command(
     Example:
       sda-features table2 interactions.parquet --features sda,no_cmsa,no_moda,no_soft,vanilla -o table2
     """
-    found = open_repo(repo).table2(
-        interactions, output=output, model=model, features=features, **training_arguments(as_json), **values
-    )
-    show(found, as_json)
+    show(open_repo(repo).table2(**training_arguments(as_json), **values), as_json)

@@ -17,29 +17,17 @@ from .version_options import open_repo
 
 @verb(Repo.train)
 @click.option(
-    "--model",
-    default="sasrec",
-    show_default=True,
-    help="sasrec, bert4rec, vbpr, slmrec, or one that an installed package adds.",
+    "--model", default="sasrec", help="sasrec, bert4rec, vbpr, slmrec, or one that an installed package adds."
 )
 @click.option(
     "--features",
     default="id",
-    show_default=True,
     help="id: no vectors; a feature set of the repo: sda, vanilla, clip, ...; one modality of it: sda-text, "
     "sda-image; both in one space: sda-shared; or a parquet file with item_id and columns of vectors.",
 )
 @click.option("--output", "-o", type=FOLDER, help="Run folder for weights and ranks.")
 @recommender_options(Repo.train)
-def command(
-    interactions: str,
-    model: str,
-    features: str,
-    output: Path | None,
-    repo: Path,
-    as_json: bool,
-    **values: Any,
-) -> None:
+def command(repo: Path, as_json: bool, **values: Any) -> None:
     """Train a recommender on the log INTERACTIONS and measure Hit@10 and NDCG@10 on what users took next.
 
     The ranking is reported among 100 sampled negatives and over the full catalogue, for all users
@@ -50,7 +38,4 @@ def command(
     Example:
       sda-features train interactions.parquet --features sda --repo shop/feature_repo -o runs/sasrec-sda
     """
-    found = open_repo(repo).train(
-        interactions, model=model, features=features, output=output, **training_arguments(as_json), **values
-    )
-    show(found, as_json)
+    show(open_repo(repo).train(**training_arguments(as_json), **values), as_json)

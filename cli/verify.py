@@ -18,19 +18,10 @@ from .version_options import vector_set, version_options
 @click.argument("catalog")
 @click.option("--version", "version", help="Adapter version to check.  [default: the live one]")
 @click.option("--sample", type=COUNT, help="Compare the vectors of so many random items.")
-@click.option("--seed", type=SEEDS, default=0, show_default=True, help="Seed of the sample.")
+@click.option("--seed", type=SEEDS, default=0, help="Seed of the sample.")
 @settings_options(VectorSet.verify)
 @version_options
-def command(
-    catalog: str,
-    version: str | None,
-    sample: int | None,
-    seed: int,
-    repo: Path,
-    feature_set: str,
-    as_json: bool,
-    **values: Any,
-) -> None:
+def command(repo: Path, feature_set: str, as_json: bool, **values: Any) -> None:
     """Compare CATALOG, offline rows, online bytes and the trainers' matrix; fail at the first difference.
 
     \b
@@ -38,7 +29,4 @@ def command(
       sda-features verify items.parquet --repo shop/feature_repo
       sda-features verify items.parquet --repo shop/feature_repo --sample 1000
     """
-    found = vector_set(repo, feature_set).verify(
-        catalog, version=version, sample=sample, seed=seed, progress=not as_json, **values
-    )
-    show(found, as_json)
+    show(vector_set(repo, feature_set).verify(progress=not as_json, **values), as_json)

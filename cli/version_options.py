@@ -21,7 +21,7 @@ def version_options(function: Decorated) -> Decorated:
     """Decorate a command with `--repo`, `--feature-set` and `--json`."""
     for option in (
         JSON,
-        click.option("--feature-set", default="sda", show_default=True, help="Feature set."),
+        click.option("--feature-set", default="sda", help="Feature set."),
         REPO,
     ):
         function = option(function)

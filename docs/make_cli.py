@@ -16,7 +16,7 @@ def render() -> str:
         for verb in VERBS:
             command = cli.get_command(root, verb)
             assert command is not None
-            context = click.Context(command, info_name=verb, parent=root)
+            context = click.Context(command, info_name=verb, parent=root, **command.context_settings)
             parts += [f"## sda-features {verb}", "", "```text", command.get_help(context), "```", ""]
     return "\n".join(parts)
 

@@ -442,8 +442,8 @@ def load_encoder(
     loaded = pretrained(BackboneSettings.parse(**overrides), PromptSettings())
     if feature_set == "vanilla" and isinstance(loaded, DualEncoder):
         raise SettingsError(
-            f"Expected --feature-set for the vectors of {overrides['model']}, such as clip: vanilla is for "
-            "unadapted Qwen-VL models. Nothing was written."
+            f"Expected --feature-set for the vectors of {overrides['model']}, such as clip: the default, vanilla, "
+            "is for unadapted Qwen-VL models. Nothing was written."
         )
     return loaded
 
