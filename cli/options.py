@@ -34,8 +34,9 @@ class Verb(click.Command):
     """
 
     def __init__(self, *arguments: Any, call: Call, **named: Any):
-        super().__init__(*arguments, context_settings={"show_default": True}, **named)
+        super().__init__(*arguments, **named)
         self.call = call
+        self.context_settings["show_default"] = True
         help_ = f"Settings file.  [default: {FILE_NAME} of the repo]"
         self.params.append(
             click.Option(["--config"], type=click.Path(path_type=Path), expose_value=False, help=help_)

@@ -44,7 +44,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
     if target.exists() and not target.is_file():
         raise SettingsError(f"{target} exists and is no regular file; name another file to write.")
     make_folder(target.parent)
-    with _beside(target, _touch) as temporary:
+    with _in_temporary(target, _touch) as temporary:
         mode = temporary.stat().st_mode
         yield temporary
         temporary.chmod(mode)
@@ -69,7 +69,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     if target.exists() and not target.is_dir():
         raise SettingsError(f"{target} exists and is no folder; name another folder to write.")
     make_folder(target.parent)
-    with _beside(target, Path.mkdir) as temporary:
+    with _in_temporary(target, Path.mkdir) as temporary:
         mode = temporary.stat().st_mode
         yield temporary
         for path in [temporary, *temporary.rglob("*")]:
@@ -153,7 +153,7 @@ def remove_leftovers(target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _beside(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+def _in_temporary(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     """A new file or folder next to `target`, locked while the block runs and gone after it."""
     remove_leftovers(target)
     with contextlib.ExitStack() as stack:

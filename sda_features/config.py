@@ -17,6 +17,8 @@ from sda_features.errors import SettingsError
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
 MANY = 1_000_000_000  # more than any count of steps, rows or pixels; keeps typing errors out
+Modality = Literal["text", "image"]
+MODALITIES: tuple[Modality, ...] = ("text", "image")
 WIDEST = 65_536  # of a layer or a vector
 SEED = 2**32 - 1  # what numpy and torch both take
 DEVICE = r"^(auto|cpu|meta|mps|(cuda|xpu)(:\d{1,3})?)$"

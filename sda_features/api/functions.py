@@ -204,7 +204,7 @@ def doctor(
 
 
 @dataclass(frozen=True)
-class Walked(Result):
+class DemoResult(Result):
     """The numbers of the demo's closing table."""
 
     results: dict[str, Any]
@@ -221,9 +221,9 @@ def demo(
     seed: int = 0,
     progress: bool = True,
     echo: Callable[[str], None] = print,
-) -> Walked:
+) -> DemoResult:
     """Generate a small shop and walk adapt, feast apply, materialize, lookup and train on it."""
     from sda_features.demo.walk import walk
 
     walk(Path(output), echo, seed=seed, progress=progress)
-    return Walked(json.loads((Path(output) / "results.json").read_text(encoding="utf-8")))
+    return DemoResult(json.loads((Path(output) / "results.json").read_text(encoding="utf-8")))

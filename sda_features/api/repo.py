@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from sda_features.api.calls import Group, call, given, parse
 from sda_features.api.settings_file import (
+    EffectiveSettings,
     SettingsFile,
-    Settled,
+    effective_settings,
     read_settings_file,
-    settled,
     write_settings_file,
 )
 from sda_features.api.vector_set import Table, VectorSet
@@ -85,9 +85,9 @@ class Repo:
         return replace(result, settings=write_settings_file(self.path))
 
     @call()
-    def config(self, command_name: str | None = None, *, feature_set: str = "sda") -> Settled:
+    def config(self, command_name: str | None = None, *, feature_set: str = "sda") -> EffectiveSettings:
         """What the settings file sets; of a command every option, its value, and where that comes from."""
-        return settled(self.settings, command_name, feature_set)
+        return effective_settings(self.settings, command_name, feature_set)
 
     @call(*TRAINING)
     def train(

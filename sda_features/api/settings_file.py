@@ -179,7 +179,7 @@ def _near(name: str, known: set[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Settled(Result):
+class EffectiveSettings(Result):
     """Settings: name, value, and the table of the file that it stands in, or "default"."""
 
     path: Path | None
@@ -192,7 +192,7 @@ class Settled(Result):
         return f"{heading}\n\n{table}" if rows else heading
 
 
-def settled(file: SettingsFile, verb: str | None, feature_set: str) -> Settled:
+def effective_settings(file: SettingsFile, verb: str | None, feature_set: str) -> EffectiveSettings:
     """What a file sets, or what holds for every option of a command.
 
     Raises:
@@ -201,7 +201,9 @@ def settled(file: SettingsFile, verb: str | None, feature_set: str) -> Settled:
     _load_calls()
     if verb is None:
         rows = [(key, value, name) for name, table in file.tables.items() for key, value in table.items()]
-        return Settled(file.path, [(key, value, f"[{name}]" if name else "top") for key, value, name in rows])
+        return EffectiveSettings(
+            file.path, [(key, value, f"[{name}]" if name else "top") for key, value, name in rows]
+        )
     if verb not in CALLS:
         raise SettingsError(f"{verb!r} is no command.{_near(verb, set(CALLS))}")
     found = {
@@ -209,7 +211,7 @@ def settled(file: SettingsFile, verb: str | None, feature_set: str) -> Settled:
         for name, (value, table) in file.found(CALLS[verb], {"feature_set": feature_set}).items()
     }
     held = {name: (value, "default") for name, value in defaults(CALLS[verb]).items()} | found
-    return Settled(file.path, [(name, *of_name) for name, of_name in held.items()])
+    return EffectiveSettings(file.path, [(name, *of_name) for name, of_name in held.items()])
 
 
 def _load_calls() -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sda_features.serving import EmbeddingClient
     from sda_features.workflows.gate import Verdict
     from sda_features.workflows.inspect_vectors import Inspection
-    from sda_features.workflows.lookup import Looked
+    from sda_features.workflows.lookup import LookupResult
     from sda_features.workflows.materialize import MaterializeResult
     from sda_features.workflows.report import ReportWritten
     from sda_features.workflows.similar import IndexWritten, SimilarItems
@@ -410,7 +410,7 @@ class VectorSet:
         join_key: str = "item_id",
         id_type: Literal["string", "int32", "int64"] = "string",
         full: bool = False,
-    ) -> Looked:
+    ) -> LookupResult:
         """What the online store holds of some items, to look at; a service uses `client`."""
         from sda_features.workflows.lookup import look_up
 

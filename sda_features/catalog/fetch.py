@@ -79,13 +79,13 @@ class Fetcher:
                 pause = BACK_OFF * 2**attempt * random.uniform(0.75, 1.25)
                 try:
                     return self._attempt(target, host, port, attempt, deadline)
-                except _Again as again:
+                except _RetryLater as again:
                     problem = again
                     pause = max(pause, again.after)
                 if attempt == ATTEMPTS - 1 or pause >= deadline.left():
                     break
                 time.sleep(pause)
-            raise ImageProblem("image_unreachable", f"{host}: {deadline.told(str(problem))}") from None
+            raise ImageProblem("image_unreachable", f"{host}: {deadline.reason(str(problem))}") from None
 
     def _check(self, url: str) -> tuple[Url, str, int]:
         """The URL, parsed, with the host and port that the connection is for."""
@@ -136,12 +136,12 @@ class Fetcher:
                     "image_unreachable", f"{host} answered 200 with a page or nothing, not a picture"
                 )
             if deadline.expired:  # a body without a length ends where the connection was cut
-                raise _Again("cut")
+                raise _RetryLater("cut")
             return bytes(content)
-        except (ImageProblem, _Again):
+        except (ImageProblem, _RetryLater):
             raise
         except Exception as error:
-            raise _Again(type(error).__name__) from None
+            raise _RetryLater(type(error).__name__) from None
         finally:
             deadline.watch(None)
             if response is not None:
@@ -150,7 +150,9 @@ class Fetcher:
     def _check_status(self, host: str, status: int, headers: Any) -> None:
         if status in TRY_AGAIN:
             after = headers.get("Retry-After", "")
-            raise _Again(f"answered {status}", float(after) if after.isascii() and after.isdigit() else 0.0)
+            raise _RetryLater(
+                f"answered {status}", float(after) if after.isascii() and after.isdigit() else 0.0
+            )
         if status in REFUSED or status >= 500 or (status < 300 and status != 200):
             raise ImageProblem("image_unreachable", f"{host} answered {status}, expected 200")
         if status != 200:
@@ -166,7 +168,7 @@ class Fetcher:
             try:
                 answer = [host] if _parsed(host) else self._resolve(host)
             except (OSError, UnicodeError):
-                raise _Again("has no address") from None
+                raise _RetryLater("has no address") from None
             self._answers[host] = answer, time.monotonic() + ANSWER_KEPT
         listed = {name for name, _ in self._allowed}
         usable = [address for address in answer if _plain(address) in listed or _is_public(address)]
@@ -182,7 +184,7 @@ class Fetcher:
         return ImageProblem("oversized_image", f"more than {self._max_bytes:,} bytes; see --max-image-bytes")
 
 
-class _Again(Exception):
+class _RetryLater(Exception):
     """An attempt failed in a way that may pass, at the earliest `after` seconds from now."""
 
     def __init__(self, what: str, after: float = 0.0):
@@ -212,7 +214,7 @@ class _Deadline:
         """Seconds, at least 0."""
         return max(0.0, self._ends - time.monotonic())
 
-    def told(self, what: str) -> str:
+    def reason(self, what: str) -> str:
         """What is to be told of a failed picture."""
         late = f"not there after {self._seconds:g} s; see --image-timeout"
         return late if self.expired or not self.left() else what

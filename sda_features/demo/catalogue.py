@@ -101,7 +101,7 @@ def make_catalogue(items: int = 600, *, seed: int = 0, spoil: bool = True) -> Ca
         {"item_id": f"item-{number:05d}", **_product(levels, rng)} for number, levels in enumerate(factors)
     ]
     item_ids = tuple(row["item_id"] for row in rows)
-    bad_rows = _spoil(rows, rng) if spoil else ()
+    bad_rows = _damage_rows(rows, rng) if spoil else ()
     return Catalogue(pa.Table.from_pylist(rows, schema=SCHEMA), item_ids, factors, bad_rows)
 
 
@@ -144,7 +144,7 @@ def _product(levels: NDArray[np.int64], rng: np.random.Generator) -> dict[str, A
     }
 
 
-def _spoil(rows: list[dict[str, Any]], rng: np.random.Generator) -> tuple[BadRow, ...]:
+def _damage_rows(rows: list[dict[str, Any]], rng: np.random.Generator) -> tuple[BadRow, ...]:
     """Spoil three rows in place, append two more, and say which."""
     broken, pictureless, wordless, repeated = (
         int(index) for index in rng.choice(len(rows), 4, replace=False)

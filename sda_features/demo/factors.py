@@ -9,9 +9,8 @@ list are synonyms: a text uses one of them at random.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-Modality = Literal["text", "image"]
+from sda_features.config import Modality
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,10 @@ from transformers import AutoModelForImageTextToText
 
 from sda_features.artifacts import atomic_folder
 from sda_features.catalog.prompts import text_prompt
-from sda_features.config import BackboneSettings, PromptSettings
+from sda_features.config import MODALITIES, BackboneSettings, PromptSettings
 from sda_features.demo.catalogue import Catalogue, make_catalogue, text_fields
-from sda_features.demo.factors import FACTORS, Modality, columns_shown_in
+from sda_features.demo.factors import FACTORS, columns_shown_in
 from sda_features.lvlm.backbone import Backbone, Prompt, mean_pool
-
-MODALITIES: tuple[Modality, ...] = ("text", "image")
 
 
 def pretrain(

@@ -24,7 +24,7 @@ from sda_features.config import EvaluationSettings, VectorEvaluationSettings
 from sda_features.evaluation.metrics import hit_at_k, ndcg_at_k, ranks_of_targets
 from sda_features.evaluation.neighbours import side_by_side, unit_rows
 from sda_features.evaluation.protocols import SCORES_AT_ONCE, Scorer, evaluate, user_groups
-from sda_features.logs.interactions import Interactions, next_places, session_places
+from sda_features.logs.interactions import Interactions, next_positions, session_positions
 from sda_features.logs.splits import Holdout, Split
 
 Floats = NDArray[np.floating[Any]]
@@ -89,17 +89,17 @@ def session_pairs(log: Interactions, held: Bools, *, window: int) -> Pairs:
     """Items of one session, each with each, where the target's interaction is `held`.
 
     Args:
-        log: see `session_places` for what a session is.
+        log: see `session_positions` for what a session is.
         held: bool [n], interactions that may be targets.
         window: how far apart.
     """
-    places = session_places(log, window)
+    places = session_positions(log, window)
     return _distinct(log, np.concatenate([places, places[:, ::-1]]), held)
 
 
 def next_pairs(log: Interactions, held: Bools) -> Pairs:
     """Each item and what the same user took next, where that interaction is `held` [n]."""
-    return _distinct(log, next_places(log), held)
+    return _distinct(log, next_positions(log), held)
 
 
 def evaluate_vectors(

@@ -33,13 +33,12 @@ from sda_features.offline.schema import ID_TYPES
 from sda_features.online.commands import UnsupportedRows, value_kind
 from sda_features.online.lease import RETRIES, TIMEOUT, current_lease
 from sda_features.online.writer import OnlineView, write_batches
+from sda_features.serving import layout
 from sda_features.serving.codec import ValueKind
 from sda_features.serving.connection import RedisAddress
-from sda_features.serving.layout import IdType
 
 logger = logging.getLogger(__name__)
 
-_IDS: dict[str, IdType] = {"STRING": "string", "INT32": "int32", "INT64": "int64"}
 _KINDS: dict[Any, ValueKind] = {Array(Float32): "floats", Bytes: "bytes", String: "string"}
 _TIME = "event_timestamp"
 
@@ -161,7 +160,7 @@ def _online_view(project: str, task: MaterializationTask, join_keys: list[str]) 
         raise Unsupported("a view without an online store or a source")
     if len(join_keys) != 1 or [column.name for column in view.entity_columns] != join_keys:
         raise Unsupported(f"join keys {join_keys}")
-    id_type = _IDS.get(view.entity_columns[0].dtype.to_value_type().name)
+    id_type = layout.ID_TYPES.get(view.entity_columns[0].dtype.to_value_type().name)
     if id_type is None:
         raise Unsupported(f"keys of type {view.entity_columns[0].dtype}")
     for feature in view.features:

@@ -35,14 +35,7 @@ from sda_features.feast_plugins.online_response import Recorded, VectorOnlineRes
 from sda_features.online.lease import TIMEOUT
 from sda_features.serving import aio, layout, wire
 from sda_features.serving.blocks import Block
-from sda_features.serving.layout import IdType
 from sda_features.serving.wire import Row
-
-_ID_TYPES: dict[ValueType, tuple[IdType, type]] = {
-    ValueType.STRING: ("string", str),
-    ValueType.INT32: ("int32", int),
-    ValueType.INT64: ("int64", int),
-}
 
 
 class VectorRedisOnlineStoreConfig(RedisOnlineStoreConfig):  # type: ignore[misc]
@@ -84,7 +77,7 @@ class VectorRedisOnlineStore(RedisOnlineStore):  # type: ignore[misc]
             return VectorOnlineResponse(stock.proto, stock._feature_types)
         server = self._get_client(config.online_store)
         server.connection_pool.connection_kwargs.setdefault("socket_read_size", wire.READ_BYTES)
-        rows, _ = wire.fetch_alike(server, request.keys, request.fields, self._sizes.get(request.fields, ()))
+        rows, _ = wire.fetch_sized(server, request.keys, request.fields, self._sizes.get(request.fields, ()))
         self._sizes[request.fields] = _sizes(rows)
         return request.response(rows)
 
@@ -221,10 +214,12 @@ def _request(
     (join_key,) = join_keys
     value_type = entity_types.get(join_key)
     ids = _ids(entity_rows, join_key)
-    if value_type not in _ID_TYPES or not ids:
+    id_type = layout.ID_TYPES.get(value_type.name) if value_type else None
+    if id_type is None or not ids:
         return None
-    id_type, python_type = _ID_TYPES[value_type]
-    if set(map(type, ids)) != {python_type} or any(_is_renamed(view) for view, _ in views):
+    if set(map(type, ids)) != {str if id_type == "string" else int} or any(
+        _is_renamed(view) for view, _ in views
+    ):
         return None
     fields: list[bytes] = []
     for view, asked in views:

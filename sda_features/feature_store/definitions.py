@@ -15,21 +15,17 @@ from datetime import timedelta
 
 from feast import Entity, FeatureView, Field, FileSource
 from feast.data_source import DataSource
-from feast.types import Array, Bytes, Float32, Int32, Int64, String
+from feast.types import Array, Bytes, Float32, Int32, String, from_value_type
 from feast.value_type import ValueType
 
 from sda_features.errors import FeatureStoreError
 from sda_features.offline.schema import EVENT_TIMESTAMP, ITEM_ID, STORE_DTYPE_TAG
 from sda_features.serving.codec import StoreDtype
-from sda_features.serving.layout import IMAGE, TEXT, VERSION, IdType, view_name
+from sda_features.serving.layout import ID_TYPES, IMAGE, TEXT, VERSION, IdType, view_name
 
-_VALUE_TYPES = {"string": ValueType.STRING, "int32": ValueType.INT32, "int64": ValueType.INT64}
-_FIELD_TYPES = {
-    ValueType.STRING: String,
-    ValueType.INT32: Int32,
-    ValueType.INT64: Int64,
-    ValueType.UNKNOWN: String,  # an entity without a value type
-}
+_VALUE_TYPES = {id_type: ValueType[name] for name, id_type in ID_TYPES.items()}
+_FIELD_TYPES = {value_type: from_value_type(value_type) for value_type in _VALUE_TYPES.values()}
+_FIELD_TYPES[ValueType.UNKNOWN] = String  # an entity without a value type
 
 
 def item_entity(join_key: str = ITEM_ID, *, name: str = "item", id_type: IdType = "string") -> Entity:
@@ -93,7 +89,7 @@ def embedding_view(
     vector = Array(Float32) if store_dtype == "float32" else Bytes
     if entity.value_type not in _FIELD_TYPES:
         raise FeatureStoreError(
-            f"Expected the entity {entity.name!r} to have value_type STRING, INT32 or INT64, "
+            f"Expected the entity {entity.name!r} to have value_type {', '.join(ID_TYPES)}, "
             f"got {entity.value_type.name}. Define an item entity of one of these types."
         )
     return FeatureView(

@@ -21,19 +21,12 @@ from sda_features.offline.empty_slot import keep_readable
 from sda_features.offline.location import is_url
 from sda_features.results import Result
 from sda_features.serving.codec import STORE_DTYPES, StoreDtype
-from sda_features.serving.layout import IdType, view_name
+from sda_features.serving.layout import ID_TYPES, view_name
 from sda_features.serving.repo_config import read_repo_config
 
 FILE_NAME = "sda_item_embeddings.py"
 SEAL = "# Written by `sda-features init`. sha256 of the lines below: "
 SKIPPED_FOLDERS = {"__pycache__", "node_modules", "site-packages", "venv"}
-SUPPORTED_VALUE_TYPES = ("STRING", "INT32", "INT64")
-ID_TYPE_OF: dict[str | None, IdType] = {
-    "STRING": "string",
-    "INT32": "int32",
-    "INT64": "int64",
-    None: "string",
-}
 OUR_ONLINE_STORE = "sda_features.feast_plugins.online_store.VectorRedisOnlineStore"
 OUR_OFFLINE_STORE = "sda_features.feast_plugins.offline_store.VectorFileOfflineStore"
 OUR_ENGINE = "sda_features.feast_plugins.engine.VectorEngine"
@@ -186,7 +179,7 @@ def init_repo(
     if action != "unchanged":
         with atomic_file(path) as temporary:
             temporary.write_text(content, encoding="utf-8")
-    id_type = ID_TYPE_OF[found.value_type if found else None]
+    id_type = ID_TYPES[(found and found.value_type) or "STRING"]
     for name, dtype in dtypes.items():
         for slot in range(1, slots + 1):
             folder = _slot_folder(source_folder, name, slot)
@@ -299,9 +292,9 @@ def _choose_entity(entities: list[FoundEntity], wanted: str | None, join_key: st
     if not chosen:
         return None
     (entity,) = chosen
-    if entity.value_type is not None and entity.value_type not in SUPPORTED_VALUE_TYPES:
+    if entity.value_type is not None and entity.value_type not in ID_TYPES:
         raise FeatureStoreError(
-            f"Expected the entity at {entity} to have value_type {', '.join(SUPPORTED_VALUE_TYPES)}, got "
+            f"Expected the entity at {entity} to have value_type {', '.join(ID_TYPES)}, got "
             f"{entity.value_type}. Choose another with --entity, or a new join key with --join-key."
         )
     return entity

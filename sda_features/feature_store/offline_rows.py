@@ -20,7 +20,7 @@ from sda_features.errors import FeatureStoreError
 from sda_features.feature_store.repo import FeatureSet, quiet_feast
 from sda_features.offline.compact import compact
 from sda_features.offline.empty_slot import keep_readable
-from sda_features.offline.parts import add_rows, next_timestamp, stored_rows, typed_rows
+from sda_features.offline.parts import add_rows, cast_ids, next_timestamp, stored_rows
 from sda_features.offline.schema import (
     CONTENT_HASH,
     EVENT_TIMESTAMP,
@@ -82,7 +82,7 @@ class FolderRows:
 
     def write(self, table: pa.Table) -> None:
         """Add a file; its rows are newer than all that were stored when the run began."""
-        add_rows(self.opened.folder, typed_rows(self.opened.folder, table, self.opened.id_type))
+        add_rows(self.opened.folder, cast_ids(self.opened.folder, table, self.opened.id_type))
 
     def remove(self, item_ids: Collection[str | int], version: str, stamp: datetime) -> None:
         """Delete the rows, and put files together if there are many."""

@@ -15,7 +15,7 @@ from sda_features.errors import FeatureStoreError, SDAError
 from sda_features.offline.location import Location, is_url
 from sda_features.offline.schema import STORE_DTYPE_TAG
 from sda_features.serving.codec import StoreDtype
-from sda_features.serving.layout import IdType, view_name
+from sda_features.serving.layout import ID_TYPES, IdType, view_name
 from sda_features.serving.repo_config import RepoConfig, read_repo_config
 
 if TYPE_CHECKING:
@@ -105,14 +105,13 @@ def open_feature_set(repo_path: Path | str, feature_set: str, slot: int = 1) -> 
                 f"Feast cannot open the repo {repo_path} ({type(error).__name__}). Run `feast apply` there to see why."
             ) from error
     columns = {column.name: column.dtype.to_value_type().name for column in view.entity_columns}
-    id_types: dict[str, IdType] = {"STRING": "string", "INT32": "int32", "INT64": "int64"}
-    if len(columns) != 1 or not set(columns.values()) <= id_types.keys():
+    if len(columns) != 1 or not set(columns.values()) <= ID_TYPES.keys():
         raise FeatureStoreError(
-            f"Expected {name} to have one entity with ids of type STRING, INT32 or INT64, got {columns}. "
+            f"Expected {name} to have one entity with ids of type {', '.join(ID_TYPES)}, got {columns}. "
             "Define it with `embedding_view` of sda_features.feature_store.definitions."
         )
     ((join_key, value_type),) = columns.items()
-    return FeatureSet(feature_set, config, store, slot, view, join_key, id_types[value_type])
+    return FeatureSet(feature_set, config, store, slot, view, join_key, ID_TYPES[value_type])
 
 
 def open_slots(repo_path: Path | str, feature_set: str) -> list[FeatureSet]:

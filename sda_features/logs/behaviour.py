@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 
 from sda_features.config import BehaviourSettings, EvaluationSettings
-from sda_features.logs.interactions import Interactions, next_places, read_interactions, session_places
+from sda_features.logs.interactions import Interactions, next_positions, read_interactions, session_positions
 from sda_features.logs.splits import split_interactions
 
 SESSION_WINDOW = 5  # most interactions between two items of a session that are paired
@@ -78,6 +78,6 @@ def read_behaviour(settings: BehaviourSettings) -> Behaviour | None:
 
 def taken_together(log: Interactions) -> NDArray[np.int64]:
     """Pairs of different items of one user, one after the other or in one session: int64 [m, 2], each once."""
-    places = np.concatenate([next_places(log), session_places(log, SESSION_WINDOW)])
+    places = np.concatenate([next_positions(log), session_positions(log, SESSION_WINDOW)])
     both = log.items[places].astype(np.int64)
     return np.unique(np.sort(both[both[:, 0] != both[:, 1]], axis=1), axis=0)

@@ -149,13 +149,13 @@ def k_core(interactions: Interactions, k: int) -> Interactions:
     )
 
 
-def next_places(log: Interactions) -> NDArray[np.int64]:
+def next_positions(log: Interactions) -> NDArray[np.int64]:
     """Each interaction and the same user's next one, as places in the log: int64 [m, 2]."""
     earlier = np.flatnonzero(log.users[1:] == log.users[:-1])
     return np.stack([earlier, earlier + 1], axis=1)
 
 
-def session_places(log: Interactions, window: int) -> NDArray[np.int64]:
+def session_positions(log: Interactions, window: int) -> NDArray[np.int64]:
     """Interactions of one session, the earlier one first, as places in the log: int64 [m, 2].
 
     A session is what one user took on one day, or, where times are plain numbers, at one time; without

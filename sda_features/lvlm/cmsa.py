@@ -11,7 +11,7 @@
 Beyond the paper: T may be made of the base model's relations, which stay put while the vectors move;
 it may be blended with the item itself and with items that customers took together; and
 `kept_relations` compares the relations inside each modality with the base model's. What these need
-is `Known` before a batch is encoded.
+is `BaseRelations` before a batch is encoded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sda_features.config import LossSettings
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
+class BaseRelations:
     """What the loss is told of a batch of N items with both modalities; rows as in the batch.
 
     Attributes:
@@ -132,7 +132,7 @@ def others(matrix: Tensor) -> Tensor:
 
 
 def alignment_loss(
-    text: Tensor, image: Tensor, settings: LossSettings, temperature: Tensor | float, known: Known
+    text: Tensor, image: Tensor, settings: LossSettings, temperature: Tensor | float, known: BaseRelations
 ) -> LossOutput:
     """The training loss of a batch of item vectors, as the settings name it.
 
@@ -164,7 +164,7 @@ def alignment_loss(
     return LossOutput(loss, normalized_entropy(teacher.detach()), spread)
 
 
-def _teacher(text: Tensor, image: Tensor, settings: LossSettings, known: Known) -> Tensor:
+def _teacher(text: Tensor, image: Tensor, settings: LossSettings, known: BaseRelations) -> Tensor:
     """T [N, N] from the vectors in training or from what is known."""
     own = torch.eye(known.pairs, device=text.device)
     rows = own

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from sda_features.catalog.rows import Catalog
 from sda_features.config import (
+    MODALITIES,
     AdapterSettings,
     BackboneSettings,
     LossSettings,
@@ -34,7 +35,7 @@ from sda_features.config import (
 from sda_features.errors import SettingsError
 from sda_features.lvlm.backbone import Backbone, PromptBatch
 from sda_features.lvlm.checkpoint import load_checkpoint, read_checkpoint
-from sda_features.lvlm.cmsa import Known, alignment_loss
+from sda_features.lvlm.cmsa import BaseRelations, alignment_loss
 from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.gradient_cache import Encode, PairLoss
 from sda_features.lvlm.moda import adapted_layers
@@ -143,7 +144,7 @@ def modality_gradients(
     leaves = [vector.requires_grad_() for vector in vectors]
     text, image = (
         torch.cat([leaf for leaf, batch in zip(leaves, batches, strict=True) if batch.modality == modality])
-        for modality in ("text", "image")
+        for modality in MODALITIES
     )
     upstream = torch.autograd.grad(loss(text, image).loss, leaves)
     found = {modality: [torch.zeros_like(p) for p in parameters] for modality in ("text", "image")}
@@ -157,7 +158,7 @@ def modality_gradients(
 
 def diagnose(
     subject: Subject,
-    batches: Iterable[tuple[Sequence[PromptBatch], Known]],
+    batches: Iterable[tuple[Sequence[PromptBatch], BaseRelations]],
     modules: Sequence[str] = ("q_proj", "k_proj"),
 ) -> list[Conflict]:
     """Measure gradient conflict in the B matrices of some linears, without dropout.

@@ -19,7 +19,7 @@ from sda_features.lvlm.encoded_items import EncodedItems
 from sda_features.lvlm.heap import keep_freed_memory
 from sda_features.lvlm.item_encoder import Batch, ItemEncoder
 from sda_features.lvlm.memory import memory_advice
-from sda_features.lvlm.prefetch import ahead
+from sda_features.lvlm.prefetch import prefetch
 
 BATCHES_AHEAD = 2  # prepared while the model runs
 TYPICAL_TOKENS = 256  # of a sequence; longer ones make smaller batches, so memory follows batch_size alone
@@ -68,8 +68,8 @@ def encode_items(
         advance: told after each batch how many vectors it made, for progress bars.
     """
     with (
-        ahead(_sources(loaded, items), shard_rows) as sources,
-        ahead(_steps(loaded, sources, batch_size, shard_rows), BATCHES_AHEAD) as steps,
+        prefetch(_sources(loaded, items), shard_rows) as sources,
+        prefetch(_steps(loaded, sources, batch_size, shard_rows), BATCHES_AHEAD) as steps,
     ):
         made: dict[str, list[tuple[list[int], Tensor]]] = {"text": [], "image": []}
         texts_cut = 0

@@ -31,7 +31,7 @@ from transformers.utils import cached_file
 
 from sda_features.artifacts import atomic_folder, check_folder
 from sda_features.catalog.prompts import text_prompt
-from sda_features.config import AdapterSettings, AdaptSettings
+from sda_features.config import MODALITIES, AdapterSettings, AdaptSettings
 from sda_features.errors import BackboneError, CheckpointError, foreign
 from sda_features.lvlm.backbone import Backbone
 from sda_features.lvlm.checkpoint import (
@@ -40,7 +40,7 @@ from sda_features.lvlm.checkpoint import (
     load_checkpoint,
     read_checkpoint,
 )
-from sda_features.lvlm.moda import MODALITIES, adapted_layers, expert_weights, rank_gates
+from sda_features.lvlm.moda import adapted_layers, expert_weights, rank_gates
 from sda_features.results import Result
 
 Target = Literal["conditional-generation", "base"]

@@ -29,7 +29,7 @@ from sda_features.lvlm.cmsa import LossOutput, alignment_loss
 from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.gradient_cache import accumulate_gradients, passes
 from sda_features.lvlm.memory import memory_advice
-from sda_features.lvlm.prefetch import ahead
+from sda_features.lvlm.prefetch import prefetch
 from sda_features.lvlm.processes import Processes
 from sda_features.lvlm.reduction import fit_rotation
 from sda_features.lvlm.relations import BaseVectors, Relations, write_base_vectors
@@ -223,10 +223,10 @@ def _finetune(
     own = sampler.step(0).map(processes.share)
     micro_batches = sum(math.ceil(len(items) / micro) for items in (own.with_text, own.with_image))
 
-    def everyones(vectors: Tensor) -> Tensor:
+    def gathered(vectors: Tensor) -> Tensor:
         """The vectors of all processes: first those of the pairs, then those of single modalities."""
         parts = (vectors[: len(own.pairs)], vectors[len(own.pairs) :])
-        return torch.cat([processes.with_everyones(part) for part in parts if len(part)])
+        return torch.cat([processes.all_gather_with_grad(part) for part in parts if len(part)])
 
     def step_loss(step: int) -> Callable[[Tensor, Tensor], LossOutput]:
         known = relations.known(sampler.step(step))
@@ -246,7 +246,7 @@ def _finetune(
     with (
         memory_advice("--micro-batch-size", "--gradient-checkpointing", "--quantization nf4"),
         TrainingLog(output, standing.step, processes.is_main, train.tensorboard) as log,
-        ahead(planned(), BATCHES_AHEAD) as batches,
+        prefetch(planned(), BATCHES_AHEAD) as batches,
     ):
         bar = tqdm(steps, "adapting", train.steps, initial=standing.step, unit="step", disable=not progress)
         for step in bar:
@@ -259,7 +259,7 @@ def _finetune(
                 batches,
                 micro_batches,
                 step_loss(step),
-                globally=everyones,
+                globally=gathered,
                 scale=scaler.scale,
             )
             processes.sum_gradients(weights.values())

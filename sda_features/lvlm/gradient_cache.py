@@ -14,6 +14,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from sda_features.config import MODALITIES
 from sda_features.lvlm.backbone import PromptBatch
 from sda_features.lvlm.cmsa import LossOutput
 
@@ -44,7 +45,7 @@ def accumulate_gradients(
         count: number of micro batches. With one a modality this is a plain step, else gradients
             are cached.
         loss: (text [N, d], image [N, d]) -> loss; may have trained parameters of its own.
-        globally: adds the vectors of other processes, see `Processes.with_everyones`; each process
+        globally: adds the vectors of other processes, see `Processes.all_gather_with_grad`; each process
             then gets its own part of the gradient.
         scale: of the loss before the backward pass, for float16.
 
@@ -80,8 +81,7 @@ def _by_modality(modalities: Sequence[str], vectors: Sequence[Tensor]) -> tuple[
     """Concatenate the vectors of each modality: (text [N, d], image [N, d])."""
     pairs = list(zip(modalities, vectors, strict=True))
     text, image = (
-        torch.cat([vector for modality, vector in pairs if modality == wanted])
-        for wanted in ("text", "image")
+        torch.cat([vector for modality, vector in pairs if modality == wanted]) for wanted in MODALITIES
     )
     return text, image
 

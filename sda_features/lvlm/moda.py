@@ -30,10 +30,9 @@ from peft.tuners.lora.layer import LoraVariant
 from peft.tuners.tuners_utils import cast_adapter_dtype
 from torch import Tensor, nn
 
-from sda_features.config import AdapterSettings
+from sda_features.config import MODALITIES, AdapterSettings
 from sda_features.errors import BackboneError
 
-MODALITIES = ("text", "image")
 ADAPTER_NAME = "default"
 
 

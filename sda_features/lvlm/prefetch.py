@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 @contextlib.contextmanager
-def ahead(source: Iterator[T], depth: int) -> Iterator[Iterator[T]]:
+def prefetch(source: Iterator[T], depth: int) -> Iterator[Iterator[T]]:
     """Run an iterator in a thread of its own, at most `depth` values ahead of its reader.
 
     Values and exceptions arrive in the source's order. Leaving the block gives up what is not yet

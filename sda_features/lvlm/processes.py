@@ -43,7 +43,7 @@ class Processes:
         """Block until every process is here."""
         self._state.wait_for_everyone()
 
-    def agreed(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The main process's value, in every process: what each would round its own way, one decides."""
         values = [value]
         if self.count > 1:
@@ -63,7 +63,7 @@ class Processes:
             )
         return np.split(indices, self.count)[self.rank]
 
-    def with_everyones(self, vectors: Tensor) -> Tensor:
+    def all_gather_with_grad(self, vectors: Tensor) -> Tensor:
         """The vectors of all processes in rank order, [N, d]; only this process's carry a graph."""
         if self.count == 1:
             return vectors

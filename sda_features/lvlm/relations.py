@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from sda_features.config import LossSettings
+from sda_features.config import MODALITIES, LossSettings
 from sda_features.lvlm.backbone import PromptBatch
-from sda_features.lvlm.cmsa import Known, normalized_entropy, others, teacher_logits
+from sda_features.lvlm.cmsa import BaseRelations, normalized_entropy, others, teacher_logits
 from sda_features.lvlm.encoder import PromptEncoder
-from sda_features.lvlm.moda import MODALITIES
 from sda_features.lvlm.processes import Processes
 from sda_features.lvlm.training_data import Indices, StepItems, TrainingPairs
 
@@ -132,7 +131,7 @@ class Relations:
             )
             self.structure_temperatures = of_text, of_image
 
-    def known(self, items: StepItems) -> Known:
+    def known(self, items: StepItems) -> BaseRelations:
         """What the loss is told of a step's items, those of all processes."""
         text = image = partners = None
         if self._base is not None:
@@ -141,7 +140,7 @@ class Relations:
         if self._partners is not None:
             partners = torch.from_numpy(self._partners[items.pairs][:, items.pairs].toarray())
             partners = partners.to(self._device)
-        return Known(
+        return BaseRelations(
             len(items.pairs),
             text,
             image,

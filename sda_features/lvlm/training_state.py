@@ -28,7 +28,7 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for a parameter
 
 
 @dataclass
-class Standing:
+class TrainingState:
     """How far a run has come.
 
     Attributes:
@@ -48,7 +48,7 @@ class Standing:
 
 def save_state(
     folder: Path,
-    standing: Standing,
+    standing: TrainingState,
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     identity: dict[str, Any],
@@ -92,11 +92,11 @@ def restore_state(
     optimizer: torch.optim.Optimizer,
     identity: dict[str, Any],
     processes: Processes,
-) -> Standing:
+) -> TrainingState:
     """Bring parameters, optimiser and random generators back to the newest state of `folder`.
 
     Returns:
-        Where the run stands; a fresh `Standing` when no state was saved.
+        Where the run stands; a fresh `TrainingState` when no state was saved.
 
     Raises:
         CheckpointError: the run had other settings, data, base model or number of processes, or the
@@ -104,7 +104,7 @@ def restore_state(
     """
     states = saved_states(folder)
     if not states:
-        return Standing()
+        return TrainingState()
     damaged = f"{states[-1]} is damaged. Delete that folder and run again with --resume: " + (
         "it goes on from the state before" if len(states) > 1 else "it starts over, no other state is left"
     )
@@ -112,7 +112,7 @@ def restore_state(
         saved = json.loads((states[-1] / STATE).read_text(encoding="utf-8"))
         if sha256_files([states[-1] / TENSORS]) != saved["tensors_sha256"]:
             raise ValueError(f"{TENSORS} does not match the hash in {STATE}")
-        standing, tensors = Standing(**saved["standing"]), load_file(states[-1] / TENSORS)
+        standing, tensors = TrainingState(**saved["standing"]), load_file(states[-1] / TENSORS)
         saved["identity"] = dict(saved["identity"])
     if odd := sorted(name for name in identity if saved["identity"].get(name) != identity[name]):
         raise CheckpointError(

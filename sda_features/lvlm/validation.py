@@ -20,7 +20,7 @@ from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.processes import Processes
 from sda_features.lvlm.reduction import SAMPLE
 from sda_features.lvlm.training_data import Indices, TrainingPairs
-from sda_features.lvlm.training_state import Standing
+from sda_features.lvlm.training_state import TrainingState
 
 Vectors = NDArray[np.float32]
 Places = NDArray[np.integer[Any]]
@@ -79,7 +79,7 @@ class Validation:
         text, image = self._encode(self._encoder)
         found = {f"recall@{k}": recall_at_k(text, image, k) or 0.0 for k in (1, 10)}
         if self._together is not None:
-            kept = found_together(text, image, *self._together)
+            kept = cooccurrence_recall(text, image, *self._together)
         else:
             assert self._before is not None
             shares = [
@@ -87,7 +87,7 @@ class Validation:
                 for before, after in zip(self._before, (text, image), strict=True)
             ]
             kept = sum(shares) / len(shares)
-        return self._processes.agreed(found | {f"neighbours@{NEAREST}": kept})
+        return self._processes.broadcast(found | {f"neighbours@{NEAREST}": kept})
 
     def score(self, measured: dict[str, float]) -> float:
         """What `validate_on` names; "both" is the geometric mean, for either is worth nothing without the other."""
@@ -96,7 +96,7 @@ class Validation:
             self._settings.train.validate_on
         ]
 
-    def update(self, standing: Standing, weights: dict[str, nn.Parameter]) -> dict[str, float]:
+    def update(self, standing: TrainingState, weights: dict[str, nn.Parameter]) -> dict[str, float]:
         """Measure, and remember the weights if they are the best so far."""
         measured = self.measure()
         score = self.score(measured)
@@ -111,7 +111,7 @@ class Validation:
         return np.split(encode_pairs(self._encoder, self._pairs, self._indices, self._settings, encode), 2)
 
 
-def found_together(text: Vectors, image: Vectors, rows: Places, columns: Places) -> float:
+def cooccurrence_recall(text: Vectors, image: Vectors, rows: Places, columns: Places) -> float:
     """Share of pairs whose second item is among the ten nearest of the first, by text and picture side by side.
 
     Args:

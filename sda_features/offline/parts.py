@@ -60,12 +60,12 @@ def write_part(location: Location, table: pa.Table, *, id_type: IdType = "string
         FeatureMismatchError: vectors have another dimension than the stored ones, or an id is not
             of `id_type`.
     """
-    table = typed_rows(location, table, id_type)
+    table = cast_ids(location, table, id_type)
     _check_later(location, table)
     return add_rows(location, table)
 
 
-def typed_rows(location: Location, table: pa.Table, id_type: IdType) -> pa.Table:
+def cast_ids(location: Location, table: pa.Table, id_type: IdType) -> pa.Table:
     """Check rows as for `write_part`, but for their times; return them with ids of their type."""
     dim = check_table(table, newest=lambda: newest_timestamp(location))
     ids = pa.array(
@@ -89,7 +89,7 @@ def typed_rows(location: Location, table: pa.Table, id_type: IdType) -> pa.Table
 
 
 def add_rows(location: Location, table: pa.Table) -> str:
-    """Add rows that `typed_rows` has checked and that are newer than all stored ones; return their file."""
+    """Add rows that `cast_ids` has checked and that are newer than all stored ones; return their file."""
     prepare_table(location, table.schema)
     action = write_file(location, table)
     commit(location, [action])

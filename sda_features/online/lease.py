@@ -176,7 +176,7 @@ def _release(server: redis.Redis, key: bytes, lease: Lease, *, incomplete: bool)
     """Let go of a slot; it stays marked as incomplete if it may hold rows of a version that is not recorded."""
     writer = lease.writer
 
-    def let_go(record: Pointer) -> Pointer:
+    def release_slot(record: Pointer) -> Pointer:
         held = record.writers.get(writer.slot)
         if held is None or held.token != writer.token:
             return record
@@ -184,7 +184,7 @@ def _release(server: redis.Redis, key: bytes, lease: Lease, *, incomplete: bool)
             return record.with_writer(replace(held, expires=0))
         return record.without_writer(writer.slot)
 
-    move_pointer(server, key, let_go)
+    move_pointer(server, key, release_slot)
 
 
 def _place() -> str:

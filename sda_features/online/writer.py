@@ -222,7 +222,7 @@ class _Write:
 
     def send_newer(self, pipeline: _Pipeline, batch: pa.RecordBatch, keys: list[bytes]) -> int:
         """Send the rows that are newer than what is stored, now that the stored times are here."""
-        stored = pipeline.receive_asked()
+        stored = pipeline.receive_replies()
         newer = _newer(epoch_nanoseconds(batch.column(self.timestamp)), stored)
         if not newer.all():
             batch = batch.filter(pa.array(newer))
@@ -248,7 +248,7 @@ class _Pipeline:
         self._received: deque[Any] = deque()  # replies that came along with earlier ones
 
     def send(self, data: bytes, replies: int, *, asked: bool = False) -> None:
-        """Send commands; `asked` marks those whose replies `receive_asked` returns."""
+        """Send commands; `asked` marks those whose replies `receive_replies` returns."""
         self._sends.append((data, replies, asked))
         self._exchange(0)
 
@@ -262,7 +262,7 @@ class _Pipeline:
                 raise reply
         return received
 
-    def receive_asked(self) -> list[Any]:
+    def receive_replies(self) -> list[Any]:
         """The replies to the oldest send that is marked; those before it are checked for errors."""
         while not self._sends[0][2]:
             self.receive()
@@ -337,10 +337,10 @@ class _NodePipeline(_Pipeline):
         if missing:
             sent = _parse(data)
             for row in missing:
-                replies[row] = self._redo(sent[row])
+                replies[row] = self._retry_alone(sent[row])
         return replies
 
-    def _redo(self, command: list[bytes]) -> Any:
+    def _retry_alone(self, command: list[bytes]) -> Any:
         def attempt() -> Any:
             if self._guard:
                 self._guard(connected=True)
@@ -375,11 +375,11 @@ class _Pipelines:
                 for node, rows in by_node(cluster, keys)
             ]
 
-        def look_again(_: Exception) -> None:
+        def reconnected(_: Exception) -> None:
             with contextlib.suppress(redis.RedisError):
                 cluster.nodes_manager.initialize()
 
-        yield from patience().call_with_retry(find, look_again)
+        yield from patience().call_with_retry(find, reconnected)
 
     def __iter__(self) -> Iterator[_Pipeline]:
         return iter([pipeline for pipeline, _, _ in self._open.values()])

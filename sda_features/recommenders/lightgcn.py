@@ -66,7 +66,7 @@ class BipartiteGraph(nn.Module):
         product: Tensor = _Product.apply(self.to_items, self.to_users, users, rows)  # type: ignore[no-untyped-call]
         return product
 
-    def user_walks(self, users: Tensor, layers: int) -> tuple[Tensor, Tensor]:
+    def user_propagation(self, users: Tensor, layers: int) -> tuple[Tensor, Tensor]:
         """What starts at users and returns to users.
 
         Args:
@@ -78,14 +78,16 @@ class BipartiteGraph(nn.Module):
             leaving: the same over even l < L. One hop further it is the sum over odd l <= L on the
                 items' side; a linear map to fewer tables is cheaper before that hop than after it.
         """
-        return _walks(users, layers, lambda tables: self.users_from(self.items_from(tables)))
+        return _propagation(users, layers, lambda tables: self.users_from(self.items_from(tables)))
 
-    def item_walks(self, items: Tensor, layers: int) -> tuple[Tensor, Tensor]:
-        """`user_walks` with both sides exchanged, float32 [T, I + 1, d]."""
-        return _walks(items, layers, lambda tables: self.items_from(self.users_from(tables)))
+    def item_propagation(self, items: Tensor, layers: int) -> tuple[Tensor, Tensor]:
+        """`user_propagation` with both sides exchanged, float32 [T, I + 1, d]."""
+        return _propagation(items, layers, lambda tables: self.items_from(self.users_from(tables)))
 
 
-def _walks(start: Tensor, layers: int, there_and_back: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def _propagation(
+    start: Tensor, layers: int, there_and_back: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
     here = before = current = start
     for _ in range(layers // 2):
         current = there_and_back(current)

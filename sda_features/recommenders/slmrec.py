@@ -261,8 +261,8 @@ class SLMRec(Recommender):
             what came to those items from the user table, in each modality alike, float32 [n, d].
         """
         layers = self.settings.graph_layers
-        own, towards_items = self.graph.user_walks(self.users[None], layers)
-        here, towards_users = self.graph.item_walks(layer_zero, layers)
+        own, towards_items = self.graph.user_propagation(self.users[None], layers)
+        here, towards_users = self.graph.item_propagation(layer_zero, layers)
         leaving = _blockwise(self.user_fusion, towards_users)
         arrived = self.graph.users_from(leaving[None], users)[0]
         states = F.linear(own[0, users], self._shared_weight(self.user_fusion)) + arrived
@@ -275,7 +275,7 @@ class SLMRec(Recommender):
         layers = self.settings.graph_layers
         factors = self.view_factors(layer_zero.device)
         fused = torch.stack([_blockwise(self.item_fusion, layer_zero * factor) for factor in factors])
-        here, _ = self.graph.item_walks(fused, layers)
+        here, _ = self.graph.item_propagation(fused, layers)
         common = F.linear(shared, self._shared_weight(self.item_fusion), self.item_fusion.bias)
         first, second = here[:, items] / (layers + 1) + common
         return first, second

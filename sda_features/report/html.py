@@ -55,7 +55,7 @@ class Section:
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class GalleryData:
     """The n items that the page shows.
 
     Attributes:
@@ -84,7 +84,7 @@ def render_report(
     subtitle: str,
     spaces: Sequence[Mapping[str, Any]],
     change: Mapping[str, Any] | None,
-    shown: Shown,
+    shown: GalleryData,
     sections: Sequence[Section] = (),
     *,
     shared_pictures: Sequence[tuple[int, int]] = (),
@@ -143,7 +143,7 @@ def _table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> Markup:
     )
 
 
-def _data(shown: Shown) -> str:
+def _data(shown: GalleryData) -> str:
     """What page.js reads: JSON that ends no script element early."""
     content = {
         "ids": list(shown.ids),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sda_features.config import MODALITIES
 from sda_features.results import text_table
 
 Numbers = Mapping[str, Any]
@@ -24,7 +25,7 @@ def space_rows(spaces: Sequence[Numbers]) -> list[list[str]]:
         ["dimension, text / picture", *(_pair(spaces_dim(space), "d") for space in spaces)],
     ]
     rows += [
-        [title, *(_pair([space[name][measure] for name in ("text", "image")], form) for space in spaces)]
+        [title, *(_pair([space[name][measure] for name in MODALITIES], form) for space in spaces)]
         for title, measure, form in (
             ("spread, text / picture", "spread", ".3f"),
             ("uniformity, text / picture", "uniformity", ".2f"),
@@ -41,7 +42,7 @@ def space_rows(spaces: Sequence[Numbers]) -> list[list[str]]:
             rows.append(
                 [f"{title}, R@{k}{among}", *(_number(space["both"][measure][k], ".3f") for space in spaces)]
             )
-    for name in ("text", "image"):
+    for name in MODALITIES:
         title = f"same {VIEWS[name]} vector as another item / as ten or more"
         rows.append([title, *(_shares(space["identical"][name]) for space in spaces)])
     for column in spaces[0]["purity"]:
@@ -61,11 +62,11 @@ def change_rows(change: Numbers) -> list[list[str]]:
         [f"of {change['neighbours']} neighbours kept, {' / '.join(VIEWS.values())}", kept],
         [
             "items that lost a vector, text / picture",
-            _pair([change["lost"][name] for name in ("text", "image")], "d"),
+            _pair([change["lost"][name] for name in MODALITIES], "d"),
         ],
         [
             "items that gained a vector, text / picture",
-            _pair([change["gained"][name] for name in ("text", "image")], "d"),
+            _pair([change["gained"][name] for name in MODALITIES], "d"),
         ],
     ]
 

@@ -30,7 +30,7 @@ class Score:
         value: what it shows; None: a dash.
         spread: standard deviation over seeds; None: a single seed.
         place: 1 for the best of its block, 2 for the second best.
-        significant: whether the best stands out from the second best, see `stands_out`.
+        significant: whether the best stands out from the second best, see `is_significant_over_seeds`.
         p_value: of the plain paired t-test of the two, on the best alone.
         percent: whether it is a relative change.
     """
@@ -145,7 +145,7 @@ def is_significant(p_value: float | None) -> bool:
     return p_value is not None and p_value < SIGNIFICANT
 
 
-def stands_out(p_value: float | None, won: int, pairs: int) -> bool:
+def is_significant_over_seeds(p_value: float | None, won: int, pairs: int) -> bool:
     """The star of all tables: users agree, and so do seeds.
 
     Args:
@@ -231,7 +231,7 @@ def differences_table(
             _plain(row["difference"], "+.4f"),
             "-" if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}",
             _plain(row["p_value"], ".2g")
-            + (r"\*" if stands_out(row["p_value"], row["won"], row["pairs"]) else ""),
+            + (r"\*" if is_significant_over_seeds(row["p_value"], row["won"], row["pairs"]) else ""),
             f"{row['won']} of {row['pairs']}" if row["pairs"] else "-",
         ]
         for row in rows

@@ -52,11 +52,13 @@ class AsyncEmbeddingClient(BaseClient):
         with self._observed(len(item_ids)) as observed, redis_errors(self.address):
             try:
                 async with asyncio.timeout(deadline):
-                    ask = next(reading)
+                    fetch = next(reading)
                     while True:
-                        reply = await fetch_fields(self._redis, ask.keys, ask.fields, then_get=ask.then_get)
+                        reply = await fetch_fields(
+                            self._redis, fetch.keys, fetch.fields, record_key=fetch.record_key
+                        )
                         try:
-                            ask = reading.send(reply)
+                            fetch = reading.send(reply)
                         except StopIteration as end:
                             found: Embeddings = end.value
                             observed.append(found)
@@ -104,17 +106,17 @@ async def fetch_fields(
     keys: Sequence[bytes],
     fields: Sequence[bytes],
     *,
-    then_get: bytes | None = None,
+    record_key: bytes | None = None,
 ) -> tuple[list[Row], bytes | None]:
     """Read the same fields of n hashes; as `wire.fetch_fields`, to be cancelled instead of a deadline."""
     if isinstance(server, RedisCluster):
-        return await _fetch_from_cluster(server, keys, fields, then_get)
-    count = len(keys) + (then_get is not None)
+        return await _fetch_from_cluster(server, keys, fields, record_key)
+    count = len(keys) + (record_key is not None)
     if not count:
         return [], None
 
     async def attempt() -> list[Any]:
-        await connection.send_packed_command(wire.pack_commands(keys, fields, then_get))
+        await connection.send_packed_command(wire.pack_commands(keys, fields, record_key))
         return await _read_replies(connection, count)
 
     pool: Any = server.connection_pool
@@ -126,7 +128,7 @@ async def fetch_fields(
         raise
     finally:
         await pool.release(connection)
-    record = replies.pop() if then_get is not None else None
+    record = replies.pop() if record_key is not None else None
     wire.check_replies(replies, record)
     return replies, record
 
@@ -146,7 +148,7 @@ async def _read_replies(connection: Any, count: int) -> list[Any]:
 
 
 async def _fetch_from_cluster(
-    server: RedisCluster, keys: Sequence[bytes], fields: Sequence[bytes], then_get: bytes | None
+    server: RedisCluster, keys: Sequence[bytes], fields: Sequence[bytes], record_key: bytes | None
 ) -> tuple[list[Row], bytes | None]:
     rows: list[Row] = []
     if keys:
@@ -154,5 +156,5 @@ async def _fetch_from_cluster(
         for key in keys:
             pipeline.execute_command("HMGET", key, *fields)
         rows = await pipeline.execute()
-    record: Any = await server.get(then_get) if then_get is not None else None
+    record: Any = await server.get(record_key) if record_key is not None else None
     return rows, record

@@ -23,7 +23,7 @@ from sda_features.serving.layout import IdType
 from sda_features.serving.observer import Observation, Observer
 from sda_features.serving.reading import Embeddings, Reader
 from sda_features.serving.repo_config import read_repo_config
-from sda_features.serving.wire import Server, fetch_alike
+from sda_features.serving.wire import Server, fetch_sized
 
 
 class BaseClient:
@@ -194,13 +194,18 @@ class EmbeddingClient(BaseClient):
         ends = None if deadline is None else time.monotonic() + deadline
         reading = self._reader.read(item_ids, version)
         with self._observed(len(item_ids)) as observed, redis_errors(self.address):
-            ask = next(reading)
+            fetch = next(reading)
             while True:
-                reply = fetch_alike(
-                    self._redis, ask.keys, ask.fields, ask.sizes, then_get=ask.then_get, deadline=ends
+                reply = fetch_sized(
+                    self._redis,
+                    fetch.keys,
+                    fetch.fields,
+                    fetch.sizes,
+                    record_key=fetch.record_key,
+                    deadline=ends,
                 )
                 try:
-                    ask = reading.send(reply)
+                    fetch = reading.send(reply)
                 except StopIteration as end:
                     found: Embeddings = end.value
                     observed.append(found)

@@ -127,7 +127,7 @@ class RedisAddress:
                 with redis_errors(self):
                     return cast(redis.Redis, RedisCluster(startup_nodes=nodes, **settings))
             if self.redis_type == "redis_sentinel":
-                sentinel = Sentinel(self._servers(), sentinel_kwargs=_patience(settings), **settings)  # type: ignore[no-untyped-call]
+                sentinel = Sentinel(self._servers(), sentinel_kwargs=_sentinel_settings(settings), **settings)  # type: ignore[no-untyped-call]
                 return _read_in_small_pieces(sentinel.master_for(self.sentinel_master))  # type: ignore[no-untyped-call]
             return _read_in_small_pieces(redis.Redis(**self._place(), **settings))
 
@@ -139,7 +139,9 @@ class RedisAddress:
                 nodes = [async_redis.cluster.ClusterNode(host, port) for host, port in self._servers()]
                 return cast(async_redis.Redis, async_redis.RedisCluster(startup_nodes=nodes, **settings))
             if self.redis_type == "redis_sentinel":
-                watch = async_redis.Sentinel(self._servers(), sentinel_kwargs=_patience(settings), **settings)  # type: ignore[no-untyped-call]
+                watch = async_redis.Sentinel(
+                    self._servers(), sentinel_kwargs=_sentinel_settings(settings), **settings
+                )  # type: ignore[no-untyped-call]
                 return watch.master_for(self.sentinel_master)  # type: ignore[no-any-return]
             return async_redis.Redis(**self._place(), **settings)
 
@@ -172,7 +174,7 @@ class RedisAddress:
             ) from None
 
 
-def _patience(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _sentinel_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of the connections to Sentinels: redis-py's own retry a dead one for seconds."""
     return {name: settings[name] for name in ("socket_timeout", "socket_connect_timeout", "retry")}
 

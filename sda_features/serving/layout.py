@@ -30,6 +30,8 @@ IMAGE = "image_embedding"
 VERSION = "adapter_version"
 FEATURES = (TEXT, IMAGE, VERSION)
 
+ID_TYPES: dict[str, IdType] = {"STRING": "string", "INT32": "int32", "INT64": "int64"}  # by Feast's ValueType
+
 _STRING = 2  # Feast's ValueType
 _INTEGERS = {"int32": (3, struct.Struct("<i")), "int64": (4, struct.Struct("<q"))}
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")

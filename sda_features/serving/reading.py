@@ -81,16 +81,16 @@ class Embeddings:
 
 
 @dataclass(frozen=True)
-class Ask:
-    """What to fetch next; the arguments of `wire.fetch_alike`."""
+class Fetch:
+    """What to fetch next; the arguments of `wire.fetch_sized`."""
 
     keys: Sequence[bytes] = ()
     fields: Sequence[bytes] = ()
-    then_get: bytes | None = None
+    record_key: bytes | None = None
     sizes: Sequence[int] = ()
 
 
-Reading: TypeAlias = Generator[Ask, tuple[list[Row] | Block, bytes | None], Embeddings]
+Reading: TypeAlias = Generator[Fetch, tuple[list[Row] | Block, bytes | None], Embeddings]
 
 
 class Reader:
@@ -136,7 +136,7 @@ class Reader:
         ids = tuple(item_ids)
         version = version or self.version
         if self._record is None:
-            _, record = yield Ask(then_get=self._record_key)
+            _, record = yield Fetch(record_key=self._record_key)
             if record is None:
                 yield from self._refuse_a_lost_record(ids)
             known, pointer = self._record = record, Pointer.parse(record)
@@ -151,7 +151,7 @@ class Reader:
                 wanted, project=self.project, join_key=self.join_key, id_type=self.id_type
             )
             sizes = self._sizes.get(place.fields, ())
-            rows, record = yield Ask(keys, place.fields, self._record_key, sizes)
+            rows, record = yield Fetch(keys, place.fields, self._record_key, sizes)
             if record is None and pointer.versions:
                 self._warn_of_a_lost_record()  # and go by what it said: each row says its version
             elif record != known:
@@ -172,11 +172,11 @@ class Reader:
 
     def _refuse_a_lost_record(
         self, ids: Sequence[ItemId]
-    ) -> Generator[Ask, tuple[list[Row] | Block, bytes | None]]:
+    ) -> Generator[Fetch, tuple[list[Row] | Block, bytes | None]]:
         """Without a record slot 1 is served, unless items have rows in other slots as well."""
         keys = layout.redis_keys(ids, project=self.project, join_key=self.join_key, id_type=self.id_type)
         others = [layout.timestamp_field(layout.view_name(self.feature_set, slot)) for slot in OTHER_SLOTS]
-        rows, _ = yield Ask(keys, others)
+        rows, _ = yield Fetch(keys, others)
         if any(value is not None for row in _rows_of(rows) for value in row):
             raise OnlineStoreError(_LOST.format(self.feature_set))
 
@@ -185,13 +185,13 @@ class Reader:
             self._warned = True
             logger.warning("%s Until then this client goes by the last one.", _LOST.format(self.feature_set))
 
-    def _place(self, pointer: Pointer, version: str | None) -> _Place:
+    def _place(self, pointer: Pointer, version: str | None) -> _Target:
         """The slot that holds a version, by default the live one; without a record slot 1."""
         stored = pointer.versions.get(version or pointer.live or "")
         if stored is not None:
-            return _place_of(layout.view_name(self.feature_set, stored.slot), stored.version, stored)
+            return _target_of(layout.view_name(self.feature_set, stored.slot), stored.version, stored)
         if not pointer.versions and not pointer.writers:
-            return _place_of(self.view, version)
+            return _target_of(self.view, version)
         filling = [f"{writer.version} (incomplete)" for _, writer in sorted(pointer.writers.items())]
         held = ", ".join(sorted(pointer.versions) or filling)
         if version is None:
@@ -204,7 +204,7 @@ class Reader:
             f"{held}. Ask for one of these, or materialize that version."
         )
 
-    def _decode(self, ids: tuple[ItemId, ...], rows: Sequence[Row] | Block, place: _Place) -> Embeddings:
+    def _decode(self, ids: tuple[ItemId, ...], rows: Sequence[Row] | Block, place: _Target) -> Embeddings:
         """The result that `rows` make, checked."""
         found = self._decode_block(ids, rows, place) if isinstance(rows, Block) else None
         found = found or self._decode_rows(ids, _rows_of(rows), place)
@@ -212,7 +212,7 @@ class Reader:
             forget_older(found, datetime.now(UTC) - self.max_age)
         return found
 
-    def _decode_block(self, ids: tuple[ItemId, ...], block: Block, place: _Place) -> Embeddings | None:
+    def _decode_block(self, ids: tuple[ItemId, ...], block: Block, place: _Target) -> Embeddings | None:
         """The common case, one version and no item missing; None for any other, errors too."""
         texts, images, versions, stamps = (block.column(field) for field in range(len(place.fields)))
         version = codec.decode_string(versions[0].tobytes())
@@ -238,7 +238,7 @@ class Reader:
             place.seen,
         )
 
-    def _decode_rows(self, ids: tuple[ItemId, ...], rows: Sequence[Row], place: _Place) -> Embeddings:
+    def _decode_rows(self, ids: tuple[ItemId, ...], rows: Sequence[Row], place: _Target) -> Embeddings:
         columns = tuple(zip(*rows, strict=True)) if rows else ((),) * len(place.fields)
         texts, images, encoded, stamps = columns
         decoded = {value: codec.decode_string(value) for value in set(encoded)}  # they repeat
@@ -255,7 +255,7 @@ class Reader:
         self._sizes[place.fields] = _common_sizes(columns)
         return Embeddings(ids, text, text_found, image, image_found, versions, times, place.seen)
 
-    def _dim(self, place: _Place) -> int:
+    def _dim(self, place: _Target) -> int:
         """The dimension that vectors must have; 0 if nobody said."""
         return self.dim or (place.stored.dim if place.stored else 0)
 
@@ -264,7 +264,7 @@ class Reader:
         ids: Sequence[ItemId],
         columns: Sequence[Sequence[bytes | None]],
         versions: Sequence[str | None],
-        place: _Place,
+        place: _Target,
     ) -> set[int]:
         """Rows of another version than the others: without a record, than most of them.
 
@@ -299,7 +299,7 @@ def forget_older(found: Embeddings, limit: datetime) -> None:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Target:
     """Where to read, and what must be there."""
 
     fields: tuple[bytes, ...]
@@ -309,10 +309,10 @@ class _Place:
 
 
 @lru_cache(maxsize=64)
-def _place_of(view: str, version: str | None, stored: StoredVersion | None = None) -> _Place:
+def _target_of(view: str, version: str | None, stored: StoredVersion | None = None) -> _Target:
     fields = [layout.hash_field(view, feature) for feature in layout.FEATURES]
     seen = _time(stored.written) if stored else None
-    return _Place((*fields, layout.timestamp_field(view)), version, stored, seen)
+    return _Target((*fields, layout.timestamp_field(view)), version, stored, seen)
 
 
 def _time(written: str) -> datetime | None:

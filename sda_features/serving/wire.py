@@ -47,7 +47,7 @@ def fetch_fields(
     keys: Sequence[bytes],
     fields: Sequence[bytes],
     *,
-    then_get: bytes | None = None,
+    record_key: bytes | None = None,
     deadline: float | None = None,
 ) -> tuple[list[Row], bytes | None]:
     """Read the same fields of n hashes.
@@ -56,7 +56,7 @@ def fetch_fields(
         server: a client with `decode_responses=False`; its pool, time-outs and retries apply.
         keys: n keys.
         fields: names of the fields.
-        then_get: key of a string that is read after all hashes, in the same round trip (in a cluster
+        record_key: key of a string that is read after all hashes, in the same round trip (in a cluster
             in one of its own): what it says held when the hashes were read.
         deadline: instant of `time.monotonic()` at which to give up. Opening a connection is bounded
             by the client's own time-outs alone.
@@ -68,37 +68,37 @@ def fetch_fields(
         DeadlineExceeded: the deadline passed.
         redis.exceptions.RedisError: what redis-py raises; a key that is no hash is a ResponseError.
     """
-    rows, record = fetch_alike(server, keys, fields, (), then_get=then_get, deadline=deadline)
+    rows, record = fetch_sized(server, keys, fields, (), record_key=record_key, deadline=deadline)
     return rows.rows() if isinstance(rows, Block) else rows, record
 
 
-def fetch_alike(
+def fetch_sized(
     server: Server,
     keys: Sequence[bytes],
     fields: Sequence[bytes],
     sizes: Sequence[int],
     *,
-    then_get: bytes | None = None,
+    record_key: bytes | None = None,
     deadline: float | None = None,
 ) -> tuple[list[Row] | Block, bytes | None]:
     """Read the same fields of n hashes whose values are expected to have certain sizes.
 
     Args:
-        server, keys, fields, then_get, deadline: as in `fetch_fields`.
+        server, keys, fields, record_key, deadline: as in `fetch_fields`.
         sizes: bytes of the value of each field; empty: not known.
 
     Returns:
         A block if every value is there with its size; else, as in `fetch_fields`, n rows. And the string.
     """
     if isinstance(server, RedisCluster):
-        return _fetch_from_cluster(server, keys, fields, sizes, then_get, deadline)
-    count, more = len(keys), int(then_get is not None)
+        return _fetch_from_cluster(server, keys, fields, sizes, record_key, deadline)
+    count, more = len(keys), int(record_key is not None)
     if not count + more:
         return [], None
 
     def attempt() -> tuple[list[Any] | Block, list[Any]]:
         check_deadline(deadline)
-        connection.send_packed_command(pack_commands(keys, fields, then_get))
+        connection.send_packed_command(pack_commands(keys, fields, record_key))
         return _receive(connection, count, sizes, deadline, more)
 
     pool: Any = server.connection_pool
@@ -115,7 +115,9 @@ def fetch_alike(
     return rows, record
 
 
-def pack_commands(keys: Sequence[bytes], fields: Sequence[bytes], then_get: bytes | None) -> Iterator[bytes]:
+def pack_commands(
+    keys: Sequence[bytes], fields: Sequence[bytes], record_key: bytes | None
+) -> Iterator[bytes]:
     """The requests of `fetch_fields` as the Redis protocol writes them, in a few large pieces."""
     tail = b"\r\n" + b"".join([b"$%d\r\n%b\r\n" % (len(field), field) for field in fields])
     start = b"*%d\r\n$5\r\nHMGET\r\n$" % (2 + len(fields))
@@ -123,8 +125,8 @@ def pack_commands(keys: Sequence[bytes], fields: Sequence[bytes], then_get: byte
     for first in range(0, len(keys), CHUNK):
         commands = [heads[len(key)] + key for key in keys[first : first + CHUNK]]
         yield tail.join([*commands, b""])
-    if then_get is not None:
-        yield b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(then_get), then_get)
+    if record_key is not None:
+        yield b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(record_key), record_key)
 
 
 def check_replies(rows: list[Any], record: object) -> None:
@@ -225,7 +227,7 @@ def _fetch_from_cluster(
     keys: Sequence[bytes],
     fields: Sequence[bytes],
     sizes: Sequence[int],
-    then_get: bytes | None,
+    record_key: bytes | None,
     deadline: float | None,
 ) -> tuple[list[Row] | Block, bytes | None]:
     check_deadline(deadline)
@@ -271,7 +273,7 @@ def _fetch_from_cluster(
             pipeline.execute_command("HMGET", keys[row], *fields)
         parts.append((left, pipeline.execute()))
     check_deadline(deadline)
-    record: Any = server.get(then_get) if then_get is not None else None
+    record: Any = server.get(record_key) if record_key is not None else None
     return _gather(parts, len(keys)), record
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tqdm import tqdm
 
 from sda_features.catalog.rows import Catalog, Item
+from sda_features.config import MODALITIES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from sda_features.lvlm.encoded_items import EncodedItems
     from sda_features.lvlm.item_encoder import ItemEncoder
 
-MODALITIES = 2  # vectors of a complete item
 LoadEncoder = Callable[[], "ItemEncoder"]
 
 
@@ -41,7 +41,7 @@ class Progress:
     def skipped(self, items: int) -> None:
         """Count items that are not encoded because they are stored."""
         self.unchanged += items
-        self.made(items * MODALITIES)
+        self.made(items * len(MODALITIES))
 
     def made(self, vectors: int) -> None:
         """Count new vectors."""

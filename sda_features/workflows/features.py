@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from sda_features.config import MODALITIES
 from sda_features.errors import FeatureMismatchError
 from sda_features.evaluation.neighbours import unit_rows
 from sda_features.offline.schema import ITEM_ID, column_dim, matrix_of
@@ -18,7 +19,6 @@ from sda_features.tables.cells import AS_IT_IS, ID
 from sda_features.tables.files import open_table
 
 IDS_ALONE = "id"  # the feature set of a recommender that reads no vectors
-MODALITIES = ("text", "image")
 SHARED = "shared"  # one space for all modalities, see `shared_space`
 FILE_COLUMN = ":"  # between a parquet file and one column of it
 

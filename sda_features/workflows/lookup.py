@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sda_features.config import MODALITIES
 from sda_features.results import Result
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ SHOWN = 4  # leading values of a vector
 
 
 @dataclass(frozen=True)
-class Looked(Result):
+class LookupResult(Result):
     """Items with `version` and, by modality, `dim`, `norm` and `values` of a vector, or None.
 
     Attributes:
@@ -37,22 +38,24 @@ class Looked(Result):
         for item in self.items:
             version = f"version {item['version']}" if item["version"] else "not in the online store"
             lines.append(f"{item['item_id']}  {version}")
-            vectors = [(name, item[name]) for name in ("text", "image") if name in item and item["version"]]
+            vectors = [(name, item[name]) for name in MODALITIES if name in item and item["version"]]
             lines += [f"  {name:<6}{_line(vector)}" for name, vector in vectors]
         return "\n".join(lines)
 
     @property
     def found(self) -> bool:
         """Whether any item has a vector."""
-        return any(item.get(name) for item in self.items for name in ("text", "image"))
+        return any(item.get(name) for item in self.items for name in MODALITIES)
 
 
-def look_up(client: EmbeddingClient, item_ids: Sequence[str | int], modality: str, full: bool) -> Looked:
+def look_up(
+    client: EmbeddingClient, item_ids: Sequence[str | int], modality: str, full: bool
+) -> LookupResult:
     """Read items; `full` keeps all values of a vector instead of the first."""
     found = client.get(item_ids)
-    modalities = ("text", "image") if modality == "both" else (modality,)
+    modalities = MODALITIES if modality == "both" else (modality,)
     items = [_describe(found, row, modalities, full) for row in range(len(found))]
-    return Looked(client.view, client.project, str(client.address), items)
+    return LookupResult(client.view, client.project, str(client.address), items)
 
 
 def _describe(found: Embeddings, row: int, modalities: Sequence[str], full: bool) -> dict[str, Any]:

@@ -14,11 +14,10 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from sda_features.catalog.rows import Catalog, CatalogReport
-from sda_features.config import CatalogSettings
+from sda_features.config import MODALITIES, CatalogSettings
 from sda_features.errors import CatalogError, FeatureStoreError, SettingsError
 from sda_features.results import Result
 from sda_features.workflows.engines import (
-    MODALITIES,
     Encoding,
     Engine,
     LoadEncoder,
@@ -199,7 +198,9 @@ def _encode(
     from sda_features.feature_store.capacity import check_space
 
     encoded = 0
-    with tqdm(desc="encoding", total=MODALITIES * catalog.rows, unit="vector", disable=not progress) as bar:
+    with tqdm(
+        desc="encoding", total=len(MODALITIES) * catalog.rows, unit="vector", disable=not progress
+    ) as bar:
         done = Progress(bar=bar)
         for shard in encoding.shards(catalog, known, done):  # type: ignore[arg-type]
             table = rows_of(shard, encoding.version, stamp, opened)

@@ -17,7 +17,14 @@ from sda_features.errors import SettingsError
 from sda_features.evaluation.metrics import mean
 from sda_features.evaluation.runs import METRICS, Difference, Run, compare_runs, read_seeds
 from sda_features.evaluation.significance import mean_over_seeds, paired_t_test, seed_pairs_won
-from sda_features.report.tables import Row, Score, ScoreTable, differences_table, places, stands_out
+from sda_features.report.tables import (
+    Row,
+    Score,
+    ScoreTable,
+    differences_table,
+    is_significant_over_seeds,
+    places,
+)
 from sda_features.results import Result
 from sda_features.workflows.features import load_features
 from sda_features.workflows.train import Echo, Training, read_log, say_without_vector
@@ -141,7 +148,7 @@ def score_tables(grid: Grid, *, full: str | None = None) -> list[ScoreTable]:
     """One table for each protocol: models and features by groups of users and metrics.
 
     The best of a model's column is bold, with a star when it stands out from the second best
-    (`stands_out`).
+    (`is_significant_over_seeds`).
 
     Args:
         grid: of finished runs.
@@ -324,7 +331,7 @@ def _tell_apart(users: Sequence[Values], seeds: Sequence[Sequence[float]]) -> tu
     if len(users) < 2 or len(users[0]) < 2:
         return None, False
     p_value = paired_t_test(users[0], users[1])[1]
-    return p_value, stands_out(p_value, *seed_pairs_won(seeds[0], seeds[1]))
+    return p_value, is_significant_over_seeds(p_value, *seed_pairs_won(seeds[0], seeds[1]))
 
 
 def _relative_change(scores: Sequence[float | None], full: Sequence[float | None]) -> float | None:

@@ -24,6 +24,7 @@ from ray.data import ActorPoolStrategy, read_datasource
 from ray.exceptions import RayError
 
 from sda_features.catalog.rows import Catalog
+from sda_features.config import MODALITIES
 from sda_features.errors import EngineError, SDAError, SettingsError
 from sda_features.lvlm.encoded_items import EncodedItems
 from sda_features.offline.schema import matrix_of
@@ -111,7 +112,7 @@ class RayEncoding:
                     progress.skipped(note["unchanged"])
                     progress.texts_cut += note["texts_cut"]
                 encoded = table.filter(table["note"].is_null())
-                progress.made(sum(len(encoded) - encoded[name].null_count for name in ("text", "image")))
+                progress.made(sum(len(encoded) - encoded[name].null_count for name in MODALITIES))
                 waiting.append(encoded)
                 if sum(map(len, waiting)) >= self.shard_rows:
                     yield _items(waiting)

@@ -22,7 +22,7 @@ from sda_features.evaluation.neighbours import nearest
 from sda_features.evaluation.space import choose
 from sda_features.report.charts import line_chart, share_grid
 from sda_features.report.conflict import conflict_chart
-from sda_features.report.html import Section, Shown, render_report
+from sda_features.report.html import GalleryData, Section, render_report
 from sda_features.report.tables import metrics_table
 from sda_features.report.thumbnails import make_sheets, thumbnail
 from sda_features.results import Result
@@ -51,7 +51,7 @@ CURVES = {  # charts of training: title -> name of the line -> field of training
 
 
 @dataclass(frozen=True, eq=False)
-class Shelf:
+class CatalogContent:
     """What the catalogue says of n items.
 
     Attributes:
@@ -77,26 +77,28 @@ class Shelf:
             if items >= COMMON
         ]
 
-    def only(self, chosen: NDArray[np.int64]) -> Shelf:
+    def only(self, chosen: NDArray[np.int64]) -> CatalogContent:
         """Some of the items."""
 
         def pick(values: list[T]) -> list[T]:
             return [values[item] for item in chosen]
 
         columns = {name: pick(values) for name, values in self.columns.items()}
-        return Shelf(
+        return CatalogContent(
             pick(self.ids), pick(self.names), columns, pick(self.thumbnails), pick(self.picture_hashes)
         )
 
 
-def read_shelf(settings: CatalogSettings, *, side: int = SIDE, progress: bool = True) -> Shelf:
+def read_catalog_content(
+    settings: CatalogSettings, *, side: int = SIDE, progress: bool = True
+) -> CatalogContent:
     """Read names, columns and thumbnails of every usable item.
 
     Raises:
         CatalogError: see `Catalog`.
     """
     catalog = Catalog(settings)
-    shelf = Shelf([], [], {name: [] for name in catalog.text_columns}, [], [])
+    shelf = CatalogContent([], [], {name: [] for name in catalog.text_columns}, [], [])
     for item in tqdm(catalog.items(), "reading catalogue", catalog.rows, unit="item", disable=not progress):
         shelf.ids.append(item.item_id)
         shelf.names.append(next(iter(item.fields.values()), item.item_id))
@@ -152,7 +154,7 @@ def write_report(
     Raises:
         SDAError: catalogue, vectors or a run cannot be read.
     """
-    shelf = read_shelf(settings, progress=progress)
+    shelf = read_catalog_content(settings, progress=progress)
     spaces = load_spaces(repo, feature_set, shelf.ids, version, against)
     numbers = [inspect_space(space, shelf.columns) for space in spaces]
     change = compare_spaces(*spaces) if len(spaces) > 1 else None
@@ -168,7 +170,7 @@ def write_report(
         f"{len(shelf.ids):,} items of {settings.path}; {' against '.join(space.name for space in spaces)}",
         numbers,
         change,
-        Shown(
+        GalleryData(
             shared.ids,
             shared.names,
             kinds(shared.columns),

@@ -39,7 +39,7 @@ RECALL_OF = 10
 
 
 @dataclass(frozen=True)
-class Near:
+class Neighbour:
     """A near item.
 
     Attributes:
@@ -60,7 +60,7 @@ class SimilarItems(Result):
     item: str
     name: str
     by: View
-    near: list[Near]
+    near: list[Neighbour]
 
     def __str__(self) -> str:
         rows = [[f"{near.cosine:.3f}", near.item_id, near.name] for near in self.near]
@@ -95,7 +95,7 @@ def similar_items(
         raise FeatureMismatchError(f"Item {item_id!r} has no {what} in feature set {feature_set!r}.")
     found = [other for other in nearest(rows[[own]], rows, k, own=[own])[0] if other >= 0]
     scale = 2 if by == "both" else 1
-    near = [Near(ids[other], names[other], float(rows[own] @ rows[other]) / scale) for other in found]
+    near = [Neighbour(ids[other], names[other], float(rows[own] @ rows[other]) / scale) for other in found]
     return SimilarItems(item_id, names[own], by, near)
 
 

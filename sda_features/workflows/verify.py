@@ -18,6 +18,7 @@ from sda_features.config import CatalogSettings
 from sda_features.errors import ParityError
 from sda_features.results import Result
 from sda_features.serving import codec
+from sda_features.serving.layout import IMAGE, TEXT
 from sda_features.workflows.given_vectors import GIVEN
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from sda_features.feature_store.repo import FeatureSet
 
 REPAIR = "Encode them again, offline and online: `sda-features materialize` with the same options and {}."
-MODALITIES = {"text": "text_embedding", "image": "image_embedding"}
+COLUMNS = {"text": TEXT, "image": IMAGE}
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def _check_matrices(rows: pa.RecordBatch, trained: Mapping[str, np.ndarray]) -> 
 
     ids = rows["item_id"].to_pylist()
     count = 0
-    for modality, column in MODALITIES.items():
+    for modality, column in COLUMNS.items():
         expected, found = matrix_of(rows[column])
         count += int(found.sum())
         got = trained[modality]

@@ -148,18 +148,18 @@ min_kept = 0.5
 def test_feature_set_then_command_then_model_then_top(given: Path) -> None:
     repo = Repo(given)
 
-    def settled(*arguments: str, **named: str) -> dict[str, tuple[Any, str]]:
+    def effective_settings(*arguments: str, **named: str) -> dict[str, tuple[Any, str]]:
         return {name: (value, where) for name, value, where in repo.config(*arguments, **named).settings}
 
-    found = settled("materialize")
+    found = effective_settings("materialize")
     assert found["batch_size"] == (8, "[materialize]")
     assert found["catalog"] == (str(given / "items.csv"), "[catalog]")
     assert found["text_columns"] == (["title", "brand"], "[catalog]")
     assert found["model"] == (None, "default")
-    vanilla = settled("materialize", feature_set="vanilla")
+    vanilla = effective_settings("materialize", feature_set="vanilla")
     assert vanilla["batch_size"] == (9, "[sets.vanilla]")
     assert vanilla["model"] == ("Qwen/some-model", "[sets.vanilla]")
-    train = settled("train")
+    train = effective_settings("train")
     assert train["eval_cutoff"] == (20, "[evaluation]")
     assert train["interactions"] == (str(given / "logs/log.csv"), "top")
     assert repo.settings.limits(given) == GateSettings(min_kept=0.5)

@@ -18,7 +18,7 @@ from sda_features.evaluation.significance import (
     seed_pairs_won,
     two_sided_p,
 )
-from sda_features.report.tables import stands_out
+from sda_features.report.tables import is_significant_over_seeds
 
 
 @pytest.mark.parametrize(
@@ -164,5 +164,5 @@ def test_users_can_agree_where_seeds_do_not():
     assert p_value < 1e-6
     won, pairs = seed_pairs_won([seed.mean() for seed in ours], [seed.mean() for seed in theirs])
     assert (won, pairs) == (7, 9)
-    assert not stands_out(p_value, won, pairs)
+    assert not is_significant_over_seeds(p_value, won, pairs)
     assert seed_pairs_won([0.2], [0.2]) == (0, 1)

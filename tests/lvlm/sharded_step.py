@@ -74,7 +74,7 @@ def steps(model: Path) -> Iterator[tuple[str, dict[str, Tensor]]]:
                 iter(batches * passes(len(batches))),
                 len(batches),
                 partial(_loss, loss),
-                globally=processes.with_everyones,
+                globally=processes.all_gather_with_grad,
             )
             processes.sum_gradients(encoder.trainable().values())
             found = {

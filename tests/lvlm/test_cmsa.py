@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sda_features.config import LossSettings
 from sda_features.lvlm.cmsa import (
-    Known,
+    BaseRelations,
     alignment_loss,
     blended,
     cross_modal_logits,
@@ -72,7 +72,7 @@ def test_gradients_of_every_term_are_those_of_small_differences() -> None:
         for seed, rows in enumerate((6, 7, 6, 7))
     )
     partners = torch.tensor(np.roll(np.eye(5), 2, axis=0) > 0)
-    told = Known(5, F.normalize(base_text), F.normalize(base_image), 0.4, (0.3, 0.5), partners)
+    told = BaseRelations(5, F.normalize(base_text), F.normalize(base_image), 0.4, (0.3, 0.5), partners)
     every = LossSettings.parse(centre=True, structure_weight=2, teacher_self_weight=0.1)
     text.requires_grad_()
     image.requires_grad_()
@@ -102,7 +102,7 @@ def test_literal_and_proper_second_direction_differ_and_only_the_proper_one_can_
 def test_infonce_is_the_symmetric_cross_entropy_with_the_item_itself() -> None:
     text, image = (vector.float() for vector in vectors(4, 8))
     found = alignment_loss(
-        text, image, LossSettings.parse(kind="infonce", normalize=False, **PLAIN), 0.5, Known(8)
+        text, image, LossSettings.parse(kind="infonce", normalize=False, **PLAIN), 0.5, BaseRelations(8)
     )
     scores, own = text @ image.T / 0.5, torch.arange(8)
     expected = (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2
@@ -118,7 +118,7 @@ def test_a_moving_teacher_sends_no_gradient_unless_asked() -> None:
     for detach in (True, False):
         text, image = (vector.float().requires_grad_() for vector in vectors(1, 5))
         choice = LossSettings.parse(teacher="moving", detach_teacher=detach, **PLAIN)
-        alignment_loss(text, image, choice, choice.temperature, Known(5)).loss.backward()
+        alignment_loss(text, image, choice, choice.temperature, BaseRelations(5)).loss.backward()
         assert text.grad is not None
         assert text.grad.isfinite().all()
         gradients.append(text.grad)
@@ -127,7 +127,7 @@ def test_a_moving_teacher_sends_no_gradient_unless_asked() -> None:
 
 def test_a_fixed_teacher_does_not_follow_the_vectors_and_a_moving_one_does() -> None:
     text, image = (vector.float() for vector in vectors(5, 9))
-    told = Known(9, *(F.normalize(vector.float(), dim=1) for vector in vectors(6, 9)), 0.3)
+    told = BaseRelations(9, *(F.normalize(vector.float(), dim=1) for vector in vectors(6, 9)), 0.3)
     nearer = text + 3  # all vectors move towards one point
     fixed, moving = (
         [alignment_loss(t, image + (t - text), choice, 0.07, told).teacher_entropy for t in (text, nearer)]
@@ -139,8 +139,13 @@ def test_a_fixed_teacher_does_not_follow_the_vectors_and_a_moving_one_does() -> 
 
 def test_literal_teacher_on_unit_vectors_is_nearly_uniform_and_reported() -> None:
     text, image = (vector.float() for vector in vectors(2, 16))
-    assert alignment_loss(text, image, MOVING, 0.07, Known(16, None, None, 1 / 0.07)).teacher_entropy > 0.999
-    assert alignment_loss(text, image, MOVING, 0.07, Known(16, None, None, 0.07)).teacher_entropy < 0.9
+    assert (
+        alignment_loss(text, image, MOVING, 0.07, BaseRelations(16, None, None, 1 / 0.07)).teacher_entropy
+        > 0.999
+    )
+    assert (
+        alignment_loss(text, image, MOVING, 0.07, BaseRelations(16, None, None, 0.07)).teacher_entropy < 0.9
+    )
 
 
 def test_entropy_bounds() -> None:
@@ -150,12 +155,12 @@ def test_entropy_bounds() -> None:
 
 def test_spread_is_one_when_all_vectors_are_alike() -> None:
     same = torch.ones(4, 3)
-    assert alignment_loss(same, same, MOVING, 0.07, Known(4)).spread == pytest.approx(1)
+    assert alignment_loss(same, same, MOVING, 0.07, BaseRelations(4)).spread == pytest.approx(1)
 
 
 def test_a_learned_temperature_gets_a_gradient() -> None:
     text, image = (vector.float() for vector in vectors(3, 6))
     log_temperature = torch.tensor(math.log(0.2), requires_grad=True)
-    alignment_loss(text, image, MOVING, log_temperature.exp(), Known(6)).loss.backward()
+    alignment_loss(text, image, MOVING, log_temperature.exp(), BaseRelations(6)).loss.backward()
     assert log_temperature.grad is not None
     assert log_temperature.grad.abs() > 0

@@ -18,7 +18,7 @@ from sda_features.cli.diagnose import command
 from sda_features.config import AdapterSettings, BackboneSettings, LossSettings, PromptSettings
 from sda_features.errors import SettingsError
 from sda_features.lvlm.backbone import PromptBatch
-from sda_features.lvlm.cmsa import Known, LossOutput, alignment_loss
+from sda_features.lvlm.cmsa import BaseRelations, LossOutput, alignment_loss
 from sda_features.lvlm.diagnostics import (
     Conflict,
     Subject,
@@ -132,7 +132,7 @@ def test_gradients_are_those_of_two_passes_with_the_other_modality_detached(
 
     def loss(text: Tensor, image: Tensor) -> LossOutput:
         moving = LossSettings(teacher="moving", structure_weight=0, detach_teacher=detach_teacher)
-        return alignment_loss(text, image, moving, 0.07, Known(len(text)))
+        return alignment_loss(text, image, moving, 0.07, BaseRelations(len(text)))
 
     found = modality_gradients(encoder, batches(encoder, 3), parameters, loss)
     for modality in ("text", "image"):

@@ -25,7 +25,7 @@ from sda_features.config import BackboneSettings, PromptSettings
 from sda_features.lvlm.backbone import Backbone, mean_pool
 from sda_features.lvlm.checkpoint import LoadedEncoder, unadapted
 from sda_features.lvlm.encode import BATCHES_AHEAD, TYPICAL_TOKENS, EncodedItems, _plan, encode_items
-from sda_features.lvlm.prefetch import ahead
+from sda_features.lvlm.prefetch import prefetch
 from tests.lvlm.conftest import ARCHITECTURES, PROMPTS, TEXTS, picture
 
 SIZES = [(70, 56), (56, 84), (112, 56), (300, 30)]
@@ -252,7 +252,7 @@ def test_ahead_keeps_order_and_depth(values: list[int], depth: int, stop: int) -
             pulled += 1
             yield value
 
-    with ahead(source(), depth) as ready:
+    with prefetch(source(), depth) as ready:
         taken = list(itertools.islice(ready, stop))
         assert taken == values[:stop]
         assert pulled <= stop + depth

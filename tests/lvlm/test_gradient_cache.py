@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from sda_features.config import LossSettings
-from sda_features.lvlm.cmsa import Known, LossOutput, alignment_loss
+from sda_features.lvlm.cmsa import BaseRelations, LossOutput, alignment_loss
 from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.gradient_cache import accumulate_gradients, passes
 from tests.lvlm.conftest import PROMPTS, TEXTS, picture
@@ -27,12 +27,14 @@ def batches(encoder: PromptEncoder, micro: int) -> list:  # type: ignore[type-ar
     ]
 
 
-def known(count: int = ITEMS) -> Known:
+def known(count: int = ITEMS) -> BaseRelations:
     """Base vectors and partners of so many items, at random."""
     random = torch.Generator().manual_seed(0)
     text, image = (F.normalize(torch.randn(count, 12, generator=random), dim=1) for _ in range(2))
     partners = torch.rand(count, count, generator=random) < 0.2
-    return Known(count, text, image, 0.3, (0.2, 0.4), (partners | partners.T) & ~torch.eye(count).bool())
+    return BaseRelations(
+        count, text, image, 0.3, (0.2, 0.4), (partners | partners.T) & ~torch.eye(count).bool()
+    )
 
 
 EVERY_TERM = LossSettings.parse(

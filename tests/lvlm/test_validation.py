@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sda_features.lvlm.validation import NEAREST, found_together
+from sda_features.lvlm.validation import NEAREST, cooccurrence_recall
 
 
 def test_pairs_are_looked_for_among_the_nearest_by_both_vectors() -> None:
@@ -24,4 +24,4 @@ def test_pairs_are_looked_for_among_the_nearest_by_both_vectors() -> None:
         better = sum(cosine(row, item) > cosine(row, column) for item in range(40) if item != row)
         hits.append(better < NEAREST)
     assert 0 < sum(hits) < len(hits)
-    assert found_together(text, image, rows, columns) == pytest.approx(np.mean(hits))
+    assert cooccurrence_recall(text, image, rows, columns) == pytest.approx(np.mean(hits))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sda_features.report.charts import line_chart, share_grid
-from sda_features.report.html import Section, Shown, render_report
+from sda_features.report.html import GalleryData, Section, render_report
 from sda_features.report.thumbnails import make_sheets
 from sda_features.workflows.inspect_vectors import Space, compare_spaces, inspect_space, kinds
 
@@ -39,7 +39,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number, value in enumerate(kind)
     ]
     mapped = np.flatnonzero(image.any(axis=1))
-    shown = Shown(
+    shown = GalleryData(
         [f"id-{number:04}" for number in range(ITEMS)],
         [str(name) for name in columns["title"]],
         kinds(columns),

@@ -8,8 +8,8 @@ from sda_features.report.tables import (
     ScoreTable,
     differences_table,
     is_significant,
+    is_significant_over_seeds,
     places,
-    stands_out,
 )
 
 
@@ -42,7 +42,7 @@ def test_significance_is_below_five_percent():
     ],
 )
 def test_a_star_needs_users_and_seeds(p, won, pairs, star):
-    assert stands_out(p, won, pairs) is star
+    assert is_significant_over_seeds(p, won, pairs) is star
 
 
 TABLE = ScoreTable(

@@ -56,7 +56,7 @@ def answer(server, reader, between=lambda step: None, **options):
     ask = next(reading)
     while True:
         between(step)
-        reply = fetch_fields(server, ask.keys, ask.fields, then_get=ask.then_get)
+        reply = fetch_fields(server, ask.keys, ask.fields, record_key=ask.record_key)
         step += 1
         try:
             ask = reading.send(reply)
@@ -250,7 +250,9 @@ def test_readers_while_versions_change_places(server, project, redis_server, fil
     for reader in readers:
         reader.start()
     live, slot = "v1", 1
-    for number in range(2, 60):
+    number = 1
+    while number < 60 or len(seen) <= 3:  # a loaded machine gives the readers little time
+        number += 1
         version, other = f"v{number}", 3 - slot
         record(server, project, live, {live: slot})
         empty(other)
@@ -261,7 +263,6 @@ def test_readers_while_versions_change_places(server, project, redis_server, fil
     for reader in readers:
         reader.join()
     assert not wrong
-    assert len(seen) > 3
 
 
 def test_event_times_and_age(server, project, put, client, redis_server):

@@ -56,7 +56,9 @@ def test_it_is_what_a_pipeline_returns(server, redis_server, keys, options, dead
     assert len(expected[-2][0]) > 8192
     with client_of(redis_server, **options) as client:
         for count in (0, 1, CHUNK, len(keys)):
-            rows, record = fetch_fields(client, keys[:count], FIELDS, then_get=b"wire:record", deadline=ends)
+            rows, record = fetch_fields(
+                client, keys[:count], FIELDS, record_key=b"wire:record", deadline=ends
+            )
             assert (rows, record) == (expected[:count], b"$5\r\nrecord")
         assert fetch_fields(client, keys, FIELDS) == (expected, None)
         assert fetch_fields(client, [], FIELDS) == ([], None)
@@ -87,7 +89,7 @@ def test_a_key_that_is_no_hash_leaves_the_connection_usable(redis_server, keys):
         with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
             fetch_fields(client, [*keys[:3], b"wire:string", *keys[3:]], FIELDS)
         with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
-            fetch_fields(client, [], FIELDS, then_get=keys[0])
+            fetch_fields(client, [], FIELDS, record_key=keys[0])
         assert fetch_fields(client, keys[:2], FIELDS) == (oracle(client, keys[:2]), None)
         assert client.client_id() == before
 
