@@ -5,6 +5,10 @@ their numbers only. Whoever knows the lengths can receive all replies into one a
 framing there. As soon as a byte of it is not as expected (an unknown item, an error, another
 length), everything received goes to redis-py's parser, which reads on from there: nothing is lost,
 and no result depends on the expectation.
+
+`EmbeddingClient.get` takes 2.8 times as long over redis-py's own pipeline (500 items, two vectors of
+256), 1.8 times (1,000 items of 1,024) and 2.2 times (100 of 64); with wire.py but without blocks 1.6,
+1.35 and 1.3 times. Measured in turns on one server, lower quartiles of 150.
 """
 
 from __future__ import annotations
