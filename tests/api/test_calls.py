@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -237,3 +238,11 @@ def test_the_door_is_light_and_says_what_it_has() -> None:
         assert getattr(sda_features, name).__name__ == name
     with pytest.raises(AttributeError, match="nothing"):
         sda_features.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/how-to/python.md"])
+def test_settings_files_in_the_docs_are_accepted(tmp_path: Path, page: str) -> None:
+    blocks = re.findall(r"```toml\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        assert read_settings_file(write(tmp_path, block)).tables
