@@ -7,6 +7,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
 from sda_features.config import Settings
@@ -93,7 +94,11 @@ def call(*groups: Group) -> Callable[[Function], Function]:
             if owner is not None:
                 given |= {"feature_set": of} if (of := getattr(owner, "feature_set", None)) else {}
                 named |= owner.settings.of(found, given)
-            return function(*positional, **named)
+            paths = {
+                name for name, of in signature.parameters.items() if of.annotation in ("Path", "Path | None")
+            }
+            as_paths = {name: Path(named[name]) for name in paths & named.keys() if named[name] is not None}
+            return function(*positional, **named | as_paths)
 
         made: Any = run
         made.verb, made.groups = function.__name__.replace("_", "-"), groups

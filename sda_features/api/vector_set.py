@@ -44,12 +44,7 @@ class VectorSet:
     """
 
     def __init__(self, repo: Path, feature_set: str, settings: SettingsFile):
-        self.repo, self.feature_set, self._file = repo, feature_set, settings
-
-    @property
-    def settings(self) -> SettingsFile:
-        """Defaults of the calls."""
-        return self._file
+        self.repo, self.feature_set, self.settings = repo, feature_set, settings
 
     # Making them
 
@@ -303,7 +298,7 @@ class VectorSet:
             version=version,
             against=against,
             run=run,
-            recommenders=recommenders,
+            recommenders=[Path(folder) for folder in recommenders],
             max_megabytes=max_megabytes,
             progress=progress,
         )
@@ -358,7 +353,7 @@ class VectorSet:
         from sda_features.workflows.gate import run_gate
 
         settings = parse(CatalogSettings, options, path=catalog)
-        limits = self._file.limits(self.repo, thresholds)
+        limits = self.settings.limits(self.repo, thresholds)
         log = parse(LogSettings, options, "log")
         interactions = None if interactions is None else Path(interactions)
         verdict = run_gate(

@@ -209,7 +209,7 @@ def test_a_repo_from_python(tmp_path: Path, make_repo: Any, capsys: pytest.Captu
         table = {name: list(rng.normal(size=(6, 4)).astype(np.float32)) for name in ("text", "image")}
         pq.write_table(pa.table({"item_id": ids} | table), tmp_path / f"{version}.parquet")
     sda = Repo(repo)["sda"]
-    first = sda.materialize(vectors=tmp_path / "v1.parquet", version="v1", progress=False)
+    first = sda.materialize(vectors=str(tmp_path / "v1.parquet"), version="v1", progress=False)
     assert (first.encoded, first.live, first.as_dict()["bad_rows"]) == (6, "v1", 0)
     sda.materialize(vectors=tmp_path / "v2.parquet", version="v2", progress=False)
     assert [state.state for state in sda.versions().versions] == ["live", "stored"]
