@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from common import median, take_turns
 from PIL import Image
-from rivals.training import epoch
+from rivals.epochs import epoch
 from safetensors.torch import load_file
 from shapes import write_folder
 

@@ -40,9 +40,9 @@ from typing import Any
 import numpy as np
 import torch
 from common import matmul_flops, median, options, paired_ratio, report
+from rivals.epochs import LONGEST, LOSSES, Seconds, epoch, timed
 from rivals.padded_sasrec import PaddedLoop
 from rivals.recbole_process import RecBole
-from rivals.training import LONGEST, LOSSES, Seconds, epoch, timed
 from torch.utils.flop_counter import FlopCounterMode
 
 from sda_features.config import EvaluationSettings, RecommenderSettings

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rivals.training import LONGEST, LOSSES, Seconds, epoch, targets, timed
+from rivals.epochs import LONGEST, LOSSES, Seconds, epoch, targets, timed
 from torch import Tensor
 
 from sda_features.evaluation.protocols import Scorer

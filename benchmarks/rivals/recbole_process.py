@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rivals.training import LOSSES, Seconds
+from rivals.epochs import LOSSES, Seconds
 
 from sda_features.evaluation.protocols import Scorer
 from sda_features.logs.splits import Split
