@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import traceback
+import time
 from collections.abc import Sequence
 
 import click
@@ -17,6 +17,7 @@ from click.shell_completion import shell_complete
 
 from sda_features import __version__
 
+from . import log
 from .failures import explain
 
 GROUPS = {
@@ -62,9 +63,6 @@ GROUPS = {
 VERBS = {verb: line for verbs in GROUPS.values() for verb, line in verbs.items()}
 
 
-VERBOSE = "sda_features.verbose"
-
-
 class LazyGroup(click.Group):
     """A group whose commands live in modules of the same name, imported on use."""
 
@@ -78,8 +76,8 @@ class LazyGroup(click.Group):
             return None
         module = importlib.import_module(f"sda_features.cli.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
-        if not any(parameter.name == "verbose" for parameter in command.params):
-            command.params.append(_verbose())
+        known = {parameter.name for parameter in command.params}
+        command.params += [option for option in _everywhere() if option.name not in known]
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -90,20 +88,20 @@ class LazyGroup(click.Group):
                 formatter.write_dl([(verb.ljust(width), line) for verb, line in verbs.items()])
 
 
-def _verbose() -> click.Option:
-    """`--verbose`, which may stand before a verb or after it."""
-
-    def note(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
-        if value:
-            ctx.find_root().meta[VERBOSE] = True
-
-    help_ = "Show where an error came from, as a traceback."
-    return click.Option(["--verbose"], is_flag=True, expose_value=False, callback=note, help=help_)
+def _everywhere() -> list[click.Parameter]:
+    """What may stand before a verb or after it; `main` looks for these itself."""
+    said = {
+        "--verbose": "Show all messages, and where an error came from, as a traceback.",
+        "--log-json": "Write messages, errors and progress as JSON, one object a line.",
+    }
+    return [
+        click.Option([name], is_flag=True, expose_value=False, help=help_) for name, help_ in said.items()
+    ]
 
 
 @click.group(
     cls=LazyGroup,
-    params=[_verbose()],
+    params=_everywhere(),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="sda-features")
@@ -117,29 +115,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: none: those of the process.
     """
-    meta: dict[str, object] = {}
-    if not sys.stderr.isatty():  # a log: a line of progress every half minute
-        os.environ.setdefault("TQDM_MININTERVAL", "30")
+    words = list(sys.argv[1:] if arguments is None else arguments)
     if asked := os.environ.get("_SDA_FEATURES_COMPLETE"):  # the shell completes what is being typed
         sys.exit(shell_complete(cli, {}, "sda-features", "_SDA_FEATURES_COMPLETE", asked))
+    verbose, as_json = "--verbose" in words, "--log-json" in words
+    with log.messages(verbose=verbose, as_json=as_json):
+        status = _run(words, verbose, as_json)
+    if status is not None:
+        sys.exit(status)
+
+
+def _run(words: list[str], verbose: bool, as_json: bool) -> int | None:
+    """Run a command; return the exit status, if it has one."""
+    started = time.monotonic()
     try:
-        with cli.make_context("sda-features", list(sys.argv[1:] if arguments is None else arguments)) as ctx:
-            meta = ctx.meta
+        with cli.make_context("sda-features", words) as ctx:
             cli.invoke(ctx)
+        seconds = round(time.monotonic() - started, 3)
+        log.logger.info("%s ended", ctx.invoked_subcommand, extra={"seconds": seconds})
+        return None
     except click.exceptions.Exit as ended:
-        sys.exit(ended.exit_code)
+        return ended.exit_code
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        if as_json:
+            log.logger.error("%s", error.format_message())
+        else:
+            error.show()
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
-        sys.exit(130)
+        return 130
     except BrokenPipeError:  # whoever read the output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        return 141
     except Exception as error:
-        if meta.get(VERBOSE):
-            traceback.print_exception(error)
-        click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-        click.echo(explain(error), err=True)
-        sys.exit(1)
+        log.logger.error("%s", explain(error), exc_info=error if verbose else None)
+        return 1

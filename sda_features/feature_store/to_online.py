@@ -23,6 +23,7 @@ from sda_features.feature_store.online_rows import (
 from sda_features.feature_store.repo import FeatureSet, open_feature_set, quiet_feast
 from sda_features.offline.parts import stored_rows
 from sda_features.offline.schema import ITEM_ID
+from sda_features.online import writer
 from sda_features.serving import layout
 from sda_features.serving.connection import redis_errors
 
@@ -56,7 +57,12 @@ class Materialized:
 
 
 def materialize_view(
-    repo_path: Path | str, feature_set: str, end: datetime | None = None, *, slot: int = 1
+    repo_path: Path | str,
+    feature_set: str,
+    end: datetime | None = None,
+    *,
+    slot: int = 1,
+    progress: bool = False,
 ) -> Materialized:
     """Copy the newest row of each item of a slot into the online store, through Feast.
 
@@ -69,6 +75,7 @@ def materialize_view(
         feature_set: name of the feature set.
         end: rows after this instant are left out, with a time zone; None: now.
         slot: number of the slot.
+        progress: show a bar on standard error.
 
     Raises:
         FeatureStoreError: the repo is not applied, lacks the view, or there are no rows.
@@ -85,8 +92,16 @@ def materialize_view(
             "Write them with `sda-features materialize`."
         )
     for attempt in range(ATTEMPTS):
-        with redis_errors(address or opened.config.online_type), quiet_feast():
-            _materialize(opened, end)
+        with (
+            redis_errors(address or opened.config.online_type),
+            tqdm(desc="writing online", total=len(rows), unit="item", disable=not progress) as bar,
+            quiet_feast(),
+        ):
+            told = writer.progress.set(bar.update)
+            try:
+                _materialize(opened, end)
+            finally:
+                writer.progress.reset(told)
         if not address:
             checked = _check_sample(opened, rows)
         elif not (missing := _missing(opened, rows)):

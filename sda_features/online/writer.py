@@ -11,6 +11,7 @@ import contextlib
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -34,6 +35,9 @@ Mask: TypeAlias = npt.NDArray[np.bool_]
 
 Guard: TypeAlias = Callable[..., None]
 """Called before each send, with `connected=True` when the connection is new; raises if this process may not write."""
+
+progress: ContextVar[Callable[[int], object]] = ContextVar("progress", default=lambda rows: None)
+"""Called with the rows of each chunk that `write_batches` has sent; Feast, between, hands no such thing on."""
 
 CHUNK_ROWS = 256  # in one send
 AHEAD = 3  # chunks on their way while the next is prepared
@@ -137,6 +141,7 @@ def write_batches(
                 pipeline.waiting.append((part, part_keys))
                 if len(pipeline.waiting) > AHEAD:
                     written += write.send_newer(pipeline, *pipeline.waiting.popleft())
+            progress.get()(len(batch))
         for pipeline in pipelines:
             for chunk in pipeline.waiting:
                 written += write.send_newer(pipeline, *chunk)

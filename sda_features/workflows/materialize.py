@@ -167,7 +167,8 @@ def materialize(
             del known
             delete_online(opened, gone)  # before the rows that name them
             rows.remove(gone, encoding.version, stamp)
-            online = materialize_view(repo, feature_set, max(stamp, datetime.now(UTC)), slot=opened.slot)
+            end = max(stamp, datetime.now(UTC))
+            online = materialize_view(repo, feature_set, end, slot=opened.slot, progress=progress)
             live = encoding.version
             if versions:
                 record = record_version(versions, opened, encoding.version, promote=promote)

@@ -416,12 +416,13 @@ def test_the_feast_command(make_pair):
     assert contents(pair.servers[1]) == stock
 
 
-def test_materialize_view_takes_the_fast_path_in_a_stock_repo(make_repo, caplog):
+def test_materialize_view_takes_the_fast_path_in_a_stock_repo(make_repo, caplog, capfd):
     caplog.set_level(logging.INFO, "sda_features.feast_plugins.engine")
     repo = make_repo()
     Rows.random(list("abcdefg")).write(open_feature_set(repo, "sda").folder)
-    done = materialize_view(repo, "sda")
+    done = materialize_view(repo, "sda", progress=True)
     assert (done.rows, done.checked) == (7, 7)
     assert paths_taken(caplog) == ["fast"]
+    assert "writing online: 100%" in capfd.readouterr().err
     materialized = open_feature_set(repo, "sda").view.materialization_intervals
     assert [interval[1] for interval in materialized] == [done.end]
