@@ -119,20 +119,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if asked := os.environ.get("_SDA_FEATURES_COMPLETE"):  # the shell completes what is being typed
         sys.exit(shell_complete(cli, {}, "sda-features", "_SDA_FEATURES_COMPLETE", asked))
     verbose, as_json = "--verbose" in words, "--log-json" in words
+    started, verb = time.monotonic(), next((word for word in words if word in VERBS), None)
     with log.messages(verbose=verbose, as_json=as_json):
-        status = _run(words, verbose, as_json)
+        try:
+            status = _run(words, verbose, as_json)
+        finally:
+            seconds = round(time.monotonic() - started, 3)
+            log.logger.info("%s ended", verb, extra={"verb": verb, "seconds": seconds})
     if status is not None:
         sys.exit(status)
 
 
 def _run(words: list[str], verbose: bool, as_json: bool) -> int | None:
     """Run a command; return the exit status, if it has one."""
-    started = time.monotonic()
     try:
         with cli.make_context("sda-features", words) as ctx:
             cli.invoke(ctx)
-        seconds = round(time.monotonic() - started, 3)
-        log.logger.info("%s ended", ctx.invoked_subcommand, extra={"seconds": seconds})
         return None
     except click.exceptions.Exit as ended:
         return ended.exit_code

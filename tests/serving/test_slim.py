@@ -80,14 +80,14 @@ def test_the_command_says_in_one_line_which_extra_it_needs(programs, project, re
         "error: This needs click, which is not installed: pip install 'sda-features[cli]'.\n"
     )
     (sites,) = (programs.parent / "lib").glob("python*/site-packages")
-    link(sites, "click", "pyyaml")
+    cli = ("click", "fsspec", "jinja2", "pillow", "pyarrow", "pydantic", "pyyaml", "scipy", "tqdm", "urllib3")
+    of_pydantic = ("pydantic_core", "annotated_types", "typing_extensions", "typing_inspection")
+    link(sites, *cli, *of_pydantic)
     (tmp_path / "feature_store.yaml").write_text(
         f"project: {project}\nonline_store: {{type: redis, connection_string: '{redis_server[0]}:{redis_server[1]}'}}"
     )
     found = json.loads(run(programs / "sda-features", "lookup", "a", "--repo", tmp_path, "--json").stdout)
     assert found["items"][0]["text"] == {"dim": 3, "norm": 5.0, "values": [3, 0, 4]}
-    needs = ("pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection")
-    link(sites, *needs, "pyarrow", "pillow", "fsspec", "scipy", "tqdm", "urllib3")
     (tmp_path / "items.csv").write_text("item_id,title\na,lamp\n")
     for extra, arguments in {
         "feast": ["versions", "--repo", tmp_path],
