@@ -22,7 +22,13 @@ ADVICE = {
     errno.EBUSY: "Something is mounted there or uses it; name a folder below it.",
 }
 LIMIT = 2000  # characters of a message
-PACKAGE_OF = {"PIL": "pillow", "faiss": "faiss-cpu", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+PACKAGE_OF = {
+    "confluent_kafka": "confluent-kafka",
+    "PIL": "pillow",
+    "faiss": "faiss-cpu",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
 
 
 def explain(error: BaseException) -> str:

@@ -25,6 +25,10 @@ from .version_options import vector_set
 @click.option("--url", help="Redis server with the stream.  [default: the repo's online store]")
 @click.option("--group", default="sda-features", help="Consumer group.")
 @click.option("--consumer", default="stream", help="Name of this process in the group.")
+@click.option("--kafka", metavar="HOST:PORT", help="KEY is a topic of this Kafka; needs the extra kafka.")
+@click.option(
+    "--kafka-config", type=click.Path(path_type=Path), help="File of its client's settings, NAME=VALUE."
+)
 @click.option("--max-events", type=COUNT, default=256, help="Events written together.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a batch.")
 @click.option("--once", is_flag=True, help="End when no event is left.")
@@ -34,7 +38,8 @@ def command(repo: Path, feature_set: str, as_json: bool, once: bool, **values: A
 
     An entry is `item` with a row of the catalogue as JSON; with `op delete` the item is gone. It is
     acknowledged when offline and online store have it. The version has to be stored: run
-    `materialize` first.
+    `materialize` first. With --kafka, KEY is a topic: a value is a row as JSON, a key without a value
+    deletes the item of that id.
 
     \b
     Example:

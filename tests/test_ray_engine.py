@@ -18,6 +18,7 @@ import pyarrow.dataset as pa_dataset
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from pyarrow.fs import FileSelector
 from torch import Tensor
 
 from sda_features.catalog.rows import Catalog
@@ -28,16 +29,19 @@ from sda_features.demo.catalogue import make_catalogue
 from sda_features.demo.model import build_tiny_model
 from sda_features.errors import CheckpointError, EngineError, SettingsError
 from sda_features.feature_store.init import init_repo
+from sda_features.feature_store.offline_rows import FolderRows, Staging
 from sda_features.feature_store.repo import open_feature_set
 from sda_features.lvlm.backbone import PromptBatch
 from sda_features.lvlm.checkpoint import LoadedEncoder, pretrained, unadapted
-from sda_features.offline.parts import part_paths
+from sda_features.offline.location import open_folder
+from sda_features.offline.parts import newest_batches, part_paths
 from sda_features.offline.schema import matrix_of
 from sda_features.serving import EmbeddingClient
 from sda_features.workflows import MaterializeResult, materialize
 from sda_features.workflows.engines import Engine, LoadEncoder, local_engine
 from tests.feast_repo import apply, redis_config
 from tests.lvlm.dual_models import build_dual_model
+from tests.s3_server import s3_server
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:ray")  # of Ray, about Ray
 ITEMS, SHARD_ROWS, CALLS_BEFORE_DEATH = 60, 8, 3
@@ -64,6 +68,13 @@ def test_a_cluster_that_does_not_answer_is_named() -> None:
         _cluster("ray://127.0.0.1:1", None),
     ):
         pass
+
+
+def test_a_worker_that_does_not_see_the_folder_hands_vectors_back(tmp_path: Path) -> None:
+    (tmp_path / ".part-1").touch()
+    assert Staging(tmp_path, "string", ".part-1").is_here()
+    assert not Staging(tmp_path, "string", ".part-2").is_here()
+    assert not Staging(tmp_path / "elsewhere", "string", ".part-1").is_here()
 
 
 @dataclass(frozen=True)
@@ -135,7 +146,13 @@ def backbone(shop: Path) -> BackboneSettings:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
+def bucket() -> Iterator[str]:
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def cluster(bucket: str) -> Iterator[None]:
     ray = pytest.importorskip("ray", reason="the extra ray is not installed")
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
     from sda_features.workflows.ray_engine import _cluster
@@ -154,9 +171,11 @@ def ray_engine(cluster: None) -> Engine:
     return partial(ray_engine, workers=2)
 
 
-def run(shop: Path, engine: Engine, catalogue: str, loader: LoadEncoder) -> MaterializeResult:
+def run(
+    shop: Path, engine: Engine, catalogue: str, loader: LoadEncoder, repo: str = "ray"
+) -> MaterializeResult:
     return materialize(
-        shop / ("local" if engine is local_engine else "ray"),
+        shop / ("local" if engine is local_engine else repo),
         "sda",
         CatalogSettings.parse(path=f"file://{shop / catalogue}"),
         loader,
@@ -258,6 +277,38 @@ def test_a_killed_worker_loses_nothing_and_the_result_is_that_of_the_local_engin
     ray = run(shop, ray_engine, "after", partial(load, backbone))
     assert min(ray.encoded, ray.unchanged, ray.removed) > 0, "vacuous"
     check_equal(shop, local, ray)
+
+
+@pytest.mark.slow
+def test_workers_write_at_a_url(
+    shop: Path,
+    bucket: str,
+    backbone: BackboneSettings,
+    ray_engine: Engine,
+    redis_server: tuple[str, int],
+    new_project: Callable[[], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Row for row what the local engine writes in a folder; this process writes no row."""
+    project, repo = new_project(), shop / "s3"
+    repo.mkdir()
+    (repo / "feature_store.yaml").write_text(redis_config(project, redis_server))
+    init_repo(repo, feature_sets=["sda"], source_folder=f"{bucket}/{project}")
+    apply(repo)
+    local = run(shop, local_engine, "after", partial(load, backbone))
+    monkeypatch.setattr(FolderRows, "write", None)
+    ray = run(shop, ray_engine, "after", partial(load, backbone), "s3")
+    assert ray.encoded == ray.online_rows == local.online_rows
+    folders = [open_feature_set(shop / name, "sda").folder for name in ("local", "s3")]
+    want, got = (pa.Table.from_batches(newest_batches(folder)).sort_by("item_id") for folder in folders)
+    for name in ("item_id", "adapter_version", "content_hash"):
+        assert got[name].to_pylist() == want[name].to_pylist()
+    for name in ("text_embedding", "image_embedding"):
+        (want_matrix, want_found), (got_matrix, got_found) = matrix_of(want[name]), matrix_of(got[name])
+        assert got_found.tolist() == want_found.tolist()
+        np.testing.assert_allclose(got_matrix, want_matrix, rtol=0, atol=1e-5)
+    left = [info.base_name for info in open_folder(folders[1]).get_file_info(FileSelector(""))]
+    assert not [name for name in left if name.startswith(".")], "staged files are left"
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from sda_features.workflows.materialize import MaterializeResult
     from sda_features.workflows.report import ReportWritten
     from sda_features.workflows.similar import IndexWritten, SimilarItems
-    from sda_features.workflows.stream import Streamed
+    from sda_features.workflows.stream import Source, Streamed
     from sda_features.workflows.verify import Verified
 
 CATALOG = Group(CatalogSettings, skip=("path",))
@@ -156,10 +157,14 @@ class VectorSet:
         url: str | None = None,
         group: str = "sda-features",
         consumer: str = "stream",
+        kafka: str | None = None,
+        kafka_config: Path | None = None,
         max_events: int = 256,
         **options: Any,
     ) -> Iterator[Streamed]:
         """Write what the Redis Stream `key` delivers, for ever; yields after each batch, empty ones too.
+
+        With `kafka` (HOST:PORT) `key` is a topic there, and `kafka_config` a file of its client's settings.
 
         Raises:
             SDAError: see `workflows.stream`.
@@ -176,7 +181,15 @@ class VectorSet:
             self.feature_set,
         )
         settings = parse(CatalogSettings, options, path="events.jsonl")
-        with redis_stream(self.repo, key, url, group, consumer) as source:
+        if kafka:
+            from sda_features.workflows.kafka_topic import kafka_topic
+
+            opened: AbstractContextManager[Source] = kafka_topic(
+                key, kafka, group, kafka_config, settings.id_column
+            )
+        else:
+            opened = redis_stream(self.repo, key, url, group, consumer)
+        with opened as source:
             yield from stream(self.repo, self.feature_set, settings, load, source, max_events=max_events)
 
     # Versions

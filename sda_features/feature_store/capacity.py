@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
 from redis.cluster import RedisCluster
 from redis.exceptions import ResponseError
 
@@ -32,19 +31,18 @@ class Memory(NamedTuple):
     policy: str
 
 
-def check_space(opened: FeatureSet, items: int, sample: pa.Table) -> None:
+def check_space(opened: FeatureSet, items: int, row: int) -> None:
     """Compare the space that new rows need with what the disk and Redis have left.
 
     Args:
         opened: the slot; an object store, and an online store that is not Redis, are not checked.
         items: rows that will be written, at most.
-        sample: some of them.
+        row: bytes of one.
 
     Raises:
         FeatureStoreError: the disk has less.
         OnlineStoreError: Redis has less. Under a policy that evicts keys it would drop others instead.
     """
-    row = sample.nbytes // max(1, len(sample))
     if opened.has_folder and not is_url(opened.folder):
         free = shutil.disk_usage(_existing(Path(opened.folder))).free
         if items * row > free:

@@ -7,19 +7,26 @@ without vectors and without a content hash.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import contextlib
+import uuid
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from deltalake.transaction import AddAction
+from pyarrow.fs import FileType
 
 from sda_features.errors import FeatureStoreError
 from sda_features.feature_store.repo import FeatureSet, quiet_feast
 from sda_features.offline.compact import compact
-from sda_features.offline.empty_slot import keep_readable
+from sda_features.offline.empty_slot import keep_readable, slot_schema
+from sda_features.offline.location import Location, is_url, open_folder
 from sda_features.offline.parts import add_rows, cast_ids, next_timestamp, stored_rows
 from sda_features.offline.schema import (
     CONTENT_HASH,
@@ -30,8 +37,17 @@ from sda_features.offline.schema import (
     check_table,
     vectors_table,
 )
-from sda_features.offline.table import commit, damaged_files, prepare_table, sweep
-from sda_features.serving.layout import VERSION, parse_item_id
+from sda_features.offline.table import (
+    STAGED,
+    commit,
+    damaged_files,
+    prepare_table,
+    publish,
+    sweep,
+    write_file,
+)
+from sda_features.online.lease import current_lease
+from sda_features.serving.layout import VERSION, IdType, parse_item_id
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 REMOVED = ""  # content hash of an item that is gone
@@ -49,6 +65,12 @@ class OfflineRows(Protocol):
     def write(self, table: pa.Table) -> None:
         """Add rows of `schema.SCHEMA`, one an item."""
 
+    def staging(self) -> AbstractContextManager[Staging | None]:
+        """Where other processes may write rows until the block ends; None if only this one can."""
+
+    def commit(self, files: Sequence[AddAction]) -> None:
+        """Let files count that `Staging.write` has written."""
+
     def remove(self, item_ids: Collection[str | int], version: str, stamp: datetime) -> None:
         """Take items out, with rows of that version and time where nothing can be deleted."""
 
@@ -61,6 +83,35 @@ def offline_rows(opened: FeatureSet, *, repair: bool = False) -> OfflineRows:
         prepare_table(opened.folder, SCHEMA)
         commit(opened.folder, [], damaged)
     return FolderRows(opened)
+
+
+@dataclass(frozen=True)
+class Staging:
+    """Writes rows of a table from any process that sees its folder; they count when one process commits them.
+
+    Until then the files have names that every reader of parquet folders skips. What a killed process
+    has written is deleted with the next run.
+
+    Attributes:
+        location: of the table.
+        id_type: type of the ids.
+        marker: name of a file that is there.
+    """
+
+    location: Location
+    id_type: IdType
+    marker: str
+
+    def is_here(self) -> bool:
+        """Whether this process sees the folder: another machine may have none, or another one of that name."""
+        try:
+            return bool(open_folder(self.location).get_file_info(self.marker).type == FileType.File)
+        except OSError:
+            return False
+
+    def write(self, table: pa.Table) -> AddAction:
+        """Write rows as `FolderRows.write` does, without letting them count."""
+        return write_file(self.location, cast_ids(self.location, table, self.id_type), staged=True)
 
 
 @dataclass(frozen=True)
@@ -82,12 +133,46 @@ class FolderRows:
 
     def write(self, table: pa.Table) -> None:
         """Add a file; its rows are newer than all that were stored when the run began."""
+        _check_lease()
         add_rows(self.opened.folder, cast_ids(self.opened.folder, table, self.opened.id_type))
+
+    @contextlib.contextmanager
+    def staging(self) -> Iterator[Staging]:
+        """See `OfflineRows`."""
+        folder = self.opened.folder
+        place = Staging(
+            folder if is_url(folder) else Path(folder).resolve(),
+            self.opened.id_type,
+            f"{STAGED}{uuid.uuid4().hex}",
+        )
+        if not is_url(folder):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        files = open_folder(folder)
+        files.open_output_stream(place.marker).close()
+        try:
+            yield place
+        finally:
+            files.delete_file(place.marker)
+
+    def commit(self, files: Sequence[AddAction]) -> None:
+        """See `OfflineRows`; a file gets its name first, so that all that count are there."""
+        _check_lease()
+        prepare_table(self.opened.folder, slot_schema(self.opened.id_type, self.opened.store_dtype))
+        publish(self.opened.folder, files)
+        commit(self.opened.folder, files)
+        keep_readable(self.opened.folder)
 
     def remove(self, item_ids: Collection[str | int], version: str, stamp: datetime) -> None:
         """Delete the rows, and put files together if there are many."""
+        _check_lease()
         compact(self.opened.folder, remove=item_ids)
         keep_readable(self.opened.folder, self.opened.id_type, self.opened.store_dtype)
+
+
+def _check_lease() -> None:
+    """Where versions are recorded, this process still holds the slot; at a URL nothing else keeps two apart."""
+    if lease := current_lease():
+        lease.check()
 
 
 @dataclass(frozen=True)
@@ -128,6 +213,13 @@ class FeastRows:
                 self.opened.store.write_to_offline_store(self.opened.view.name, table.to_pandas())
         except Exception as error:  # of whatever client the store uses
             raise self._error("write", error) from error
+
+    def staging(self) -> AbstractContextManager[None]:
+        """See `OfflineRows`: Feast's writers are asked by one process."""
+        return contextlib.nullcontext()
+
+    def commit(self, files: Sequence[AddAction]) -> None:
+        """See `OfflineRows`: there are none."""
 
     def remove(self, item_ids: Collection[str | int], version: str, stamp: datetime) -> None:
         """Write a row without vectors for each item."""

@@ -18,6 +18,12 @@ from sda_features.serving.layout import IdType
 EMPTY_FILE = "no-rows-yet.parquet"
 
 
+def slot_schema(id_type: IdType, store_dtype: StoreDtype) -> pa.Schema:
+    """Columns of the rows of a slot."""
+    schema = SCHEMA if store_dtype == "float32" else PACKED_SCHEMA
+    return schema.set(0, pa.field(ITEM_ID, ID_TYPES[id_type], nullable=False))
+
+
 def keep_readable(
     location: Location, id_type: IdType = "string", store_dtype: StoreDtype = "float32"
 ) -> None:
@@ -32,8 +38,6 @@ def keep_readable(
     if not names:
         if not is_url(location):
             Path(location).mkdir(parents=True, exist_ok=True)
-        schema = SCHEMA if store_dtype == "float32" else PACKED_SCHEMA
-        schema = schema.set(0, pa.field(ITEM_ID, ID_TYPES[id_type], nullable=False))
-        pq.write_table(schema.empty_table(), EMPTY_FILE, filesystem=folder)
+        pq.write_table(slot_schema(id_type, store_dtype).empty_table(), EMPTY_FILE, filesystem=folder)
     elif EMPTY_FILE in names and len(names) > 1:
         folder.delete_file(EMPTY_FILE)

@@ -10,13 +10,14 @@ The files are written by Arrow, uncompressed, as readers want them; deltalake ke
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +28,7 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable, Schema, convert_to_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
+from pyarrow.fs import FileInfo, FileSelector, FileType
 
 from sda_features.artifacts import atomic_file
 from sda_features.errors import FeatureStoreError
@@ -37,7 +39,10 @@ from sda_features.serving.layout import VERSION
 
 T = TypeVar("T")
 
+STAGED = ".part-"  # begins the name of a file that is not committed yet
+HIDDEN = "."  # readers of parquet folders skip names with a dot
 ATTEMPTS = 10  # to read files that are being replaced
+KEPT = 8  # tables that stay open in a thread
 ORPHAN_HOURS = 24  # at a URL nobody knows whether a file without an entry is still being written
 SETTINGS = {"delta.dataSkippingStatsColumns": f"{ITEM_ID},{EVENT_TIMESTAMP}"}
 
@@ -57,14 +62,40 @@ class RowFile:
     size: int
 
 
+class _Kept(threading.local):
+    """Tables that this thread has opened, the last ones last: location -> table, and the file of its newest entry."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str, tuple[DeltaTable, FileInfo]] = {}
+
+
+_kept = _Kept()
+
+
 def open_table(location: Location) -> DeltaTable | None:
-    """The table at a location; None if there is none yet, or a folder of parquet files without a log.
+    """The table at a location, as it is now; None if there is none, or a folder of parquet files without a log.
+
+    A table stays open: the next call reads the entries that are new in its log, not the whole log.
 
     Raises:
         FeatureStoreError: the log cannot be read.
     """
+    folder, key = open_folder(location), str(location)
+    kept = _kept.tables.pop(key, None)
+    table: DeltaTable | None = None
     try:
-        return DeltaTable(str(location))
+        if kept is not None:
+            table, seen = kept
+            now, newer = folder.get_file_info([seen.path, _entry(table.version() + 1)])
+            if (now.size, now.mtime_ns) != (seen.size, seen.mtime_ns):
+                table = None  # the folder was deleted, and made anew
+            elif newer.type != FileType.NotFound:
+                table.update_incremental()
+        table = table or DeltaTable(key)
+        while len(_kept.tables) >= KEPT:
+            _kept.tables.pop(next(iter(_kept.tables)))
+        _kept.tables[key] = table, folder.get_file_info(_entry(table.version()))
+        return table
     except TableNotFoundError:
         return None
     except (DeltaError, OSError) as problem:
@@ -109,17 +140,24 @@ def dataset_of(location: Location, names: Sequence[str]) -> pa_dataset.FileSyste
     return pa_dataset.dataset(list(names), filesystem=open_folder(location), format="parquet")
 
 
-def write_file(location: Location, table: pa.Table) -> AddAction:
-    """Write rows as a file that counts as soon as it is committed; local ones appear whole or not at all."""
+def write_file(location: Location, table: pa.Table, *, staged: bool = False) -> AddAction:
+    """Write rows as a file that counts as soon as it is committed; local ones appear whole or not at all.
+
+    Args:
+        location: of the table.
+        table: the rows.
+        staged: the file has a dot before its name, so that no reader sees it, until `publish`.
+    """
     latest = pc.max(table[EVENT_TIMESTAMP]).as_py()
     name = f"part-{latest:%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:12]}.parquet"  # sorts by time
     # Vectors shrink by some 8 % and would take twice as long to read.
     narrow = dict.fromkeys((ITEM_ID, VERSION, CONTENT_HASH, EVENT_TIMESTAMP), "zstd")
     options = {"compression": narrow, "use_dictionary": [VERSION], "write_page_checksum": True}
+    path = HIDDEN + name if staged else name
     if is_url(location):
-        pq.write_table(table, name, filesystem=open_folder(location), **options)
+        pq.write_table(table, path, filesystem=open_folder(location), **options)
     else:
-        with atomic_file(Path(location, name)) as temporary:
+        with atomic_file(Path(location, path)) as temporary:
             pq.write_table(table, temporary, **options)
     bounds = {column: pc.min_max(table[column]).as_py() for column in (ITEM_ID, EVENT_TIMESTAMP)}
     stats = {
@@ -128,8 +166,15 @@ def write_file(location: Location, table: pa.Table) -> AddAction:
         "maxValues": {column: _stat(value["max"]) for column, value in bounds.items()},
         "nullCount": dict.fromkeys(bounds, 0),
     }
-    size = open_folder(location).get_file_info(name).size
+    size = open_folder(location).get_file_info(path).size
     return AddAction(name, size, {}, time.time_ns() // 1_000_000, True, json.dumps(stats))
+
+
+def publish(location: Location, actions: Iterable[AddAction]) -> None:
+    """Give staged files their names; commit them next."""
+    folder = open_folder(location)
+    for action in actions:
+        folder.move(HIDDEN + action.path, action.path)
 
 
 def prepare_table(location: Location, schema: pa.Schema) -> DeltaTable:
@@ -158,7 +203,8 @@ def commit(location: Location, add: Iterable[AddAction], remove: Sequence[RowFil
     Raises:
         FeatureStoreError: another writer has changed the same files meanwhile.
     """
-    table = DeltaTable(str(location))
+    table = open_table(location)
+    assert table is not None
     now = time.time_ns() // 1_000_000
     gone = [RemoveAction(file.name, True, now, file.size, {}) for file in remove]
     try:
@@ -189,16 +235,26 @@ def damaged_files(location: Location) -> list[RowFile]:
 
 def sweep(location: Location) -> None:
     """Delete what killed runs have written and not committed; only for the one who may write there."""
-    if not is_url(location):
-        for path in Path(location).glob(".part-*"):
-            path.unlink(missing_ok=True)
-    table = open_table(location)
-    if table is None:
-        return
     hours = ORPHAN_HOURS if is_url(location) else 0
-    clean = partial(table.vacuum, hours, enforce_retention_duration=False, full=True)
-    if set(clean(dry_run=True)) - {EMPTY_FILE}:
-        clean(dry_run=False)
+    folder, ends = open_folder(location), time.time() - 3600 * hours
+    for file in folder.get_file_info(FileSelector("", allow_not_found=True)):
+        if (
+            file.base_name.startswith(STAGED)
+            and file.type == FileType.File
+            and file.mtime.timestamp() <= ends
+        ):
+            with contextlib.suppress(FileNotFoundError):
+                folder.delete_file(file.path)
+    table = open_table(location)
+    if table is not None and set(parquet_names(location)) - {
+        EMPTY_FILE,
+        *(file.name for file in _counting(table)),
+    }:
+        table.vacuum(hours, dry_run=False, enforce_retention_duration=False, full=True)
+
+
+def _entry(version: int) -> str:
+    return f"_delta_log/{version:020}.json"
 
 
 def _counting(table: DeltaTable) -> list[RowFile]:

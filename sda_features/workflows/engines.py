@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,10 +16,12 @@ from sda_features.config import MODALITIES
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from deltalake.transaction import AddAction
 
-    from sda_features.feature_store.repo import FeatureSet
+    from sda_features.feature_store.offline_rows import Staging
     from sda_features.lvlm.encoded_items import EncodedItems
     from sda_features.lvlm.item_encoder import ItemEncoder
+    from sda_features.serving.codec import StoreDtype
 
 LoadEncoder = Callable[[], "ItemEncoder"]
 
@@ -49,6 +51,43 @@ class Progress:
             self.bar.update(vectors)
 
 
+@dataclass(frozen=True)
+class Target:
+    """Where an engine may write rows itself, from any process; `materialize` commits them.
+
+    Attributes:
+        staging: writes them.
+        version: adapter version of the rows.
+        stamp: their event timestamp.
+        store_dtype: how the numbers of a vector are stored.
+    """
+
+    staging: Staging
+    version: str
+    stamp: datetime
+    store_dtype: StoreDtype
+
+    def write(self, shard: EncodedItems) -> AddAction:
+        """Write the rows of some items as a file that does not count yet."""
+        return self.staging.write(rows_of(shard, self.version, self.stamp, self.store_dtype))
+
+
+@dataclass(frozen=True)
+class WrittenItems:
+    """Items whose rows an engine has written.
+
+    Attributes:
+        files: the files with the rows.
+        count: items.
+    """
+
+    files: Sequence[AddAction]
+    count: int
+
+
+Stage = Callable[[], AbstractContextManager["Target | None"]]
+
+
 class Encoding(Protocol):
     """An engine whose encoder is loaded."""
 
@@ -57,8 +96,8 @@ class Encoding(Protocol):
         """Adapter version of the vectors."""
 
     def shards(
-        self, catalog: Catalog, known: Mapping[str, str], progress: Progress
-    ) -> Iterator[EncodedItems]:
+        self, catalog: Catalog, known: Mapping[str, str], progress: Progress, stage: Stage
+    ) -> Iterator[EncodedItems | WrittenItems]:
         """Yield the vectors of all items but those of which `known` has the content hash.
 
         Every item comes once, in any order. The bad rows are in `catalog.report` afterwards.
@@ -67,6 +106,7 @@ class Encoding(Protocol):
             catalog: the catalogue.
             known: item id -> content hash of the stored vectors of this version.
             progress: told what has been done.
+            stage: where rows may be written instead, until the block ends.
 
         Raises:
             CatalogError: as soon as the share of bad rows is sure to exceed `max_bad_rows`.
@@ -108,7 +148,7 @@ class LocalEncoding:
         return self.loaded.version
 
     def shards(
-        self, catalog: Catalog, known: Mapping[str, str], progress: Progress
+        self, catalog: Catalog, known: Mapping[str, str], progress: Progress, stage: Stage | None = None
     ) -> Iterator[EncodedItems]:
         """Yield `shard_rows` items at a time; see `Encoding`."""
         return self.encode(catalog.items(known, shrink=self.loaded.shrink), known, progress)
@@ -131,7 +171,7 @@ def local_engine(load_encoder: LoadEncoder, batch_size: int, shard_rows: int) ->
     yield LocalEncoding(load_encoder(), batch_size, shard_rows)
 
 
-def rows_of(shard: EncodedItems, version: str, stamp: datetime, opened: FeatureSet) -> pa.Table:
+def rows_of(shard: EncodedItems, version: str, stamp: datetime, store_dtype: StoreDtype) -> pa.Table:
     """The offline rows of encoded items, as the slot stores them."""
     from sda_features.offline.schema import vectors_table
 
@@ -144,7 +184,7 @@ def rows_of(shard: EncodedItems, version: str, stamp: datetime, opened: FeatureS
         adapter_version=version,
         content_hashes=shard.content_hashes,
         event_timestamp=stamp,
-        store_dtype=opened.store_dtype,
+        store_dtype=store_dtype,
     )
 
 

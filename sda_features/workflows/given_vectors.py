@@ -171,7 +171,9 @@ class VectorEncoding:
         """Version of the vectors."""
         return self.table.version
 
-    def shards(self, catalog: object, known: Mapping[str, str], progress: Progress) -> Iterator[EncodedItems]:
+    def shards(
+        self, catalog: object, known: Mapping[str, str], progress: Progress, stage: object = None
+    ) -> Iterator[EncodedItems]:
         """See `engines.Encoding`."""
         return self.table.shards(known, progress)
 

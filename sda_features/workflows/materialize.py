@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -22,6 +23,8 @@ from sda_features.workflows.engines import (
     Engine,
     LoadEncoder,
     Progress,
+    Target,
+    WrittenItems,
     local_engine,
     rows_of,
 )
@@ -199,17 +202,29 @@ def _encode(
     from sda_features.feature_store.capacity import check_space
 
     encoded = 0
+
+    @contextlib.contextmanager
+    def stage() -> Iterator[Target | None]:
+        with rows.staging() as place:
+            yield Target(place, encoding.version, stamp, opened.store_dtype) if place else None
+
     with tqdm(
         desc="encoding", total=len(MODALITIES) * catalog.rows, unit="vector", disable=not progress
     ) as bar:
         done = Progress(bar=bar)
-        for shard in encoding.shards(catalog, known, done):  # type: ignore[arg-type]
-            table = rows_of(shard, encoding.version, stamp, opened)
+        for shard in encoding.shards(catalog, known, done, stage):  # type: ignore[arg-type]
+            if isinstance(shard, WrittenItems):
+                count, size = shard.count, sum(file.size for file in shard.files)
+                write = partial(rows.commit, shard.files)
+            else:
+                table = rows_of(shard, encoding.version, stamp, opened.store_dtype)
+                count, size, write = len(table), table.nbytes, partial(rows.write, table)
+                del table
             if not encoded:  # the first shard shows how large a row is
-                check_space(opened, catalog.rows - len(known), table)
-            rows.write(table)
-            encoded += len(shard.item_ids)
-            del shard, table  # not in memory beside the next ones
+                check_space(opened, catalog.rows - len(known), size // max(1, count))
+            write()
+            encoded += count
+            del shard, write  # not in memory beside the next ones
     return encoded, done
 
 

@@ -1,9 +1,9 @@
-"""`materialize --engine ray`: workers of a Ray cluster read and encode, this process writes.
+"""`materialize --engine ray`: workers of a Ray cluster read, encode and write, this process commits.
 
-Ray Data streams slices of the catalogue through a pool of actors that have an encoder each. Two
-vectors an item are little beside the work that they took, so one process writes them: it holds the
-lock of the slot, and what happens to a worker cannot leave half a part. Ray does again what a lost
-worker had in hand, and hands each result over once.
+Ray Data streams slices of the catalogue through a pool of actors that have an encoder each. A worker
+that sees the folder or URL of the slot writes its rows there, as files that no reader sees, and hands
+over their names; this process, which holds the slot, lets them count. Another worker hands over
+vectors. Ray does again what a lost worker had in hand, and hands each result over once.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import os
 import socket
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import pyarrow as pa
 import ray
+from deltalake.transaction import AddAction
 from ray.data import ActorPoolStrategy, read_datasource
 from ray.exceptions import RayError
 
@@ -28,7 +30,7 @@ from sda_features.config import MODALITIES
 from sda_features.errors import EngineError, SDAError, SettingsError
 from sda_features.lvlm.encoded_items import EncodedItems
 from sda_features.offline.schema import matrix_of
-from sda_features.workflows.engines import LoadEncoder, Progress
+from sda_features.workflows.engines import LoadEncoder, Progress, Stage, Target, WrittenItems
 from sda_features.workflows.ray_source import CatalogSource
 from sda_features.workflows.ray_worker import Worker, version_of
 
@@ -80,6 +82,10 @@ def ray_engine(
         yield RayEncoding(load_encoder, version, batch_size, shard_rows, wanted, options)
 
 
+def _nowhere() -> AbstractContextManager[None]:
+    return contextlib.nullcontext()
+
+
 @dataclass(frozen=True)
 class RayEncoding:
     """`Encoding` on a Ray cluster, in any order.
@@ -101,16 +107,19 @@ class RayEncoding:
     options: dict[str, float]
 
     def shards(
-        self, catalog: Catalog, known: Mapping[str, str], progress: Progress
-    ) -> Iterator[EncodedItems]:
-        """Yield at least `shard_rows` items at a time, the last ones excepted; see `Encoding`."""
+        self, catalog: Catalog, known: Mapping[str, str], progress: Progress, stage: Stage = _nowhere
+    ) -> Iterator[EncodedItems | WrittenItems]:
+        """Yield what workers have written, or at least `shard_rows` items at a time; see `Encoding`."""
         waiting: list[pa.Table] = []
-        with _ray_errors():
-            for table in self._results(catalog, known):
+        with _ray_errors(), stage() as target:
+            for table in self._results(catalog, known, target):
                 for note in map(json.loads, table["note"].drop_null().to_pylist()):
                     catalog.add_problems(note["problems"])
                     progress.skipped(note["unchanged"])
                     progress.texts_cut += note["texts_cut"]
+                    progress.made(note["made"])
+                    if note["files"]:
+                        yield WrittenItems([AddAction(**file) for file in note["files"]], note["count"])
                 encoded = table.filter(table["note"].is_null())
                 progress.made(sum(len(encoded) - encoded[name].null_count for name in MODALITIES))
                 waiting.append(encoded)
@@ -120,7 +129,9 @@ class RayEncoding:
         if sum(map(len, waiting)):
             yield _items(waiting)
 
-    def _results(self, catalog: Catalog, known: Mapping[str, str]) -> Iterator[pa.Table]:
+    def _results(
+        self, catalog: Catalog, known: Mapping[str, str], target: Target | None
+    ) -> Iterator[pa.Table]:
         """Tables of `ray_worker.RESULT`, as workers finish them."""
         source = CatalogSource(catalog, known)
         rows = read_datasource(source, override_num_blocks=len(source.parts))
@@ -134,6 +145,7 @@ class RayEncoding:
                     self.version,
                     catalog.for_workers(),
                     self.batch_size,
+                    target,
                 ),
                 batch_size=self.shard_rows,  # of a block; with GPUs, Ray asks for a number
                 batch_format="pyarrow",

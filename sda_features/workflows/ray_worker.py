@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 
 import pyarrow as pa
 
@@ -11,7 +12,7 @@ from sda_features.catalog.rows import Catalog
 from sda_features.errors import CheckpointError
 from sda_features.lvlm.encoded_items import EncodedItems
 from sda_features.offline.schema import vector_column
-from sda_features.workflows.engines import LoadEncoder, LocalEncoding, Progress
+from sda_features.workflows.engines import LoadEncoder, LocalEncoding, Progress, Target
 from sda_features.workflows.ray_source import STORED
 
 RESULT = pa.schema(
@@ -33,12 +34,20 @@ class Worker:
         version: adapter version that it has to have.
         catalog: the catalogue of the rows.
         batch_size: sequences encoded together.
+        target: where the rows go; None, or one that is not seen from here: vectors are handed back.
 
     Raises:
         CheckpointError: the encoder has another version.
     """
 
-    def __init__(self, load_encoder: LoadEncoder, version: str, catalog: Catalog, batch_size: int) -> None:
+    def __init__(
+        self,
+        load_encoder: LoadEncoder,
+        version: str,
+        catalog: Catalog,
+        batch_size: int,
+        target: Target | None = None,
+    ) -> None:
         self.loaded = load_encoder()
         if self.loaded.version != version:
             raise CheckpointError(
@@ -46,6 +55,7 @@ class Worker:
                 "checkpoint or base model differ there. Copy them again."
             )
         self.catalog, self.batch_size = catalog, batch_size
+        self.target = target if target and target.staging.is_here() else None
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Encode rows of the catalogue.
@@ -54,16 +64,25 @@ class Worker:
             rows: as `ray_source.read_slice` gives them.
 
         Returns:
-            A table of `RESULT`: the items that were encoded, and a note on the other rows.
+            A table of `RESULT`: the items that were encoded and not written, and a note on the other rows.
         """
         progress = Progress()
         stored = rows[STORED].to_pylist()
         known = {row["item_id"]: row["content_hash"] for row in stored if row["content_hash"] is not None}
         items = self.catalog.items(known, rows.drop_columns(STORED).to_batches(), self.loaded.shrink)
         encoding = LocalEncoding(self.loaded, self.batch_size, max(1, len(rows)))
-        tables = [_table(shard) for shard in encoding.encode(items, known, progress)]
+        tables, files = [], []
+        count = made = 0
+        for shard in encoding.encode(items, known, progress):
+            if self.target is None:
+                tables.append(_table(shard))
+                continue
+            files.append(asdict(self.target.write(shard)))
+            count += len(shard.item_ids)
+            made += int(shard.text_found.sum() + shard.image_found.sum())
         counts = {"unchanged": progress.unchanged, "texts_cut": progress.texts_cut}
-        note = json.dumps({**counts, "problems": self.catalog.report.problems})
+        written = {"files": files, "count": count, "made": made}
+        note = json.dumps({**counts, **written, "problems": self.catalog.report.problems})
         return pa.concat_tables([*tables, pa.Table.from_pylist([{"note": note}], RESULT)])
 
 

@@ -43,7 +43,7 @@ class Event:
 
 
 class Source(Protocol):
-    """Events in order, each delivered until it is acknowledged. A Kafka consumer fits behind it."""
+    """Events in order, each delivered until it is acknowledged: a Redis Stream, or Kafka (kafka_topic.py)."""
 
     def read(self, count: int, seconds: float) -> Sequence[Event]:
         """Up to `count` events, those first that were delivered and not acknowledged; none after so long."""
@@ -191,7 +191,7 @@ def _write(
             rows, written = offline_rows(opened), 0
             stamp = rows.next_timestamp()
             for shard in _encoded(upserts, settings, encoding):
-                table = rows_of(shard, encoding.version, stamp, opened)
+                table = rows_of(shard, encoding.version, stamp, opened.store_dtype)
                 rows.write(table)
                 if not write_online(opened, table):
                     materialize_view(repo, feature_set, slot=opened.slot)

@@ -1,9 +1,12 @@
 """Parts: what is accepted, what is refused, and what the folder holds afterwards."""
 
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as pa_dataset
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -19,7 +22,7 @@ from sda_features.offline.parts import (
     write_part,
 )
 from sda_features.offline.schema import SCHEMA, check_table, vectors_table
-from sda_features.offline.table import sweep, write_file
+from sda_features.offline.table import commit, publish, sweep, write_file
 from tests.feast_repo import NOON, Rows
 
 
@@ -167,6 +170,36 @@ def test_what_a_killed_run_half_wrote_is_removed(tmp_path):
     assert stored_rows(tmp_path)["item_id"].to_pylist() == ["a", "b"]
     sweep(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == [".lock", "_delta_log", name]
+
+
+def test_no_reader_sees_staged_rows_before_they_are_committed(tmp_path):
+    """A killed worker's file is deleted; others count after `publish` and `commit`."""
+    name = write_part(tmp_path, table_of())
+    rows = table_of(item_id=["c", "d"])
+    staged, lost = (write_file(tmp_path, rows, staged=True) for _ in range(2))
+    assert len(list(tmp_path.glob(".part-*.parquet"))) == 2, "vacuous"
+    for reader in (pq.read_table(tmp_path), pa_dataset.dataset(tmp_path).to_table(), stored_rows(tmp_path)):
+        assert reader["item_id"].to_pylist() == ["a", "b"]
+    publish(tmp_path, [staged])
+    commit(tmp_path, [staged])
+    sweep(tmp_path)
+    assert sorted(stored_rows(tmp_path)["item_id"].to_pylist()) == ["a", "b", "c", "d"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(["_delta_log", name, staged.path])
+    assert lost.path not in part_paths(tmp_path)
+
+
+def test_a_table_that_stays_open_is_never_stale(tmp_path, later):
+    folder = tmp_path / "sda"
+    write_part(folder, table_of())
+    assert len(stored_rows(folder)) == 2
+    with ThreadPoolExecutor(1) as other:  # has tables of its own
+        rows = table_of(item_id=["c", "d"], event_timestamp=[later(1), later(1)])
+        other.submit(write_part, folder, rows).result()
+        assert len(stored_rows(folder)) == 4
+        shutil.rmtree(folder)
+        assert len(stored_rows(folder)) == 0
+        other.submit(write_part, folder, table_of(item_id=["e", "f"])).result()
+    assert sorted(stored_rows(folder)["item_id"].to_pylist()) == ["e", "f"]
 
 
 def test_stored_rows_are_the_newest(tmp_path, later):

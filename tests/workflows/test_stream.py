@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,18 +11,21 @@ import redis
 from sda_features.config import BackboneSettings, CatalogSettings, PromptSettings
 from sda_features.demo.catalogue import make_catalogue
 from sda_features.demo.model import build_tiny_model
-from sda_features.errors import FeatureStoreError
+from sda_features.errors import FeatureStoreError, OnlineStoreError, SettingsError
 from sda_features.feature_store.init import init_repo
 from sda_features.feature_store.matrices import load_vectors
 from sda_features.lvlm.checkpoint import unadapted
 from sda_features.serving import EmbeddingClient
 from sda_features.workflows import materialize
 from sda_features.workflows import stream as module
-from sda_features.workflows.stream import RedisStream, stream
+from sda_features.workflows.stream import stream
 from tests.feast_repo import apply, redis_config
+from tests.workflows.streams import Events, KafkaEvents, RedisEvents
 
 
+@pytest.mark.parametrize("kind", ["redis", "kafka"])
 def test_events_reach_both_stores(
+    kind: str,
     tmp_path: Path,
     redis_server: tuple[str, int],
     new_project: Callable[[], str],
@@ -43,38 +45,57 @@ def test_events_reach_both_stores(
     rows = CatalogSettings.parse(path="events.jsonl")
 
     with redis.Redis(*redis_server) as server:
-        source = RedisStream(server, project)
-
-        def add(item: object, **fields: str) -> None:
-            server.xadd(project, {"item": json.dumps(item), **fields})
-
-        add({"item_id": "new", "title": "a red oak table"})
-        with pytest.raises(FeatureStoreError, match="not complete. Write the catalogue"):
-            next(stream(repo, "sda", rows, load, source))
+        events: Events = RedisEvents(server, project) if kind == "redis" else KafkaEvents(project)
+        events.add({"item_id": "new", "title": "a red oak table"})
+        with events.open() as source, pytest.raises(FeatureStoreError, match="not complete. Write the"):
+            until_done(stream(repo, "sda", rows, load, source))
         materialize(repo, "sda", items, load, progress=False)
-        add({"item_id": "gone", "title": "a lamp"})
-        add({"item_id": "gone"}, op="delete")
-        add("no item")
+        events.add({"item_id": "gone", "title": "a lamp"})
+        events.add({"item_id": "gone"}, delete=True)
+        events.add("no item")
 
         def crash(*arguments: object) -> None:
             raise ConnectionError
 
-        with monkeypatch.context() as patch:  # the rows are offline, and not online
+        with monkeypatch.context() as patch, events.open() as source:  # the rows are offline, and not online
             patch.setattr("sda_features.feature_store.online_rows.write_online", crash)
             with pytest.raises(ConnectionError):
-                next(stream(repo, "sda", rows, load, RedisStream(server, project)))
-        assert server.xpending(project, "sda-features")["pending"] > 0
-        batches = stream(repo, "sda", rows, load, RedisStream(server, project), seconds=0.1)
-        done = next(batches)
-        while (last := next(batches)) != module.Streamed(0, 0, 0):
-            done = module.Streamed(
-                *(a + b for a, b in zip(vars(done).values(), vars(last).values(), strict=True))
-            )
-        assert (done.written, done.deleted) == (1, 1)
-        assert server.xpending(project, "sda-features")["pending"] == 0
+                until_done(stream(repo, "sda", rows, load, source))
+        assert events.waiting() == 4
+        with events.open() as source:
+            batches = stream(repo, "sda", rows, load, source, seconds=0.1)
+            done = until_done(batches)
+            while events.waiting():
+                last = next(batches)
+                done = module.Streamed(
+                    *(a + b for a, b in zip(vars(done).values(), vars(last).values(), strict=True))
+                )
+        assert done.deleted == 1
+        assert done.written + done.deleted + done.rejected == 4
     with EmbeddingClient.from_repo(repo, "sda") as client:
         served = client.get(["new", "gone"])
     trained = load_vectors(repo, "sda", ["new", "gone"])
     assert served.text_found.tolist() == trained.text_found.tolist() == [True, False]
     assert served.text[0].tobytes() == trained.text[0].tobytes()
     assert materialize(repo, "sda", items, load, max_removed=1.0, progress=False).removed == 1
+
+
+def until_done(batches: Iterator[module.Streamed]) -> module.Streamed:
+    """The first batch with events; a group of Kafka takes seconds to form."""
+    return next(done for done in batches if done != module.Streamed(0, 0, 0))
+
+
+def test_a_kafka_that_is_not_there_and_odd_settings_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sda_features.workflows import kafka_topic as kafka
+
+    monkeypatch.setattr(kafka, "PATIENCE", 1.0)
+    with pytest.raises(OnlineStoreError, match="^Kafka does not answer: "):
+        kafka.KafkaTopic("items", {"bootstrap.servers": "127.0.0.1:1", "group.id": "g"})
+    (tmp_path / "odd").write_text("# a comment\nsasl.username\n")
+    with (
+        pytest.raises(SettingsError, match="NAME=VALUE in every line"),
+        kafka.kafka_topic("items", "127.0.0.1:1", "g", tmp_path / "odd"),
+    ):
+        pass
