@@ -3,9 +3,11 @@
     python benchmarks/scale.py [--quick]
 
 Vectors are given (`materialize --vectors`), so nothing is encoded: 2 x 64 float32 an item, into a
-local Delta table and Redis. Each size is a process of its own with a server of its own. `growth` is
-processor time an item at the largest size over that at the smallest, and `memory_growth` the peak
-memory of the largest over that of the size before it. Wall time is printed beside.
+local Delta table and Redis. Each size has a server of its own, and each run a process of its own.
+`growth` is processor time an item at the largest size over that at the smallest, and `memory_growth`
+the peak memory of the largest over that of the size before it; `verify_memory_growth` is that of
+`verify`, with the pages of the matrix file that it maps, 512 bytes an item. Wall time is printed
+beside.
 """
 
 from __future__ import annotations
@@ -22,6 +24,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from common import options, peak_memory
 
+CATALOGUE = "catalogue.parquet"
+RUNS = {
+    "first": "first.parquet",
+    "unchanged": "first.parquet",
+    "one in a hundred": "changed.parquet",
+    "verify": CATALOGUE,
+}
 DIM, BATCH = 64, 50_000
 LOADED = ["feast", "sda_features.workflows", "sda_features.feast_plugins.engine"]
 SIZES, QUICK = (100_000, 300_000, 1_000_000), (20_000, 100_000)
@@ -44,14 +53,19 @@ def write_vectors(path: Path, items: int, changed: int = 0) -> None:
 
 def run(folder: Path, name: str) -> dict[str, float]:
     """One run in this process, and what it took."""
-    from sda_features.workflows import materialize
+    from sda_features.config import CatalogSettings
+    from sda_features.workflows import materialize, verify
     from sda_features.workflows.given_vectors import VectorTable
 
-    table = VectorTable(folder / name, "item_id", "text", "image", "v1")
     wall, cpu = time.perf_counter(), time.process_time()
-    done = materialize(folder, "sda", table, progress=False)
+    if name == CATALOGUE:
+        found = verify(folder, "sda", CatalogSettings.parse(path=folder / name), progress=False)
+        items = found.items
+    else:
+        table = VectorTable(folder / name, "item_id", "text", "image", "v1")
+        items = materialize(folder, "sda", table, progress=False).encoded
     return {
-        "encoded": done.encoded,
+        "items": items,
         "wall": time.perf_counter() - wall,
         "cpu": time.process_time() - cpu,
         "peak_mib": peak_memory() / 2**20,
@@ -77,8 +91,9 @@ def measure(items: int) -> dict[str, dict[str, float]]:
         FeatureStore(repo_path=name).apply([item, *sources, *views])
         write_vectors(folder / "first.parquet", items)
         write_vectors(folder / "changed.parquet", items, items // 100)
-        runs = {"first": "first", "unchanged": "first", "one in a hundred": "changed"}
-        return {run: measured(folder, f"{table}.parquet") for run, table in runs.items()}
+        ids = pq.read_table(folder / "first.parquet", columns=["item_id"])
+        pq.write_table(ids.append_column("title", ids["item_id"]), folder / CATALOGUE)
+        return {run: measured(folder, table) for run, table in RUNS.items()}
 
 
 def measured(folder: Path, table: str) -> dict[str, float]:
@@ -104,10 +119,14 @@ def main() -> None:
                 f"{took['peak_mib']:>8.0f}"
             )
     each = [results[items]["first"]["cpu"] / items for items in sizes]
-    peaks = [max(took["peak_mib"] for took in results[items].values()) for items in sizes]
+    peaks = [
+        max(took["peak_mib"] for run, took in results[items].items() if run != "verify") for items in sizes
+    ]
+    verified = [results[items]["verify"]["peak_mib"] for items in sizes]
     summary = {
         "growth": round(each[-1] / each[0], 3),
         "memory_growth": round(peaks[-1] / peaks[-2], 3),
+        "verify_memory_growth": round(verified[-1] / verified[-2], 3),
         "sizes": {str(items): results[items] for items in sizes},
     }
     print(json.dumps(summary))

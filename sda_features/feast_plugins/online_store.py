@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import redis
 from feast import FeatureView, metrics, utils
 from feast.feature_service import FeatureService
 from feast.infra.online_stores.redis import (
@@ -51,13 +50,11 @@ class VectorRedisOnlineStore(RedisOnlineStore):  # type: ignore[misc]
         super().__init__()
         self._sizes: dict[tuple[bytes, ...], tuple[int, ...]] = {}  # of the values of fields, as last seen
 
-    def _get_client(self, online_store_config: RedisOnlineStoreConfig) -> RedisClient:
-        """Feast's client, which would wait for ever for a server that hangs, with a limit."""
-        client = super()._get_client(online_store_config)
-        if isinstance(client, redis.Redis):  # a cluster's client has one of its own
-            settings = client.connection_pool.connection_kwargs
-            settings["socket_timeout"] = settings.get("socket_timeout") or TIMEOUT
-        return client
+    @staticmethod
+    def _parse_connection_string(connection_string: str) -> tuple[list[dict[str, str]], dict[str, Any]]:
+        """Feast's reading of it, with a limit for clients, asyncio's too, that would wait for ever for a reply."""
+        nodes, options = RedisOnlineStore._parse_connection_string(connection_string)
+        return nodes, {"socket_timeout": TIMEOUT, **options}
 
     def get_online_features(
         self,

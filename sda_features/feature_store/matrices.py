@@ -90,6 +90,25 @@ def load_vectors(
     rows = {item_id: row for row, item_id in enumerate(dict.fromkeys(wanted))}
     if folder is not None and len(rows) < len(wanted):
         raise FeatureStoreError("Expected distinct ids for matrices in files.")
+    text, image, versions = read_matrices(opened, rows, end=end, folder=folder)
+    if len(rows) < len(wanted):  # ids that repeat share one row until here
+        order = np.array([rows[item_id] for item_id in wanted])
+        text, image = ((matrix[order], found[order]) for matrix, found in (text, image))
+    return ItemVectors(tuple(item_ids), *text, *image, versions)
+
+
+def read_matrices(
+    opened: FeatureSet,
+    rows: Mapping[str | int, int],
+    *,
+    end: datetime | None = None,
+    folder: Path | None = None,
+) -> tuple[tuple[Matrix, Mask], tuple[Matrix, Mask], tuple[str, ...]]:
+    """What `load_vectors` returns for the items of a slot that `rows` names, each in its row.
+
+    Returns:
+        Text and image vectors, float32 [n, d] each with found [n]; and their versions.
+    """
 
     def make(name: str, shape: tuple[int, ...]) -> Matrix:
         if folder is None or not all(shape):  # no file of nothing can be mapped
@@ -97,13 +116,7 @@ def load_vectors(
         path = folder / f"{name.removesuffix('_embedding')}.npy"
         return np.lib.format.open_memmap(path, "w+", np.float32, shape)
 
-    text, image, versions = _read_latest(
-        opened, end or END_OF_TIME, lambda tables: _gather(opened, tables, rows, make)
-    )
-    if len(rows) < len(wanted):  # ids that repeat share one row until here
-        order = np.array([rows[item_id] for item_id in wanted])
-        text, image = ((matrix[order], found[order]) for matrix, found in (text, image))
-    return ItemVectors(tuple(item_ids), *text, *image, versions)
+    return _read_latest(opened, end or END_OF_TIME, lambda tables: _gather(opened, tables, rows, make))
 
 
 def pull_latest(opened: FeatureSet, *, end: datetime) -> pa.Table:

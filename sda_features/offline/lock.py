@@ -1,4 +1,9 @@
-"""One writer at a time in the folder of a slot."""
+"""One writer at a time in the folder of a slot, on one machine.
+
+Leases (online/lease.py) keep writers of all machines apart, where Redis keeps a record of versions.
+This lock is for what they leave: feature sets without a record (one slot, another online store),
+and the moment between a look at the lease and the write, in which a process may be paused.
+"""
 
 from __future__ import annotations
 

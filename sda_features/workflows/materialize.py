@@ -240,7 +240,7 @@ def _gone(
 
     if not len(stored):
         return []
-    gone: list[str | int] = missing(stored, pa.array(catalog.ids(), pa.string())).to_pylist()
+    gone: list[str | int] = missing(stored, catalog.ids()).to_pylist()
     if len(gone) > max_removed * len(stored):
         raise CatalogError(
             f"{len(gone):,} of {len(stored):,} stored items, such as {gone[0]!r}, are not in "

@@ -87,10 +87,11 @@ def verify(
         ParityError: the first difference: which item, what was expected and what is there.
         CatalogError, FeatureStoreError, OnlineStoreError: something cannot be read.
     """
-    from sda_features.feature_store.matrices import load_vectors
+    from sda_features.feature_store.matrices import read_matrices
     from sda_features.feature_store.online_rows import online_server
     from sda_features.feature_store.versions import open_version
     from sda_features.offline.parts import newest_batches, stored_rows
+    from sda_features.offline.stored_hashes import RowOfId
     from sda_features.offline.table import damaged_files
 
     catalog = Catalog(catalog_settings)
@@ -101,7 +102,7 @@ def verify(
             f"{sum(file.rows for file in damaged):,} rows. {REPAIR.format('--repair')}"
         )
     stored = stored_rows(opened.folder)
-    versions = sorted(set(stored["adapter_version"].to_pylist()))
+    versions = sorted(pc.unique(stored["adapter_version"]).to_pylist())
     if len(versions) != 1:
         raise ParityError(
             f"Expected rows of one version in {opened.view.name}, got {', '.join(versions) or 'none'}."
@@ -120,15 +121,14 @@ def verify(
         online_server(opened) as server,
         tqdm(desc="comparing", total=len(ids), unit="item", disable=not progress) as bar,
     ):
-        names = ids.cast(pa.string()).to_pylist()
-        trained = load_vectors(repo, feature_set, names, version=versions[0], folder=Path(folder))
+        (text, _), (image, _), _ = read_matrices(opened, RowOfId(ids), folder=Path(folder))
         for batch in newest_batches(opened.folder):
             rows = batch.filter(pa.array(chosen[start : start + len(batch)]))
             here = slice(done, done + len(rows))
             start, done = start + len(batch), done + len(rows)
             if not rows["item_id"].equals(ids[here]):
                 raise ParityError(f"{opened.folder} was changed while it was read. Verify again.")
-            vectors += _check_matrices(rows, {"text": trained.text[here], "image": trained.image[here]})
+            vectors += _check_matrices(rows, {"text": text[here], "image": image[here]})
             if server is not None:
                 _check_online(server, opened, rows)
             bar.update(len(rows))
@@ -142,7 +142,7 @@ def _check_catalog(catalog: Catalog, rows: pa.Table) -> int:
     """
     from sda_features.offline.stored_hashes import StoredHashes, missing
 
-    gone = missing(rows["item_id"], pa.array(catalog.ids(), pa.string()))
+    gone = missing(rows["item_id"], catalog.ids())
     if len(gone):
         raise ParityError(
             f"Item {pc.min(gone.cast(pa.string())).as_py()!r} is stored, but not in the catalogue ({len(gone):,} such "

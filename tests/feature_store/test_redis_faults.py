@@ -1,5 +1,6 @@
 """What a full, read-only, forbidding or stalled Redis does to a run, and to the run after it."""
 
+import asyncio
 import os
 import signal
 import time
@@ -127,6 +128,8 @@ def test_a_read_through_feasts_client_ends_when_the_server_hangs(monkeypatch, gi
         assert time.monotonic() - started < 10 * most
         assert client.connection_pool.connection_kwargs["socket_timeout"] == (0.2 if given else 0.6)
         client.close()
+        other = asyncio.run(online.VectorRedisOnlineStore()._get_client_async(config))
+        assert other.connection_pool.connection_kwargs["socket_timeout"] == (0.2 if given else 0.6)
 
 
 def test_space_is_compared_with_what_rows_need(make_repo):
@@ -135,19 +138,20 @@ def test_space_is_compared_with_what_rows_need(make_repo):
         opened = open_feature_set(repo, "sda")
         ROWS.write(opened.folder, version=VERSION)
         sample = stored_rows(opened.folder)
-        check_space(opened, 10**6, sample)  # no limit
+        row = sample.nbytes // len(sample)
+        check_space(opened, 10**6, row)  # no limit
         with pytest.raises(
             FeatureStoreError,
             match=r"room for 1,000,000,000,000 rows in .*/sda, .* disk has [\d,]+ bytes left",
         ):
-            check_space(opened, 10**12, sample)
+            check_space(opened, 10**12, row)
         admin.config_set("maxmemory", admin.info("memory")["used_memory"] + 5_000_000)
         admin.config_set("maxmemory-policy", "allkeys-lru")
-        check_space(opened, 1000, sample)
+        check_space(opened, 1000, row)
         with pytest.raises(
             OnlineStoreError,
             match=r"room for 100,000 rows .* it has [\d,]+ of [\d,]+ bytes left \(maxmemory, policy allkeys-lru\)",
         ):
-            check_space(opened, 100_000, sample)
+            check_space(opened, 100_000, row)
         with open_versions(repo, "sda") as versions:
             assert any("set maxmemory-policy noeviction" in problem for problem in status(versions).problems)
