@@ -6,7 +6,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # A process a core, which takes whole files of tests: fixtures of a file are made once.
 PYTEST := $(BIN)/python -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile
 
-.PHONY: site test-ray demo test hostile check bench docs clean
+.PHONY: site test-ray test-lowest demo test hostile check bench docs clean
 
 demo: $(VENV)/.installed ## walk the whole product on generated data
 	$(BIN)/sda-features demo
@@ -20,6 +20,12 @@ hostile: $(VENV)/.installed ## hostile inputs and faults alone; the last lines c
 test-ray: $(VENV)/.installed ## the tests of --engine ray, with its extra installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
 	$(BIN)/python -m pytest -q tests/test_ray_engine.py
+
+test-lowest: ## the lowest versions that pyproject.toml claims, in an environment of their own
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet uv
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest --resolution lowest-direct --torch-backend cpu --editable '.[dev]'
+	.venv-lowest/bin/python -m pytest -q -m "not slow" tests/serving tests/feature_store tests/offline tests/online tests/recommenders tests/test_cli.py
 
 check: $(VENV)/.installed ## formatting, lint and types
 	$(BIN)/ruff format --check .

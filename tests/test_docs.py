@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import os
 import re
@@ -20,7 +22,8 @@ from sda_features.demo.model import build_tiny_model
 from tests.installed import ROOT, install
 
 DOCS = ROOT / "docs"
-PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md")])
+PAGES = sorted(path for folder in ("docs", "docker", "examples") for path in (ROOT / folder).rglob("*.md"))
+PAGES += sorted(ROOT.glob("*.md"))
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -36,9 +39,13 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_python_blocks_are_python(page: Path) -> None:
+def test_python_blocks_are_python_and_import_what_there_is(page: Path) -> None:
+    """tests/serving/test_slim.py runs those that read vectors, `test_the_tutorials_commands_run` the tutorial's."""
     for text in blocks(page, "python"):
-        compile(text, str(page), "exec")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("sda_features"):
+                for alias in node.names:
+                    assert hasattr(importlib.import_module(str(node.module)), alias.name), alias.name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -77,7 +84,7 @@ def parse(words: list[str]) -> None:
 )
 def test_commands_are_commands(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for language in ("console", "bash", "yaml"):
+    for language in ("console", "bash", "sh", "yaml"):
         for block in blocks(page, language):
             for line in block.replace("\\\n", " ").splitlines():
                 said = re.match(r"^[\s$(\-]*(?:run: )?sda-features ([a-z][^;&|]*)", line)

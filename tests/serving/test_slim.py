@@ -51,10 +51,13 @@ def run(*command: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*map(str, command)], cwd="/", capture_output=True, text=True, check=False)
 
 
-def test_the_lookup_of_the_readme_needs_numpy_and_redis_alone(programs, project, redis_server) -> None:
-    readme = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)[1]
+@pytest.mark.parametrize("page", ["README.md", "docs/feast.md"])
+def test_the_lookup_of_a_page_needs_numpy_and_redis_alone(page, programs, project, redis_server) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    (block,) = (found for found in re.findall(r"```python\n(.*?)```", text, re.S) if '"shop"' in found)
+    block = block.replace('["B001", "B002"]', "candidate_ids")
     script = (
-        f"import json, sys\ncandidate_ids = ['a', 'no-such-item']\n{readme}{ASYNCHRONOUS}"
+        f"import json, sys\ncandidate_ids = ['a', 'no-such-item']\n{block}{ASYNCHRONOUS}"
         "values = {name: getattr(found, name).tolist() for name in ('text', 'text_found', 'image', 'image_found')}\n"
         "print(json.dumps([values, sorted(sys.modules)]))"
     )
