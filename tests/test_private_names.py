@@ -22,6 +22,7 @@ FUNCTIONS = [  # module:object.name, which exists
     "feast.metrics:_config",
     f"{STORE}._get_client",
     f"{STORE}._get_client_async",
+    f"{STORE}._parse_connection_string",
     f"{STORE}._build_feature_types",
     f"{STORE}._read_features_per_fv",
     "feast.infra.compute_engines.local.compute:LocalComputeEngine._materialize_one",
