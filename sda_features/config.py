@@ -405,13 +405,15 @@ class RecommenderSettings(Settings):
 
 # Values of the models' papers and authors' code, where they differ from the defaults above: sparse as
 # Amazon reviews are (5 to 10 interactions a user), dense as MovieLens is (100 and more). Learning rates
-# and batch sizes were chosen on the validation users of Beauty and MovieLens-100k (docs/experiments.md).
+# and batch sizes were chosen on the validation users of Beauty and MovieLens-100k (docs/experiments.md). Where an
+# item has one or two purchases, the content score is most of what can be known (docs/results.md).
+SPARSE: dict[str, Any] = {"content_weight": "auto"}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "sparse": {
-        "sasrec": {},
-        "bert4rec": {"hidden_dim": 64, "heads": 2, "batch_size": 256},
-        "vbpr": {"hidden_dim": 64, "batch_size": 1024},
-        "slmrec": {"hidden_dim": 64, "batch_size": 2048, "learning_rate": 5e-3},
+        "sasrec": SPARSE,
+        "bert4rec": SPARSE | {"hidden_dim": 64, "heads": 2, "batch_size": 256},
+        "vbpr": SPARSE | {"hidden_dim": 64, "batch_size": 1024},
+        "slmrec": SPARSE | {"hidden_dim": 64, "batch_size": 2048, "learning_rate": 5e-3},
     },
     "dense": {
         "sasrec": {"max_length": 200, "dropout": 0.2},

@@ -171,11 +171,13 @@ def export(
 
 
 @call(REEVALUATION)
-def evaluate(run: Table, *, interactions: Table | None = None, **options: Any) -> RunMetrics:
+def evaluate(
+    run: Table, *, interactions: Table | None = None, content_weight: float | None = None, **options: Any
+) -> RunMetrics:
     """The metrics of a saved run; with other settings of the protocol, its test items ranked again."""
     from sda_features.workflows.train import evaluate_run
 
-    return evaluate_run(Path(run), given(REEVALUATION, options), interactions)
+    return evaluate_run(Path(run), given(REEVALUATION, options), interactions, content_weight)
 
 
 @call()

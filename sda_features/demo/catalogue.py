@@ -32,6 +32,7 @@ SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("item_id", "title", "brand", "category", "description")]
     + [("image", pa.binary())]
 )
+NO_TEXT = dict.fromkeys(("title", "brand", "category", "description"))
 PICTURE_SIDES = (84, 98, 112)  # pixels
 DESCRIPTIONS = (
     "Made for {use}.",
@@ -78,7 +79,9 @@ class Catalogue:
             pq.write_table(self.table, temporary, compression="zstd")
 
 
-def make_catalogue(items: int = 600, *, seed: int = 0, spoil: bool = True) -> Catalogue:
+def make_catalogue(
+    items: int = 600, *, seed: int = 0, spoil: bool = True, one_modality: float = 0.0
+) -> Catalogue:
     """Generate products: a level of each factor, then a picture and texts that show it.
 
     Levels are uniform and independent, but for the typical colours of a material and the typical
@@ -89,6 +92,7 @@ def make_catalogue(items: int = 600, *, seed: int = 0, spoil: bool = True) -> Ca
         seed: decides everything.
         spoil: break one picture, drop one, empty the texts of one item, and append a row with
             a repeated id and one without an id.
+        one_modality: share of listings that have either a text or a picture, as many of one as of the other.
 
     Raises:
         SettingsError: fewer than 10 items.
@@ -101,7 +105,10 @@ def make_catalogue(items: int = 600, *, seed: int = 0, spoil: bool = True) -> Ca
         {"item_id": f"item-{number:05d}", **_product(levels, rng)} for number, levels in enumerate(factors)
     ]
     item_ids = tuple(row["item_id"] for row in rows)
-    bad_rows = _damage_rows(rows, rng) if spoil else ()
+    faults = _leave_out(rows, one_modality, np.random.default_rng([seed, 4]))
+    if spoil:
+        faults |= _damage_rows(rows, [row for row in range(items) if row not in faults], rng)
+    bad_rows = tuple(BadRow(row + 1, rows[row]["item_id"], faults[row]) for row in sorted(faults))
     return Catalogue(pa.Table.from_pylist(rows, schema=SCHEMA), item_ids, factors, bad_rows)
 
 
@@ -136,7 +143,7 @@ def _product(levels: NDArray[np.int64], rng: np.random.Generator) -> dict[str, A
     category, nouns = KINDS[kind]
     brand = word(TIERS[tier])
     return {
-        "title": f"{brand} {word(SHAPES[shape])} {word(MATERIALS[material])} {word(nouns)}",
+        "title": f"{brand} {word(SHAPES[shape])} {colour} {word(MATERIALS[material])} {word(nouns)}",
         "brand": brand,
         "category": category,
         "description": word(DESCRIPTIONS).format(use=word(USES[use])),
@@ -144,21 +151,27 @@ def _product(levels: NDArray[np.int64], rng: np.random.Generator) -> dict[str, A
     }
 
 
-def _damage_rows(rows: list[dict[str, Any]], rng: np.random.Generator) -> tuple[BadRow, ...]:
-    """Spoil three rows in place, append two more, and say which."""
-    broken, pictureless, wordless, repeated = (
-        int(index) for index in rng.choice(len(rows), 4, replace=False)
-    )
+def _leave_out(rows: list[dict[str, Any]], share: float, rng: np.random.Generator) -> dict[int, str]:
+    """Take the picture from half of a share of rows, the texts from the other half; return row -> reason."""
+    chosen = rng.permutation(len(rows))[: round(share * len(rows))]
+    faults = {int(row): ("missing_image", "missing_text")[place % 2] for place, row in enumerate(chosen)}
+    for row, reason in faults.items():
+        rows[row].update({"image": None} if reason == "missing_image" else NO_TEXT)
+    return faults
+
+
+def _damage_rows(rows: list[dict[str, Any]], whole: list[int], rng: np.random.Generator) -> dict[int, str]:
+    """Spoil three of the rows `whole` in place, append two more, and return row -> reason."""
+    broken, pictureless, wordless, repeated = (int(index) for index in rng.choice(whole, 4, replace=False))
     rows[broken]["image"] = rows[broken]["image"][:200]
     rows[pictureless]["image"] = None
-    rows[wordless].update(title=None, brand=None, category=None, description=None)
+    rows[wordless].update(NO_TEXT)
     rows.append(dict(rows[repeated]))
     rows.append({**rows[repeated], "item_id": None})
-    reasons = {
+    return {
         broken: "broken_image",
         pictureless: "missing_image",
         wordless: "missing_text",
         len(rows) - 2: "duplicate_id",
         len(rows) - 1: "missing_id",
     }
-    return tuple(BadRow(index + 1, rows[index]["item_id"], reasons[index]) for index in sorted(reasons))

@@ -1,9 +1,9 @@
 """The latent factors of the generated shop: what decides a user's choice, and who can see it.
 
 A product is one level of each factor. A picture shows some factors, a text names others, and both
-show `kind` and `shape`. Those two align across modalities exactly; a material's typical colours and
-a use's typical pattern align them in part; the rest makes each modality worth having. Words in a
-list are synonyms: a text uses one of them at random.
+show `kind`, `shape` and `colour`. Those align across modalities exactly; a use's typical pattern
+aligns them in part; the rest makes each modality worth having. Words in a list are synonyms: a text
+uses one of them at random.
 """
 
 from __future__ import annotations
@@ -100,13 +100,13 @@ TYPICAL_PATTERN = {
 }
 
 FACTORS: tuple[Factor, ...] = (
-    Factor("kind", tuple(KINDS), ("text", "image"), 1.8),
-    Factor("shape", tuple(SHAPES), ("text", "image"), 1.2),
-    Factor("colour", tuple(COLOURS), ("image",), 2.8),
-    Factor("pattern", PATTERNS, ("image",), 2.2),
-    Factor("material", tuple(MATERIALS), ("text",), 2.3),
-    Factor("tier", tuple(TIERS), ("text",), 2.2),
-    Factor("use", tuple(USES), ("text",), 2.3),
+    Factor("kind", tuple(KINDS), ("text", "image"), 2.4),
+    Factor("shape", tuple(SHAPES), ("text", "image"), 1.8),
+    Factor("colour", tuple(COLOURS), ("text", "image"), 2.8),
+    Factor("pattern", PATTERNS, ("image",), 1.0),
+    Factor("material", tuple(MATERIALS), ("text",), 1.0),
+    Factor("tier", tuple(TIERS), ("text",), 1.0),
+    Factor("use", tuple(USES), ("text",), 1.0),
 )
 
 

@@ -22,7 +22,7 @@ from sda_features.demo.catalogue import Catalogue
 from sda_features.demo.factors import FACTORS
 from sda_features.errors import SettingsError
 
-SHORTEST, LONGEST = 5, 20  # events of a user
+SHORTEST, LONGEST = 3, 5  # events of a user: most customers of a shop have taken a few things
 LOG_END = datetime(2025, 12, 31, tzinfo=UTC)
 EVENT_GAP, LAST_GAP = 10.0, 9.0  # mean days between a user's events, and from the last one to the log's end
 NEW_SHARE, NEW_DAYS = 0.25, 28.0  # share of items that go on sale in the last days
@@ -34,12 +34,12 @@ SCHEMA = pa.schema(
 )
 
 
-def make_interactions(catalogue: Catalogue, users: int = 1500, *, seed: int = 0) -> pa.Table:
+def make_interactions(catalogue: Catalogue, users: int = 5000, *, seed: int = 0) -> pa.Table:
     """Generate the log of a shop.
 
     Args:
         catalogue: the products; needs more than `LONGEST` of them that are not new.
-        users: number of users, each with 5 to 20 events and no item twice.
+        users: number of users, each with 3 to 5 events and no item twice.
         seed: decides everything.
 
     Returns:

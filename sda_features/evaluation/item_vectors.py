@@ -5,7 +5,8 @@ Two questions, both ranked over the whole catalogue by the cosine of vectors:
 - item to item: of what users took together, or one after the other, how much is among an item's k
   nearest? `recall@k/session/GROUP` and `recall@k/next/GROUP`;
 - next item: where does the held-out item rank for a decayed mean of the user's history?
-  `hit@k/full/GROUP` and `ndcg@k/full/GROUP`, as `protocols.evaluate` measures a recommender.
+  `hit@k/PROTOCOL/GROUP` and `ndcg@k/PROTOCOL/GROUP`, as `protocols.evaluate` measures a recommender;
+  the sampled ranking only where everybody has left enough items to draw from.
 
 The unit of a value is the user: of several pairs a user counts with their mean, so that a session of
 fifty items is not worth a thousand baskets of two, and so that two sets of vectors compare user by user.
@@ -177,16 +178,20 @@ def evaluate_scorers(
     split = replace(split, test=_other_products(_of_users(split.test, sample), products))
     if products is not None:
         following = _without_products(following, split.test, products)
+    enough = log.item_count - log.lengths.max() >= evaluation.negatives
     result = evaluate(
-        following, split, evaluation, protocols=("full",), batch_users=_rows_at_once(log.item_count + 1)
+        following,
+        split,
+        evaluation,
+        protocols=("full", "sampled") if enough else ("full",),
+        batch_users=_rows_at_once(log.item_count + 1),
     )
     k = evaluation.cutoff
-    for group, members in result.groups.items():
-        for metric, values in (
-            ("hit", hit_at_k(result.ranks["full"], k)),
-            ("ndcg", ndcg_at_k(result.ranks["full"], k)),
-        ):
-            measures.append(Measure(f"{metric}@{k}/full/{group}", result.users[members], values[members]))
+    for protocol, ranks in result.ranks.items():
+        for group, members in result.groups.items():
+            for metric, values in (("hit", hit_at_k(ranks, k)), ("ndcg", ndcg_at_k(ranks, k))):
+                name = f"{metric}@{k}/{protocol}/{group}"
+                measures.append(Measure(name, result.users[members], values[members]))
     return measures
 
 

@@ -98,7 +98,7 @@ def evaluate(
                 f"got {list(scores.shape)}."
             )
         if "full" in protocols:
-            ranks = ranks_of_targets(_without_seen(scores, held.history, users, targets), targets)
+            ranks = ranks_of_targets(without_seen(scores, held.history, users, targets), targets)
             parts["full"].append(ranks)
         if negatives is not None:
             candidates = np.concatenate([targets[:, None], negatives[batch]], axis=1)
@@ -159,10 +159,17 @@ def _negatives(split: Split, held: Holdout, settings: EvaluationSettings) -> NDA
     return UnseenItems(split.interactions).draw_distinct(held.users, settings.negatives, random)
 
 
-def _without_seen(
+def without_seen(
     scores: NDArray[Any], history: Interactions, users: NDArray[np.int64], targets: NDArray[np.int32]
 ) -> NDArray[Any]:
-    """A copy with -inf for padding and for what the user took before; the target keeps its score."""
+    """A copy with -inf for padding and for what the user took before; the target keeps its score.
+
+    Args:
+        scores: float [B, I + 1].
+        history: what is known of the users.
+        users: int64 [B].
+        targets: int32 [B] item codes.
+    """
     candidates = scores.copy()
     candidates[history.rows_of(users)] = -np.inf
     candidates[:, 0] = -np.inf

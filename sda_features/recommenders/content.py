@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sda_features.config import EvaluationSettings, VectorEvaluationSettings
-from sda_features.evaluation.protocols import Scorer, evaluate
+from sda_features.evaluation.metrics import ndcg_at_k, ranks_of_targets
+from sda_features.evaluation.protocols import SCORES_AT_ONCE, Scorer, without_seen
 from sda_features.logs.interactions import Interactions
 from sda_features.logs.splits import Split
 from sda_features.recommenders.base import Ranker
@@ -110,19 +111,20 @@ def choose_weight(model: Ranker, vectors: ItemVectors, split: Split, evaluation:
     held = split.validation
     content = WithContent(model, vectors, 0.0).content_scorer(held.history)
     learned = model.scorer(held.history, held.users)
-    some = held.users[:SPREAD_OF]
-    spreads = [score(some)[:, 1:].std(axis=1).mean() for score in (learned, content)]
-    unit = float(spreads[0] / max(spreads[1], 1e-12))
-    measure = f"ndcg@{evaluation.cutoff}/full/all"
-    best = (-1.0, 0.0)
-    for relative in RELATIVE_WEIGHTS:
-        weight = relative * unit
+    weights = np.float32(RELATIVE_WEIGHTS) * _spread_of_scores(learned, content, held.users[:SPREAD_OF])
+    ranks: list[list[NDArray[np.float64]]] = [[] for _ in weights]
+    rows = max(1, SCORES_AT_ONCE // (split.train.item_count + 1))
+    for start in range(0, len(held.users), rows):  # both scores once, for all weights
+        users, targets = held.users[start : start + rows], held.targets[start : start + rows]
+        own, cosine = learned(users), content(users)
+        for weight, of_weight in zip(weights, ranks, strict=True):
+            scores = without_seen(own + weight * cosine, held.history, users, targets)
+            of_weight.append(ranks_of_targets(scores, targets))
+    ndcg = [ndcg_at_k(np.concatenate(of_weight), evaluation.cutoff).mean() for of_weight in ranks]
+    return float(weights[int(np.argmax(ndcg))])
 
-        def score(users: NDArray[np.int64], weight: float = weight) -> NDArray[np.float32]:
-            return learned(users) + np.float32(weight) * content(users)
 
-        found = evaluate(score, split, evaluation, holdout="validation", protocols=("full",))
-        ndcg = float(found.metrics()[measure] or 0.0)
-        if ndcg > best[0]:
-            best = (ndcg, weight)
-    return best[1]
+def _spread_of_scores(learned: Scorer, content: Scorer, users: NDArray[np.int64]) -> np.float32:
+    """How many times as far the scores of `learned` spread over the catalogue as those of `content`."""
+    spreads = [score(users)[:, 1:].std(axis=1).mean() for score in (learned, content)]
+    return np.float32(spreads[0] / max(spreads[1], 1e-12))

@@ -24,7 +24,9 @@ SPLIT = (
 )  # what was trained on; the rest is how it is ranked
 
 
-def rank_again(folder: Path, log: Interactions, settings: EvaluationSettings) -> Evaluation:
+def rank_again(
+    folder: Path, log: Interactions, settings: EvaluationSettings, *, content_weight: float | None = None
+) -> Evaluation:
     """Rank the test items of a run as `settings` say: cut-off, negatives, their seed, limit of the tail.
 
     score[u, i] = state_u . r_i, both as the run folder holds them, so any recommender ranks again
@@ -34,10 +36,11 @@ def rank_again(folder: Path, log: Interactions, settings: EvaluationSettings) ->
         folder: the run folder.
         log: the log that the run was trained on.
         settings: the new protocol; its split is that of the run.
+        content_weight: another weight of the content score, 0 for the recommender alone; None: the run's.
 
     Raises:
         CheckpointError: not a run folder, or damaged.
-        SettingsError: another log, or another split.
+        SettingsError: another log, another split, or a run without a content score.
         RankingError: see `evaluate`.
     """
     manifest = read_manifest(folder)
@@ -60,6 +63,11 @@ def rank_again(folder: Path, log: Interactions, settings: EvaluationSettings) ->
         raise CheckpointError(
             f"{folder}: states {list(states.shape)} and items {list(table.shape)} do not fit the log. Train again."
         )
+    if content_weight is not None:
+        if not manifest.get("content_weight"):
+            raise SettingsError(f"{folder} has no content score; train with --content-weight first.")
+        width = sum(block["dim"] for block in manifest["vectors"].values())
+        states[:, -width:] *= content_weight / manifest["content_weight"]
     factors = np.concatenate([np.zeros((1, table.shape[1]), np.float32), table]).T
     rows = np.full(log.user_count, -1)
     rows[split.test.users] = np.arange(len(states))

@@ -156,7 +156,7 @@ class TrainResult:
         with atomic_folder(folder) as temporary:
             np.savez_compressed(temporary / RANKS, allow_pickle=False, **arrays)
             save_file(_weights(self.model), temporary / WEIGHTS)
-            pq.write_table(self._items(), temporary / ITEMS)
+            pq.write_table(self._items(), temporary / ITEMS, use_dictionary=False)  # no value comes twice
             states = self.ranker.states_after(self.split.test.history, self.test.users)
             save_arrays({"states": states}, temporary / USERS)
             if self.item_vectors:

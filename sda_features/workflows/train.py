@@ -224,20 +224,26 @@ class RunMetrics(Result):
         return metrics_table({self.features: self.metrics})
 
 
-def evaluate_run(run: Path, changed: Mapping[str, Any], interactions: Path | str | None = None) -> RunMetrics:
+def evaluate_run(
+    run: Path,
+    changed: Mapping[str, Any],
+    interactions: Path | str | None = None,
+    content_weight: float | None = None,
+) -> RunMetrics:
     """The metrics of a saved run; under a `changed` protocol its test items are ranked again.
 
     Args:
         run: the run folder.
         changed: fields of `EvaluationSettings`.
         interactions: the log it was trained on; needed to rank again.
+        content_weight: of the content score, if it is to be another; see `rank_again`.
 
     Raises:
         SettingsError: a changed protocol without the log.
     """
     manifest = read_manifest(run)
     metrics, protocol = manifest["metrics"], manifest["evaluation"]
-    if changed:
+    if changed or content_weight is not None:
         from sda_features.recommenders.rank_again import rank_again
 
         if interactions is None:
@@ -246,7 +252,8 @@ def evaluate_run(run: Path, changed: Mapping[str, Any], interactions: Path | str
             )
         settings = EvaluationSettings.parse(**{**protocol, **changed})
         log = read_log(interactions, LogSettings.parse(**manifest.get("log", {})))
-        metrics, protocol = rank_again(run, log, settings).metrics(), settings.model_dump(mode="json")
+        metrics = rank_again(run, log, settings, content_weight=content_weight).metrics()
+        protocol = settings.model_dump(mode="json")
     return RunMetrics(run, protocol, metrics, manifest.get("features", run.name))
 
 

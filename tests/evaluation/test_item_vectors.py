@@ -112,6 +112,17 @@ def test_measures_match_the_slow_twin(by_product, pairs):
         assert expected, group
 
 
+def test_items_are_also_ranked_among_a_sample_where_there_are_enough():
+    split, few = leave_one_out(make_log()), PROTOCOL.model_copy(update={"negatives": 5})
+    measures = evaluate_vectors(make_vectors(), split, SETTINGS, few)
+    sampled, full = (values(measures, f"ndcg@4/{name}/all") for name in ("sampled-5", "full"))
+    assert sampled.keys() == full.keys()
+    assert all(sampled[user] >= full[user] for user in full)
+    assert sum(sampled.values()) > 1.5 * sum(full.values())
+    names = {measure.name for measure in evaluate_vectors(make_vectors(), split, SETTINGS, PROTOCOL)}
+    assert not any("sampled" in name for name in names), "30 items are no 100 others"
+
+
 def test_fractions_by_hand():
     """Four items on a square; u took a, b, c in one session, v took a and then d, w only a."""
     rows = [

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from sda_features.config import EvaluationSettings, RecommenderSettings
+from sda_features.errors import SettingsError
 from sda_features.evaluation.protocols import evaluate
 from sda_features.recommenders.content import DECAY, RELATIVE_WEIGHTS, WithContent, choose_weight
+from sda_features.recommenders.rank_again import rank_again
 from sda_features.recommenders.registry import find_recommender
 from sda_features.recommenders.representations import ItemVectors, prepare_vectors
 from sda_features.recommenders.training import TrainResult, train
@@ -95,6 +99,18 @@ def test_the_weight_is_the_best_of_those_tried_on_the_validation(model: str) -> 
         == evaluate(run.ranker.scorer(run.split.test.history), run.split, EVALUATION).metrics()
     )
     assert RELATIVE_WEIGHTS[0] == 0
+
+
+def test_a_saved_run_ranks_with_another_weight(tmp_path: Path) -> None:
+    run = trained("vbpr", content_weight=2.5)
+    run.save(tmp_path / "run")
+    for weight, ranker in ((0.0, run.model), (0.5, WithContent(run.model, run.item_vectors, 0.5))):
+        found = rank_again(tmp_path / "run", small_log(), EVALUATION, content_weight=weight)
+        expected = evaluate(ranker.scorer(run.split.test.history), run.split, EVALUATION).metrics()
+        assert found.metrics() == expected != run.test.metrics()
+    trained("vbpr").save(tmp_path / "without")
+    with pytest.raises(SettingsError, match="has no content score"):
+        rank_again(tmp_path / "without", small_log(), EVALUATION, content_weight=1.0)
 
 
 def test_ids_alone_have_no_content() -> None:
