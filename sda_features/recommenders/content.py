@@ -111,7 +111,9 @@ def choose_weight(model: Ranker, vectors: ItemVectors, split: Split, evaluation:
     held = split.validation
     content = WithContent(model, vectors, 0.0).content_scorer(held.history)
     learned = model.scorer(held.history, held.users)
-    weights = np.float32(RELATIVE_WEIGHTS) * _spread_of_scores(learned, content, held.users[:SPREAD_OF])
+    weights = np.array(RELATIVE_WEIGHTS, np.float32) * _spread_of_scores(
+        learned, content, held.users[:SPREAD_OF]
+    )
     ranks: list[list[NDArray[np.float64]]] = [[] for _ in weights]
     rows = max(1, SCORES_AT_ONCE // (split.train.item_count + 1))
     for start in range(0, len(held.users), rows):  # both scores once, for all weights
