@@ -14,7 +14,6 @@ from sda_features.evaluation.significance import (
     compare,
     mean_over_seeds,
     paired_t_test,
-    regularised_beta,
     seed_pairs_won,
     two_sided_p,
 )
@@ -51,14 +50,6 @@ def test_p_values_of_one_and_two_degrees_have_a_closed_form(t):
 @given(st.floats(0, 40), st.integers(1, 100_000))
 def test_p_values_match_scipy(t, degrees):
     assert two_sided_p(t, degrees) == pytest.approx(2 * stats.t.sf(t, degrees), rel=1e-9, abs=1e-290)
-
-
-def test_the_beta_function_at_its_ends_and_its_middle():
-    assert (regularised_beta(0, 2, 3), regularised_beta(1, 2, 3)) == (0, 1)
-    assert regularised_beta(0.5, 7, 7) == pytest.approx(0.5, abs=1e-14)
-    # I_x(2, 3) = 6 x^2 - 8 x^3 + 3 x^4
-    for x in (0.1, 0.3, 0.6, 0.9):
-        assert regularised_beta(x, 2, 3) == pytest.approx(6 * x**2 - 8 * x**3 + 3 * x**4, rel=1e-12)
 
 
 def test_a_t_test_by_hand():
@@ -124,9 +115,7 @@ def test_a_true_difference_is_found_and_a_chance_one_is_not():
     better = np.maximum(base - 1, 1)
     (found,) = compare(hit_at_k(better, 10)[:, None], hit_at_k(base, 10)[:, None])
     assert found.users == 5000
-    assert found.p_value is not None
     assert found.p_value < 1e-6
-    assert found.low is not None
     assert 0 < found.low < found.difference < found.high
     (chance,) = compare(hit_at_k(ranks(1, 5000), 10)[:, None], hit_at_k(base, 10)[:, None])
     assert chance.low < 0 < chance.high
@@ -160,7 +149,6 @@ def test_users_can_agree_where_seeds_do_not():
     ours = [random.normal(shift, 0.1, 1000) for shift in (0.9, 0.9, 0.5)]
     theirs = [random.normal(shift, 0.1, 1000) for shift in (0.6, 0.6, 0.4)]
     _, p_value = paired_t_test(mean_over_seeds(ours), mean_over_seeds(theirs))
-    assert p_value is not None
     assert p_value < 1e-6
     won, pairs = seed_pairs_won([seed.mean() for seed in ours], [seed.mean() for seed in theirs])
     assert (won, pairs) == (7, 9)
