@@ -23,6 +23,16 @@ WIDEST = 65_536  # of a layer or a vector
 SEED = 2**32 - 1  # what numpy and torch both take
 DEVICE = r"^(auto|cpu|meta|mps|(cuda|xpu)(:\d{1,3})?)$"
 
+Count = Annotated[int, Field(gt=0, le=MANY)]
+Width = Annotated[int, Field(gt=0, le=WIDEST)]
+Seed = Annotated[int, Field(ge=0, le=SEED)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+Temperature = Annotated[float, Field(ge=1e-3, le=100)]
+Device = Annotated[str, Field(pattern=DEVICE)]
+
 
 class Settings(BaseModel):
     """Base of all settings: immutable, no unknown fields."""
@@ -67,15 +77,11 @@ class CatalogSettings(Settings):
     image_timeout: float = Field(
         30.0, gt=0, le=3600, description="Seconds that the picture of a URL may take, retries included."
     )
-    max_image_bytes: int = Field(20_000_000, gt=0, le=MANY, description="Largest encoded image, in bytes.")
-    max_image_pixels: int = Field(
-        50_000_000, gt=0, le=MANY, description="Largest image as stored, in pixels."
-    )
-    max_bad_rows: float = Field(0.1, ge=0, le=1, description="Share of bad rows above which the run stops.")
-    max_unreachable: float = Field(
+    max_image_bytes: Count = Field(20_000_000, description="Largest encoded image, in bytes.")
+    max_image_pixels: Count = Field(50_000_000, description="Largest image as stored, in pixels.")
+    max_bad_rows: Share = Field(0.1, description="Share of bad rows above which the run stops.")
+    max_unreachable: Share = Field(
         0.05,
-        ge=0,
-        le=1,
         description="Share of rows whose picture cannot be reached now above which the run stops; such a row "
         "keeps what is stored of it.",
     )
@@ -104,14 +110,9 @@ class PromptSettings(Settings):
         "Summarize the item in the picture.",
         description="Line that follows the picture.",
     )
-    max_field_chars: int = Field(
-        100, gt=0, le=MANY, description="Length at which each field value is cut, in characters."
-    )
-    max_text_tokens: int = Field(
-        2048,
-        gt=0,
-        le=MANY,
-        description="Length at which a text prompt is cut, in tokens; what is cut is counted.",
+    max_field_chars: Count = Field(100, description="Length at which each field value is cut, in characters.")
+    max_text_tokens: Count = Field(
+        2048, description="Length at which a text prompt is cut, in tokens; what is cut is counted."
     )
     max_image_side: int = Field(
         256, ge=28, le=WIDEST, description="Longest side of an image after scaling down, in pixels."
@@ -130,9 +131,7 @@ class BackboneSettings(Settings):
         description="Dtype of activations; auto: bfloat16 on a GPU that has it, else float32; "
         "fast: bfloat16 on a CPU that has it too.",
     )
-    device: str = Field(
-        "auto", pattern=DEVICE, description="Torch device; auto: cuda when there is one, else cpu."
-    )
+    device: Device = Field("auto", description="Torch device; auto: cuda when there is one, else cpu.")
     trust_remote_code: bool = Field(False, description="Run Python code that ships with the checkpoint.")
 
 
@@ -140,13 +139,11 @@ class AdapterSettings(Settings):
     """MoDA (paper, Eq. 4-7), plain LoRA, or nothing."""
 
     kind: Literal["moda", "lora", "none"] = Field("moda", description="Which adapter is trained.")
-    rank: int = Field(8, gt=0, le=WIDEST, description="Total rank r, shared by all experts.")
-    experts: int = Field(4, gt=0, le=WIDEST, description="Number of experts N_e; divides the rank (MoDA).")
+    rank: Width = Field(8, description="Total rank r, shared by all experts.")
+    experts: Width = Field(4, description="Number of experts N_e; divides the rank (MoDA).")
     alpha: float = Field(32.0, gt=0, le=1e6, description="LoRA alpha; updates are scaled by alpha / rank.")
-    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout on the adapter's input.")
-    gate_dim: int = Field(
-        64, gt=0, le=WIDEST, description="Width of the modality embedding that feeds a gate (MoDA)."
-    )
+    dropout: Rate = Field(0.1, description="Dropout on the adapter's input.")
+    gate_dim: Width = Field(64, description="Width of the modality embedding that feeds a gate (MoDA).")
     target_modules: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         description="Names of the language-model linears that are adapted.",
@@ -166,7 +163,7 @@ class ProjectionSettings(Settings):
         "none",
         description="pooled: mean of equal blocks, no parameters; linear: trained; none: the hidden state.",
     )
-    dim: int = Field(768, gt=0, le=WIDEST, description="Vector dimension d_m (pooled, linear).")
+    dim: Width = Field(768, description="Vector dimension d_m (pooled, linear).")
 
 
 class LossSettings(Settings):
@@ -177,17 +174,15 @@ class LossSettings(Settings):
     )
     normalize: bool = Field(True, description="L2-normalise vectors before similarities.")
     centre: bool = Field(True, description="Subtract the batch's mean from each modality before that.")
-    temperature: float = Field(0.07, ge=1e-3, le=100, description="Temperature tau of Eq. 1.")
+    temperature: Temperature = Field(0.07, description="Temperature tau of Eq. 1.")
     learn_temperature: bool = Field(False, description="Train tau, starting at the value given.")
     teacher: Literal["fixed", "moving"] = Field(
         "fixed",
         description="Relations that T is made of; fixed: of the base model's vectors, centred; moving: of the "
         "vectors in training, as Eq. 2 is written.",
     )
-    teacher_entropy: float = Field(
+    teacher_entropy: Fraction = Field(
         0.7,
-        gt=0,
-        lt=1,
         description="Entropy of a fixed T's rows over log N that its temperature is solved for on the catalogue.",
     )
     teacher_temperature: float | None = Field(
@@ -196,30 +191,21 @@ class LossSettings(Settings):
         le=100,
         description="Divides T's logits, 1 / tau as Eq. 2 is written; none: solved (fixed), or tau (moving).",
     )
-    teacher_text_weight: float = Field(
-        0.5, ge=0, le=1, description="Weight of text relations in T; pictures have the rest."
+    teacher_text_weight: Share = Field(
+        0.5, description="Weight of text relations in T; pictures have the rest."
     )
-    teacher_self_weight: float = Field(
-        0.0, ge=0, lt=1, description="Share of T that is moved to the item itself."
-    )
+    teacher_self_weight: Rate = Field(0.0, description="Share of T that is moved to the item itself.")
     detach_teacher: bool = Field(True, description="Send no gradient through a moving teacher.")
     second_direction: Literal["proper", "literal"] = Field(
         "proper", description="Image-to-text target: rows of T (proper) or its columns, as Eq. 3 is written."
     )
-    structure_weight: float = Field(
+    structure_weight: Weight = Field(
         20.0,
-        ge=0,
-        le=1e6,
         description="Weight of a loss inside each modality that keeps its relations those of the base model.",
     )
-    structure_entropy: float = Field(
-        0.8, gt=0, lt=1, description="Entropy over log N of the relations that are kept."
-    )
-    behaviour_weight: float = Field(
-        0.5,
-        ge=0,
-        lt=1,
-        description="Share of T that goes to items that one customer took together (--interactions).",
+    structure_entropy: Fraction = Field(0.8, description="Entropy over log N of the relations that are kept.")
+    behaviour_weight: Rate = Field(
+        0.5, description="Share of T that goes to items that one customer took together (--interactions)."
     )
 
     @property
@@ -231,11 +217,11 @@ class LossSettings(Settings):
 class TrainSettings(Settings):
     """The optimisation of `adapt`."""
 
-    steps: int = Field(4000, gt=0, le=MANY, description="Optimiser steps.")
+    steps: Count = Field(4000, description="Optimiser steps.")
     batch_size: int = Field(
         32, gt=1, le=MANY, description="Items in a step; each is contrasted with all others."
     )
-    micro_batch_size: Annotated[int, Field(gt=0, le=MANY)] | Literal["auto"] | None = Field(
+    micro_batch_size: Count | Literal["auto"] | None = Field(
         "auto",
         description="Items encoded at a time; smaller than the batch bounds memory, same gradients; auto: what a GPU "
         "has memory for; none: the batch.",
@@ -257,7 +243,7 @@ class TrainSettings(Settings):
         description="Choose kernels of a GPU that add up in one order: equal commands, and resumed ones, give equal "
         "weights. A CPU always does.",
     )
-    seed: int = Field(0, ge=0, le=SEED, description="Seed of initialisation, order and dropout.")
+    seed: Seed = Field(0, description="Seed of initialisation, order and dropout.")
     validation_share: float = Field(
         0.05, ge=0, le=0.5, description="Share of items held out to measure what --validate-on names."
     )
@@ -267,16 +253,10 @@ class TrainSettings(Settings):
         "nearest of the base model that are kept, or, with --interactions, items taken together among the "
         "ten nearest; both: the geometric mean.",
     )
-    validate_every: int = Field(
-        250, gt=0, le=MANY, description="Steps between validations; the last step is validated."
-    )
-    patience: int = Field(
-        5, gt=0, le=MANY, description="Validations without a better step before training stops."
-    )
-    save_every: int = Field(
-        250, gt=0, le=MANY, description="Steps between states that --resume can start from."
-    )
-    keep_states: int = Field(2, gt=0, le=MANY, description="Newest states that are kept.")
+    validate_every: Count = Field(250, description="Steps between validations; the last step is validated.")
+    patience: Count = Field(5, description="Validations without a better step before training stops.")
+    save_every: Count = Field(250, description="Steps between states that --resume can start from.")
+    keep_states: Count = Field(2, description="Newest states that are kept.")
     tensorboard: bool = Field(False, description="Also log to OUTPUT/tensorboard (extra: tensorboard).")
 
     @property
@@ -306,11 +286,11 @@ class BehaviourSettings(LogColumns):
     split: Literal["leave-one-out", "temporal"] = Field(
         "leave-one-out", description="What of the log is held out for evaluation, as --eval-split."
     )
-    validation_from: float = Field(
-        0.8, gt=0, lt=1, description="Share of all interactions before the validation's date (temporal)."
+    validation_from: Fraction = Field(
+        0.8, description="Share of all interactions before the validation's date (temporal)."
     )
-    test_from: float = Field(
-        0.9, gt=0, lt=1, description="Share of all interactions before the test's date (temporal)."
+    test_from: Fraction = Field(
+        0.9, description="Share of all interactions before the test's date (temporal)."
     )
 
 
@@ -330,48 +310,40 @@ class AdaptSettings(Settings):
 class RecommenderSettings(Settings):
     """Architecture and optimisation of a recommender. Defaults: SASRec on sparse data."""
 
-    hidden_dim: int = Field(50, gt=0, le=WIDEST, description="Width of item and hidden states.")
+    hidden_dim: Width = Field(50, description="Width of item and hidden states.")
     blocks: int = Field(2, gt=0, le=1000, description="Transformer blocks.")
     heads: int = Field(1, gt=0, le=1000, description="Attention heads.")
-    inner_dim: int = Field(256, gt=0, le=WIDEST, description="Width of the feed-forward layer (BERT4Rec).")
+    inner_dim: Width = Field(256, description="Width of the feed-forward layer (BERT4Rec).")
     max_length: int = Field(50, gt=1, le=100_000, description="Most recent interactions that are read.")
-    dropout: float = Field(0.5, ge=0, lt=1, description="Dropout rate.")
+    dropout: Rate = Field(0.5, description="Dropout rate.")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="Learning rate of Adam.")
     schedule: Literal["constant", "linear"] = Field(
         "constant", description="Course of the learning rate; linear: down to zero after `epochs`."
     )
-    batch_size: int = Field(
-        128, gt=0, le=MANY, description="Users (SASRec, BERT4Rec) or interactions (VBPR, SLMRec) in a step."
+    batch_size: Count = Field(
+        128, description="Users (SASRec, BERT4Rec) or interactions (VBPR, SLMRec) in a step."
     )
-    epochs: int = Field(300, gt=0, le=MANY, description="Most passes over the training sequences.")
-    patience: int = Field(
-        20, gt=0, le=MANY, description="Validations without a better NDCG@10 before training stops."
-    )
-    validate_every: int = Field(5, gt=0, le=MANY, description="Epochs between validations.")
+    epochs: Count = Field(300, description="Most passes over the training sequences.")
+    patience: Count = Field(20, description="Validations without a better NDCG@10 before training stops.")
+    validate_every: Count = Field(5, description="Epochs between validations.")
     loss: Literal["bce", "ce"] = Field(
         "bce", description="bce: one uniform negative a position; ce: softmax over the catalogue."
     )
-    mask_ratio: float = Field(
-        0.6, gt=0, lt=1, description="Share of a sequence that is masked in training (BERT4Rec)."
+    mask_ratio: Fraction = Field(
+        0.6, description="Share of a sequence that is masked in training (BERT4Rec)."
     )
-    l2: float = Field(
-        1e-2, ge=0, le=1e6, description="Weight of the squared norms of the factors in a step (VBPR)."
-    )
+    l2: Weight = Field(1e-2, description="Weight of the squared norms of the factors in a step (VBPR).")
     graph_layers: int = Field(3, gt=0, le=1000, description="Hops of graph propagation (SLMRec).")
-    temperature: float = Field(
-        0.2, ge=1e-3, le=100, description="Temperature of the in-batch softmax (SLMRec)."
-    )
+    temperature: Temperature = Field(0.2, description="Temperature of the in-batch softmax (SLMRec).")
     ssl_task: Literal["fd", "fm", "fac", "fd+fm"] = Field(
         "fac",
         description="Self-supervised task of SLMRec; fd: feature dropout; fm: feature masking; "
         "fac: fine and coarse spaces; fd+fm: both augmentations at once.",
     )
-    ssl_weight: float = Field(0.1, ge=0, le=1e6, description="Weight of the self-supervised loss (SLMRec).")
-    ssl_temperature: float = Field(
-        0.2, ge=1e-3, le=100, description="Temperature of the self-supervised loss (SLMRec)."
-    )
-    feature_dropout: float = Field(
-        0.3, ge=0, lt=1, description="Share of the item features that a view of fd drops (SLMRec)."
+    ssl_weight: Weight = Field(0.1, description="Weight of the self-supervised loss (SLMRec).")
+    ssl_temperature: Temperature = Field(0.2, description="Temperature of the self-supervised loss (SLMRec).")
+    feature_dropout: Rate = Field(
+        0.3, description="Share of the item features that a view of fd drops (SLMRec)."
     )
     fusion: Literal["replace", "join"] = Field(
         "join", description="Item vectors replace or join the id embedding."
@@ -381,25 +353,21 @@ class RecommenderSettings(Settings):
         description="Whiten item vectors (ZCA): no direction weighs more than another; fitted on the log's items and "
         "kept with the run.",
     )
-    id_dropout: float = Field(
+    id_dropout: Rate = Field(
         0.0,
-        ge=0,
-        lt=1,
         description="Share of items whose id part is dropped in a training step, so that their vectors are "
         "learned to stand alone, as those of new items do (join).",
     )
     adapter_learning_rate: float | None = Field(
         None, gt=0, le=1, description="Learning rate of what maps item vectors; none: that of all."
     )
-    content_weight: Annotated[float, Field(ge=0, le=1e6)] | Literal["auto"] = Field(
+    content_weight: Weight | Literal["auto"] = Field(
         0.0,
         description="Weight of the cosine between an item's vectors and those of the user's last items, beside the "
         "model's score; auto: the best of some on the validation users.",
     )
-    seed: int = Field(0, ge=0, le=SEED, description="Seed of initialisation, order, dropout and negatives.")
-    device: str = Field(
-        "auto", pattern=DEVICE, description="Torch device; auto: cuda when there is one, else cpu."
-    )
+    seed: Seed = Field(0, description="Seed of initialisation, order, dropout and negatives.")
+    device: Device = Field("auto", description="Torch device; auto: cuda when there is one, else cpu.")
     threads: int | None = Field(None, gt=0, le=4096, description="CPU threads; none: all.")
 
 
@@ -462,23 +430,17 @@ class EvaluationSettings(Settings):
         description="leave-one-out: each user's last item; temporal: each user's first item after a date; "
         "cold: each user's last item of those that are taken out of training.",
     )
-    cold_share: float = Field(
-        0.1, gt=0, lt=1, description="Share of the items that are taken out of training (cold)."
+    cold_share: Fraction = Field(0.1, description="Share of the items that are taken out of training (cold).")
+    validation_from: Fraction = Field(
+        0.8, description="Share of all interactions before the validation's date (temporal)."
     )
-    validation_from: float = Field(
-        0.8, gt=0, lt=1, description="Share of all interactions before the validation's date (temporal)."
+    test_from: Fraction = Field(
+        0.9, description="Share of all interactions before the test's date (temporal)."
     )
-    test_from: float = Field(
-        0.9, gt=0, lt=1, description="Share of all interactions before the test's date (temporal)."
-    )
-    cutoff: int = Field(10, gt=0, le=MANY, description="k of Hit@k and NDCG@k.")
-    negatives: int = Field(100, gt=0, le=MANY, description="Sampled negatives a user (protocol sampled-N).")
-    tail_below: int = Field(
-        4, gt=0, le=MANY, description="A tail item has fewer training interactions than this."
-    )
-    seed: int = Field(
-        0, ge=0, le=SEED, description="Seed of the sampled negatives; independent of the model's."
-    )
+    cutoff: Count = Field(10, description="k of Hit@k and NDCG@k.")
+    negatives: Count = Field(100, description="Sampled negatives a user (protocol sampled-N).")
+    tail_below: Count = Field(4, description="A tail item has fewer training interactions than this.")
+    seed: Seed = Field(0, description="Seed of the sampled negatives; independent of the model's.")
 
     @model_validator(mode="after")
     def _validation_comes_first(self) -> Self:
@@ -492,35 +454,30 @@ class EvaluationSettings(Settings):
 class VectorEvaluationSettings(Settings):
     """How `evaluate-vectors` measures vectors without training."""
 
-    neighbours: int = Field(20, gt=0, le=MANY, description="k of recall@k of co-occurrences.")
-    history: int = Field(
-        10, gt=0, le=MANY, description="Last items of a user that the next item is ranked by."
-    )
+    neighbours: Count = Field(20, description="k of recall@k of co-occurrences.")
+    history: Count = Field(10, description="Last items of a user that the next item is ranked by.")
     decay: float = Field(0.8, gt=0, le=1, description="Weight of an item against the one that came after it.")
     pairs: Literal["test", "all"] = Field(
         "test",
         description="Co-occurrences with a held-out item, or all of the log: more of them, but only for vectors "
         "that were not trained on the log.",
     )
-    window: int = Field(20, gt=0, le=MANY, description="Most interactions between two items of a session.")
+    window: Count = Field(20, description="Most interactions between two items of a session.")
     max_users: int | None = Field(
         10_000, gt=0, le=MANY, description="Users measured, drawn by the seed; none: all."
     )
-    seed: int = Field(0, ge=0, le=SEED, description="Seed of the drawn users and of the bootstrap.")
+    seed: Seed = Field(0, description="Seed of the drawn users and of the bootstrap.")
 
 
 class GateSettings(Settings):
     """What a version must hold before it may be served; [limits] in sda-features.toml changes it."""
 
-    max_lost: float = Field(
-        0.01,
-        ge=0,
-        le=1,
-        description="Share of items that have a vector in the live version and none in the new one.",
+    max_lost: Share = Field(
+        0.01, description="Share of items that have a vector in the live version and none in the new one."
     )
-    max_without: float = Field(0.1, ge=0, le=1, description="Share of items without any vector.")
-    max_spread: float = Field(
-        0.98, ge=0, le=1, description="Length of the mean unit vector of a modality; 1 is a collapsed space."
+    max_without: Share = Field(0.1, description="Share of items without any vector.")
+    max_spread: Share = Field(
+        0.98, description="Length of the mean unit vector of a modality; 1 is a collapsed space."
     )
     min_rank: float = Field(
         0.5, ge=0, description="Effective rank of a modality, as a share of the live version's."
@@ -528,22 +485,15 @@ class GateSettings(Settings):
     min_recall: float = Field(
         0.8, ge=0, description="R@10 of pictures found by texts, as a share of the live version's."
     )
-    max_common_pictures: float = Field(
-        0.05, ge=0, le=1, description="Share of items whose picture vector ten others have: placeholders."
+    max_common_pictures: Share = Field(
+        0.05, description="Share of items whose picture vector ten others have: placeholders."
     )
-    min_kept: float = Field(
-        0.02,
-        ge=0,
-        le=1,
-        description="Share of the live version's ten nearest items that stay, by text and picture.",
+    min_kept: Share = Field(
+        0.02, description="Share of the live version's ten nearest items that stay, by text and picture."
     )
-    max_worse: float = Field(
+    max_worse: Share = Field(
         0.0,
-        ge=0,
-        le=1,
         description="How much a metric on the log may fall before it counts; it fails if its 95 % interval lies below.",
     )
     max_size: float = Field(2.0, gt=0, description="Bytes an item, as a share of the live version's.")
-    sample: int = Field(
-        1000, gt=0, le=MANY, description="Items whose stored vectors are compared bit for bit."
-    )
+    sample: Count = Field(1000, description="Items whose stored vectors are compared bit for bit.")

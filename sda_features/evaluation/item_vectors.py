@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from sda_features.config import EvaluationSettings, VectorEvaluationSettings
 from sda_features.evaluation.metrics import hit_at_k, ndcg_at_k, ranks_of_targets
 from sda_features.evaluation.neighbours import side_by_side, unit_rows
-from sda_features.evaluation.protocols import SCORES_AT_ONCE, Scorer, evaluate, user_groups
+from sda_features.evaluation.protocols import SCORES_AT_ONCE, Scorer, evaluate, popularity_scorer, user_groups
 from sda_features.logs.interactions import Interactions, next_positions, session_positions
 from sda_features.logs.splits import Holdout, Split
 
@@ -144,11 +144,7 @@ def evaluate_popularity(
     products: NDArray[np.integer[Any]] | None = None,
 ) -> list[Measure]:
     """The same measures of the baseline that scores an item by its training interactions."""
-    counts = split.train.item_counts.astype(np.float32)
-
-    def score(rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        return np.broadcast_to(counts, (len(rows), len(counts)))
-
+    score = popularity_scorer(split.train)
     return evaluate_scorers(score, score, split, settings, evaluation, products=products)
 
 
@@ -175,7 +171,9 @@ def evaluate_scorers(
         for group, members in user_groups(pairs.targets.astype(np.int32), train, evaluation).items():
             name = f"recall@{settings.neighbours}/{kind}/{group}"
             measures.append(_by_user(name, pairs.users[members], hits[members]))
-    split = replace(split, test=_other_products(_of_users(split.test, sample), products))
+    kept = sample[split.test.users]
+    test = replace(split.test, users=split.test.users[kept], targets=split.test.targets[kept])
+    split = replace(split, test=_other_products(test, products))
     if products is not None:
         following = _without_products(following, split.test, products)
     enough = log.item_count - log.lengths.max() >= evaluation.negatives
@@ -263,11 +261,6 @@ def _other_products(held: Holdout, products: NDArray[np.integer[Any]] | None) ->
     known = np.zeros(len(held.users), np.bool_)
     np.logical_or.at(known, rows, products[items] == products[held.targets[rows]])
     return replace(held, users=held.users[~known], targets=held.targets[~known])
-
-
-def _of_users(held: Holdout, sample: Bools) -> Holdout:
-    kept = sample[held.users]
-    return replace(held, users=held.users[kept], targets=held.targets[kept])
 
 
 def _sampled_users(log: Interactions, split: Split, settings: VectorEvaluationSettings) -> Bools:

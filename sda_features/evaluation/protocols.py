@@ -20,7 +20,7 @@ from sda_features.errors import RankingError
 from sda_features.evaluation.metrics import hit_at_k, mean, ndcg_at_k, ranks_of_targets
 from sda_features.evaluation.negatives import UnseenItems
 from sda_features.logs.interactions import Interactions
-from sda_features.logs.splits import Holdout, Split
+from sda_features.logs.splits import Split
 
 # User indices [B] -> scores float32 [B, I + 1]; column 0 is padding and ignored.
 Scorer = Callable[[NDArray[np.int64]], NDArray[np.float32]]
@@ -86,7 +86,10 @@ def evaluate(
     """
     held = split.test if holdout == "test" else split.validation
     batch_users = batch_users or max(1, SCORES_AT_ONCE // (split.train.item_count + 1))
-    negatives = _negatives(split, held, settings) if "sampled" in protocols else None
+    negatives = None
+    if "sampled" in protocols:
+        random = np.random.default_rng(settings.seed)
+        negatives = UnseenItems(split.interactions).draw_distinct(held.users, settings.negatives, random)
     parts: dict[str, list[NDArray[np.float64]]] = {_name(protocol, settings): [] for protocol in protocols}
     for start in range(0, len(held.users), batch_users):
         batch = slice(start, start + batch_users)
@@ -152,11 +155,6 @@ def popularity_scorer(train: Interactions) -> Scorer:
 
 def _name(protocol: Protocol, settings: EvaluationSettings) -> str:
     return f"sampled-{settings.negatives}" if protocol == "sampled" else protocol
-
-
-def _negatives(split: Split, held: Holdout, settings: EvaluationSettings) -> NDArray[np.int32]:
-    random = np.random.default_rng(settings.seed)
-    return UnseenItems(split.interactions).draw_distinct(held.users, settings.negatives, random)
 
 
 def without_seen(
