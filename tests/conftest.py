@@ -13,7 +13,7 @@ import prometheus_client  # noqa: F401  before Feast, which would make it share 
 import pytest
 
 from sda_features.serving.embedded import embedded_redis
-from tests.feast_repo import later, make_repo  # noqa: F401  fixtures
+from tests.feast_repo import later, make_repo, new_repo  # noqa: F401  fixtures
 
 # A loaded machine is no fault of the code: nothing in the tests depends on time.
 # In CI the same examples each time: what a search finds belongs to whoever searches.

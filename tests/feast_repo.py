@@ -13,21 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sda_features.feature_store.init import FILE_NAME
+from sda_features.feature_store.init import FILE_NAME, init_repo
 from sda_features.feature_store.repo import quiet_feast
 from sda_features.offline.parts import write_part
 from sda_features.offline.schema import vectors_table
 
 FEAST = Path(sys.executable).with_name("feast")
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
-
-
-def redis_config(project: str, server: tuple[str, int], store: str = "redis") -> str:
-    """A feature_store.yaml whose online store is the Redis server at (host, port)."""
-    return (
-        f"project: {project}\nprovider: local\nregistry: data/registry.db\nonline_store:\n  type: {store}\n"
-        f"  connection_string: {server[0]}:{server[1]}\nentity_key_serialization_version: 3\n"
-    )
 
 
 def apply(repo: Path) -> None:
@@ -40,6 +32,21 @@ def apply(repo: Path) -> None:
         FeatureStore(repo_path=str(repo)).apply(objects)
 
 
+def applied_repo(repo: Path, config: str, **options) -> Path:
+    """A Feast repo with what `sda-features init` writes, applied."""
+    repo.mkdir(exist_ok=True)
+    (repo / "feature_store.yaml").write_text(config)
+    init_repo(repo, **options)
+    apply(repo)
+    return repo
+
+
+@pytest.fixture(scope="session")
+def new_repo(redis_server, new_project) -> Callable[..., Path]:
+    """Make a folder an `applied_repo` on the shared server."""
+    return lambda repo, **options: applied_repo(repo, config(new_project(), redis_server), **options)
+
+
 def run_feast(*arguments: str, cwd: Path) -> str:
     """Run the stock `feast` command; return what it printed."""
     run = subprocess.run([FEAST, *arguments], cwd=cwd, capture_output=True, text=True)
@@ -47,13 +54,10 @@ def run_feast(*arguments: str, cwd: Path) -> str:
     return run.stdout
 
 
-def config(project: str, server: tuple[str, int] | None) -> str:
+def config(project: str, server: tuple[str, int] | None, store: str = "redis") -> str:
     """A feature_store.yaml; without a server the online store is SQLite."""
-    online = (
-        f"{{type: redis, connection_string: '{server[0]}:{server[1]}'}}"
-        if server
-        else "{path: data/online.db}"
-    )
+    redis = "{{type: {}, connection_string: '{}:{}'}}"
+    online = redis.format(store, *server) if server else "{path: data/online.db}"
     return f"project: {project}\nprovider: local\nregistry: data/registry.db\nonline_store: {online}\n"
 
 

@@ -24,21 +24,19 @@ import pyarrow as pa
 import pyarrow.dataset as pa_dataset
 import pyarrow.parquet as pq
 
-from sda_features.config import BackboneSettings, CatalogSettings, PromptSettings
+from sda_features.config import CatalogSettings
 from sda_features.demo.catalogue import make_catalogue
-from sda_features.demo.model import build_tiny_model
-from sda_features.feature_store.init import init_repo
 from sda_features.feature_store.lifecycle import list_versions
 from sda_features.feature_store.matrices import load_vectors
 from sda_features.feature_store.repo import open_feature_set, quiet_feast
 from sda_features.feature_store.versions import open_versions
-from sda_features.lvlm.checkpoint import LoadedEncoder, unadapted
 from sda_features.offline import compact
 from sda_features.offline.parts import part_paths, stored_rows
 from sda_features.serving import EmbeddingClient
 from sda_features.serving.embedded import embedded_redis
 from sda_features.workflows import materialize
-from tests.feast_repo import apply, redis_config
+from tests.feast_repo import applied_repo, config
+from tests.shop import tiny_encoder
 
 for name in (  # what a run imports on its way: once here, not in every fork
     "feast.infra.compute_engines.local.compute",
@@ -63,22 +61,14 @@ def prepare(folder: Path, server: tuple[str, int]) -> None:
     kept = np.arange(len(titles)) % 25 != 3
     changed = table.set_column(table.column_names.index("title"), "title", pa.array(titles))
     pq.write_table(changed.filter(pa.array(kept)), folder / "second.parquet")
-    build_tiny_model(folder / "model", ["title is oak table"], hidden_size=64, layers=1, vision_layers=1)
+    tiny_encoder(folder / "model")
     for name in ("calm", "killed"):
-        repo = folder / name
-        repo.mkdir()
-        (repo / "feature_store.yaml").write_text(redis_config(name, server))
-        init_repo(repo, feature_sets=["sda"])
-        apply(repo)
+        applied_repo(folder / name, config(name, server), feature_sets=["sda"])
 
 
 def run(folder: Path, repo: str, catalogue: str) -> list[int]:
     """Materialise; return how many items were encoded, unchanged and removed."""
-    settings = BackboneSettings.parse(model=str(folder / "model"), quantization="none", device="cpu")
-
-    def load() -> LoadedEncoder:
-        return unadapted(settings, PromptSettings())
-
+    load = tiny_encoder(folder / "model")
     items = CatalogSettings.parse(path=folder / catalogue)
     done = materialize(folder / repo, "sda", items, load, shard_rows=SHARD_ROWS, progress=False)
     return [done.encoded, done.unchanged, done.removed]

@@ -22,7 +22,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sda_features.feature_store.init import init_repo
 from sda_features.feature_store.matrices import load_vectors
 from sda_features.feature_store.repo import open_feature_set
 from sda_features.offline.location import parquet_names
@@ -31,7 +30,7 @@ from sda_features.serving import EmbeddingClient
 from sda_features.serving.embedded import embedded_redis
 from sda_features.workflows import given_vectors, materialize
 from sda_features.workflows.given_vectors import VectorTable
-from tests.feast_repo import apply, redis_config
+from tests.feast_repo import applied_repo, config
 from tests.s3_server import s3_server
 
 ITEMS, DIM = 4_000, 6
@@ -86,10 +85,8 @@ def kill_runs(repo: Path, table: VectorTable, kills: int, seed: int) -> Counter[
 def main(kills: int, seed: int) -> Counter[str]:
     """In a repo and with servers of its own."""
     with tempfile.TemporaryDirectory() as name, s3_server() as bucket, embedded_redis() as server:
-        repo = Path(name)
-        (repo / "feature_store.yaml").write_text(redis_config("kills", server))
-        init_repo(repo, feature_sets=["sda"], source_folder=f"{bucket}/kills")
-        apply(repo)
+        settings = {"feature_sets": ["sda"], "source_folder": f"{bucket}/kills"}
+        repo = applied_repo(Path(name), config("kills", server), **settings)
         text, image = (
             pa.array([*matrix], pa.list_(pa.float32()))
             for matrix in np.random.default_rng(seed).random((2, ITEMS, DIM), np.float32)

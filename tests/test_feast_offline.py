@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,39 +10,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sda_features.config import BackboneSettings, CatalogSettings, PromptSettings
 from sda_features.demo.catalogue import make_catalogue
-from sda_features.demo.model import build_tiny_model
 from sda_features.errors import FeatureStoreError
-from sda_features.feature_store.init import FILE_NAME, init_repo
+from sda_features.feature_store.init import FILE_NAME
 from sda_features.feature_store.matrices import load_vectors
-from sda_features.lvlm.checkpoint import unadapted
 from sda_features.offline.schema import SCHEMA
 from sda_features.serving import EmbeddingClient
 from sda_features.workflows import MaterializeResult, materialize
-from tests.feast_repo import apply, redis_config
+from tests.feast_repo import apply
+from tests.shop import catalog, tiny_encoder
 
 
 def test_rows_go_through_feast_to_its_own_offline_store(
-    tmp_path: Path, redis_server: tuple[str, int], new_project: Callable[[], str]
+    tmp_path: Path, new_repo: Callable[..., Path]
 ) -> None:
     """One parquet file, which Feast itself reads and writes: encode, change, remove, and bring back."""
-    repo = tmp_path / "repo"
-    repo.mkdir()
-    (repo / "feature_store.yaml").write_text(redis_config(new_project(), redis_server))
-    init_repo(repo, feature_sets=["sda"], slots=1)
+    repo = new_repo(tmp_path / "repo", feature_sets=["sda"], slots=1)
     definitions = repo / FILE_NAME
     text = definitions.read_text()
     definitions.write_text(text.replace("data/item_embeddings/sda", "data/rows.parquet"))
     assert definitions.read_text() != text
     apply(repo)
     make_catalogue(20).write(tmp_path / "first.parquet")
-    build_tiny_model(tmp_path / "model", ["title is oak"], hidden_size=64, layers=1, vision_layers=1)
-    settings = BackboneSettings.parse(model=str(tmp_path / "model"), quantization="none", device="cpu")
-    load = partial(unadapted, settings, PromptSettings())
+    load = tiny_encoder(tmp_path / "model")
 
     def run(name: str) -> MaterializeResult:
-        items = CatalogSettings.parse(path=tmp_path / f"{name}.parquet", max_bad_rows=0.5)
+        items = catalog(tmp_path / f"{name}.parquet", max_bad_rows=0.5)
         return materialize(repo, "sda", items, load, shard_rows=8, progress=False)
 
     with pytest.raises(FeatureStoreError, match="Feast cannot read the FileSource of sda_item_embeddings"):

@@ -26,9 +26,7 @@ from sda_features.cli.failures import explain
 from sda_features.cli.main import cli
 from sda_features.config import BackboneSettings, CatalogSettings, PromptSettings
 from sda_features.demo.catalogue import make_catalogue
-from sda_features.demo.model import build_tiny_model
 from sda_features.errors import CheckpointError, EngineError, SettingsError
-from sda_features.feature_store.init import init_repo
 from sda_features.feature_store.offline_rows import FolderRows, Staging
 from sda_features.feature_store.repo import open_feature_set
 from sda_features.lvlm.backbone import PromptBatch
@@ -39,9 +37,9 @@ from sda_features.offline.schema import matrix_of
 from sda_features.serving import EmbeddingClient
 from sda_features.workflows import MaterializeResult, materialize
 from sda_features.workflows.engines import Engine, LoadEncoder, local_engine
-from tests.feast_repo import apply, redis_config
 from tests.lvlm.dual_models import build_dual_model
 from tests.s3_server import s3_server
+from tests.shop import on_cpu, tiny_encoder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:ray")  # of Ray, about Ray
 ITEMS, SHARD_ROWS, CALLS_BEFORE_DEATH = 60, 8, 3
@@ -111,9 +109,7 @@ def fail() -> LoadedEncoder:
 
 
 @pytest.fixture(scope="module")
-def shop(
-    tmp_path_factory: pytest.TempPathFactory, redis_server: tuple[str, int], new_project: Callable[[], str]
-) -> Path:
+def shop(tmp_path_factory: pytest.TempPathFactory, new_repo: Callable[..., Path]) -> Path:
     """A folder with a partitioned catalogue before/ and after/ a change, model/, and the repos local/ and ray/."""
     folder = tmp_path_factory.mktemp("shop")
     make_catalogue(ITEMS).write(folder / "items.parquet")
@@ -128,21 +124,15 @@ def shop(
             part = folder / name / f"shelf={number}" / "items.parquet"
             part.parent.mkdir(parents=True)
             pq.write_table(rows.slice(number * len(rows) // 3, len(rows) // 3), part, row_group_size=6)
-    build_tiny_model(folder / "model", ["title is oak table"], hidden_size=64, layers=1, vision_layers=1)
+    tiny_encoder(folder / "model")
     for name in ("local", "ray"):
-        repo = folder / name
-        repo.mkdir()
-        (repo / "feature_store.yaml").write_text(redis_config(new_project(), redis_server))
-        init_repo(repo, feature_sets=["sda"])
-        apply(repo)
+        new_repo(folder / name, feature_sets=["sda"])
     return folder
 
 
 @pytest.fixture(scope="module")
 def backbone(shop: Path) -> BackboneSettings:
-    return BackboneSettings.parse(
-        model=str(shop / "model"), quantization="none", device="cpu", dtype="float32"
-    )
+    return on_cpu(shop / "model", dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +180,7 @@ def run(
 def test_a_dual_encoder_runs_there_too(shop: Path, ray_engine: Engine) -> None:
     """Texts that were cut are counted in the workers."""
     build_dual_model(shop / "clip", "clip")
-    settings = BackboneSettings.parse(model=str(shop / "clip"), device="cpu", dtype="float32")
+    settings = on_cpu(shop / "clip", quantization="nf4", dtype="float32")
     local, ray = (
         run(shop, engine, "before", partial(pretrained, settings, PromptSettings()))
         for engine in (local_engine, ray_engine)
@@ -285,16 +275,11 @@ def test_workers_write_at_a_url(
     bucket: str,
     backbone: BackboneSettings,
     ray_engine: Engine,
-    redis_server: tuple[str, int],
-    new_project: Callable[[], str],
+    new_repo: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Row for row what the local engine writes in a folder; this process writes no row."""
-    project, repo = new_project(), shop / "s3"
-    repo.mkdir()
-    (repo / "feature_store.yaml").write_text(redis_config(project, redis_server))
-    init_repo(repo, feature_sets=["sda"], source_folder=f"{bucket}/{project}")
-    apply(repo)
+    new_repo(shop / "s3", feature_sets=["sda"], source_folder=f"{bucket}/ray")
     local = run(shop, local_engine, "after", partial(load, backbone))
     monkeypatch.setattr(FolderRows, "write", None)
     ray = run(shop, ray_engine, "after", partial(load, backbone), "s3")

@@ -4,56 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import redis
-from click.testing import CliRunner
 
-from sda_features.cli.main import cli
-from sda_features.config import BackboneSettings, CatalogSettings, PromptSettings
 from sda_features.demo.catalogue import make_catalogue
-from sda_features.demo.model import build_tiny_model
 from sda_features.errors import ParityError
-from sda_features.feature_store.init import init_repo
 from sda_features.feature_store.online_rows import online_view
 from sda_features.feature_store.repo import open_feature_set
-from sda_features.lvlm.checkpoint import LoadedEncoder, unadapted
 from sda_features.offline.location import parquet_names
 from sda_features.offline.parts import newest_batches
-from sda_features.workflows import materialize, verify
+from sda_features.workflows import MaterializeResult, materialize, verify
 from sda_features.workflows.verify import _check_matrices
-from tests.feast_repo import apply, redis_config
+from tests.shop import catalog, run, tiny_encoder
 
 ITEMS = 30
 
 
 @pytest.fixture(scope="module")
-def shop(
-    tmp_path_factory: pytest.TempPathFactory, redis_server: tuple[str, int], new_project: Callable[[], str]
-) -> Path:
+def shop(tmp_path_factory: pytest.TempPathFactory, new_repo: Callable[..., Path]) -> Path:
     """A folder with items.parquet and a repo whose feature set `vanilla` holds its vectors."""
     folder = tmp_path_factory.mktemp("verify")
     make_catalogue(ITEMS).write(folder / "items.parquet")
-    build_tiny_model(folder / "model", ["title is oak table"], hidden_size=64, layers=1, vision_layers=1)
-    repo = folder / "repo"
-    repo.mkdir()
-    (repo / "feature_store.yaml").write_text(redis_config(new_project(), redis_server))
-    init_repo(repo, feature_sets=["vanilla"], slots=1)
-    apply(repo)
-    materialize(repo, "vanilla", catalog(folder / "items.parquet"), encoder(folder), progress=False)
+    new_repo(folder / "repo", feature_sets=["vanilla"], slots=1)
+    write(folder)
     return folder
 
 
-def encoder(folder: Path) -> Callable[[], LoadedEncoder]:
-    settings = BackboneSettings.parse(model=str(folder / "model"), quantization="none", device="cpu")
-    return lambda: unadapted(settings, PromptSettings())
-
-
-def catalog(path: Path) -> CatalogSettings:
-    return CatalogSettings.parse(path=path, max_bad_rows=1.0)
+def write(shop: Path, **options: Any) -> MaterializeResult:
+    load = tiny_encoder(shop / "model")
+    return materialize(
+        shop / "repo", "vanilla", catalog(shop / "items.parquet"), load, progress=False, **options
+    )
 
 
 def check(shop: Path, items: Path | None = None, sample: int | None = None):  # type: ignore[no-untyped-def]
@@ -66,22 +52,10 @@ def test_what_was_materialized_is_equal_everywhere(shop: Path) -> None:
     assert (found.items, found.online) == (ITEMS, True)
     assert found.vectors == 2 * ITEMS - 3  # one text is empty, one picture broken, one missing
     assert check(shop, sample=5).vectors in range(7, 11)
-    arguments = [
-        "verify",
-        str(shop / "items.parquet"),
-        "--repo",
-        str(shop / "repo"),
-        "--feature-set",
-        "vanilla",
-        "--max-bad-rows",
-        "1",
-    ]
-    shown = CliRunner().invoke(cli, arguments, catch_exceptions=False)
-    assert f"catalogue  {ITEMS} items are stored as they are, nothing else is" in shown.output
-    assert (
-        f"vectors    {found.vectors} are the same in the parquet parts, Redis and the trainers"
-        in shown.output
-    )
+    options = ("--repo", shop / "repo", "--feature-set", "vanilla", "--max-bad-rows", 1)
+    shown = run("verify", shop / "items.parquet", *options)
+    assert f"catalogue  {ITEMS} items are stored as they are, nothing else is" in shown
+    assert f"vectors    {found.vectors} are the same in the parquet parts, Redis and the trainers" in shown
 
 
 @pytest.mark.parametrize(
@@ -143,15 +117,10 @@ def test_flipped_bytes_are_found_and_repaired(shop: Path) -> None:
         ParityError, match=f"1 files .* damaged, such as {name} .*: {ITEMS} rows.* and --repair"
     ):
         check(shop)
-    done = materialize(shop / "repo", "vanilla", catalog(shop / "items.parquet"), encoder(shop), repair=True)
+    done = write(shop, repair=True)
     assert (done.encoded, done.unchanged) == (ITEMS, 0)
     assert check(shop).items == ITEMS
-    assert (
-        materialize(
-            shop / "repo", "vanilla", catalog(shop / "items.parquet"), encoder(shop), repair=True
-        ).encoded
-        == 0
-    )
+    assert write(shop, repair=True).encoded == 0
 
 
 def test_a_named_item_is_encoded_again(shop: Path, redis_server: tuple[str, int]) -> None:
@@ -162,10 +131,7 @@ def test_a_named_item_is_encoded_again(shop: Path, redis_server: tuple[str, int]
         server.hset(view.keys([item_id])[0], view.fields[0], b"\x08\x01")  # type: ignore[arg-type]
     with pytest.raises(ParityError, match=f"materialize` with the same options and --again {item_id}"):
         check(shop)
-    done = materialize(
-        shop / "repo", "vanilla", catalog(shop / "items.parquet"), encoder(shop), again=[item_id]
-    )
-    assert done.encoded == 1
+    assert write(shop, again=[item_id]).encoded == 1
     assert check(shop).items == ITEMS
 
 

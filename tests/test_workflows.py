@@ -15,68 +15,39 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
 
-from sda_features.cli.main import cli
-from sda_features.config import (
-    BackboneSettings,
-    CatalogSettings,
-    EvaluationSettings,
-    PromptSettings,
-    RecommenderSettings,
-)
+from sda_features.config import CatalogSettings, EvaluationSettings, RecommenderSettings
 from sda_features.demo.catalogue import make_catalogue
-from sda_features.demo.model import build_tiny_model
 from sda_features.demo.purchases import make_interactions
 from sda_features.errors import CatalogError, FeatureMismatchError, FeatureStoreError, OnlineStoreError
 from sda_features.feature_store.lifecycle import list_versions, rollback
 from sda_features.feature_store.matrices import load_vectors
 from sda_features.feature_store.repo import open_feature_set
 from sda_features.feature_store.versions import open_versions, slot_for
-from sda_features.lvlm.checkpoint import LoadedEncoder, unadapted
+from sda_features.lvlm.checkpoint import LoadedEncoder
 from sda_features.offline.parts import newest_timestamp
 from sda_features.recommenders.saved import load_run
 from sda_features.serving import EmbeddingClient
 from sda_features.workflows import MaterializeResult, materialize, train_recommender
-from tests.feast_repo import apply, redis_config
+from tests.shop import catalog, run, tiny_encoder
 
 ITEMS = 60
 
 
 @pytest.fixture(scope="module")
-def shop(
-    tmp_path_factory: pytest.TempPathFactory, redis_server: tuple[str, int], new_project: Callable[[], str]
-) -> Path:
+def shop(tmp_path_factory: pytest.TempPathFactory, new_repo: Callable[..., Path]) -> Path:
     """A folder with items.parquet, log.parquet, model/, and an applied Feast repo in repo/."""
     folder = tmp_path_factory.mktemp("shop")
     catalogue = make_catalogue(ITEMS)
     catalogue.write(folder / "items.parquet")
     pq.write_table(make_interactions(catalogue, users=60), folder / "log.parquet")
-    build_tiny_model(folder / "model", ["title is oak table"], hidden_size=64, layers=1, vision_layers=1)
-    make_repo(
-        folder / "repo",
-        redis_config(new_project(), redis_server),
-    )
+    tiny_encoder(folder / "model")
+    new_repo(folder / "repo")
     return folder
 
 
-def make_repo(repo: Path, config: str, slots: int = 2, feature_sets: str = "sda,vanilla") -> Path:
-    """An applied Feast repo."""
-    repo.mkdir()
-    (repo / "feature_store.yaml").write_text(config)
-    assert (
-        CliRunner()
-        .invoke(cli, ["init", str(repo), "--slots", str(slots), "--feature-sets", feature_sets])
-        .exit_code
-        == 0
-    )
-    apply(repo)
-    return repo
-
-
 def vanilla(shop: Path, **prompts: Any) -> Callable[[], LoadedEncoder]:
-    settings = BackboneSettings.parse(model=str(shop / "model"), quantization="none", device="cpu")
-    return lambda: unadapted(settings, PromptSettings.parse(**prompts))
+    return tiny_encoder(shop / "model", **prompts)
 
 
 def catalog_settings(path: Path) -> CatalogSettings:
@@ -85,20 +56,12 @@ def catalog_settings(path: Path) -> CatalogSettings:
 
 def test_commands_run_from_catalogue_to_ranking(shop: Path, tmp_path: Path) -> None:
     """adapt, materialize, materialize again after a change, lookup, train."""
-    items, repo = shop / "items.parquet", str(shop / "repo")
-
-    def run(*arguments: str) -> str:
-        done = CliRunner().invoke(cli, list(arguments), catch_exceptions=False)
-        assert done.exit_code == 0, done.output
-        return done.output
-
-    adapted = run(
-        *("adapt", str(items), "--model", str(shop / "model"), "-o", str(tmp_path / "run")),
-        *("--steps", "3", "--batch-size", "8", "--quantization", "nf4"),
-    )
+    items, repo, checkpoint = shop / "items.parquet", shop / "repo", tmp_path / "run" / "checkpoint"
+    sizes = ("--steps", 3, "--batch-size", 8, "--quantization", "nf4")
+    adapted = run("adapt", items, "--model", shop / "model", "-o", tmp_path / "run", *sizes)
     assert f"5 of {ITEMS + 2} rows have problems" in adapted
-    checkpoint = str(tmp_path / "run" / "checkpoint")
-    first = run("materialize", str(items), "--checkpoint", checkpoint, "--repo", repo, "--shard-rows", "25")
+    options = ("--checkpoint", checkpoint, "--repo", repo)
+    first = run("materialize", items, *options, "--shard-rows", 25)
     assert f"encoded    {ITEMS:,} items, 0 unchanged, 0 removed" in first
 
     table = pq.read_table(items)
@@ -107,18 +70,15 @@ def test_commands_run_from_catalogue_to_ranking(shop: Path, tmp_path: Path) -> N
     changed = tmp_path / "items.parquet"
     pq.write_table(table.set_column(1, "title", pa.array(titles)), changed)
     report = tmp_path / "report.jsonl"
-    again = run(
-        "materialize", str(changed), "--checkpoint", checkpoint, "--repo", repo, "--report", str(report)
-    )
+    again = run("materialize", changed, *options, "--report", report)
     assert f"encoded    1 items, {ITEMS - 1} unchanged" in again
     assert len(report.read_text().splitlines()) == 5
 
     shown = run("lookup", table["item_id"][7].as_py(), "--repo", repo)
     assert "text  found, dimension 64, norm 1.0000" in shown
-    trained = run(
-        *("train", str(shop / "log.parquet"), "--features", "sda", "--repo", repo),
-        *("-o", str(tmp_path / "sasrec"), "--epochs", "2", "--validate-every", "1", "--eval-negatives", "20"),
-    )
+    quick = ("--epochs", 2, "--validate-every", 1, "--eval-negatives", 20)
+    train = ("train", shop / "log.parquet", "--features", "sda", "--repo", repo)
+    trained = run(*train, "-o", tmp_path / "sasrec", *quick)
     assert "| sampled-20 | tail" in trained
     loaded = load_run(tmp_path / "sasrec")
     with EmbeddingClient.from_repo(repo) as client:
@@ -193,12 +153,10 @@ def test_an_interrupted_run_keeps_its_finished_shards(
 
 
 def test_items_that_are_gone_are_removed_and_too_many_are_refused(
-    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shop: Path, new_repo: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Online, offline, and nothing of it before the catalogue is trusted; the clock is set back meanwhile."""
-    repo = make_repo(
-        shop / "shrinking", (shop / "repo" / "feature_store.yaml").read_text(), feature_sets="gone"
-    )
+    repo = new_repo(shop / "shrinking", feature_sets=["gone"])
     table = pq.read_table(shop / "items.parquet").slice(0, 40)
     ids = table["item_id"].to_pylist()
     for name, rows in {"all": table, "most": table.slice(3), "few": table.slice(30)}.items():
@@ -255,11 +213,11 @@ def test_a_slot_has_one_writer(shop: Path, half_bad: tuple[CatalogSettings, Cata
 
 
 def test_vectors_of_two_versions_do_not_train_together(
-    shop: Path, half_bad: tuple[CatalogSettings, CatalogSettings]
+    shop: Path, new_repo: Callable[..., Path], half_bad: tuple[CatalogSettings, CatalogSettings]
 ) -> None:
     """A feature set with one slot is written over; half-way it is no input for a trainer."""
     good, bad = half_bad
-    repo = make_repo(shop / "narrow", (shop / "repo" / "feature_store.yaml").read_text(), slots=1)
+    repo = new_repo(shop / "narrow", slots=1)
     materialize(repo, "vanilla", good, vanilla(shop), progress=False)
     with pytest.raises(FeatureStoreError, match="--promote is for feature sets with versions"):
         materialize(repo, "vanilla", good, vanilla(shop), promote=True, progress=False)
@@ -303,7 +261,9 @@ def test_a_log_of_other_items_is_refused(shop: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.fault
-def test_a_picture_that_cannot_be_reached_costs_no_vector(shop: Path, tmp_path: Path) -> None:
+def test_a_picture_that_cannot_be_reached_costs_no_vector(
+    shop: Path, new_repo: Callable[..., Path], tmp_path: Path
+) -> None:
     """Its item keeps both vectors, offline and online, and the next run encodes it again if it has changed."""
     served = tmp_path / "served"
     served.mkdir()
@@ -334,16 +294,10 @@ def test_a_picture_that_cannot_be_reached_costs_no_vector(shop: Path, tmp_path: 
             rows = table.set_column(table.schema.get_field_index("image"), "image", urls)
             rows = rows.set_column(rows.schema.get_field_index("title"), "title", pa.array(titles))
             pq.write_table(rows, tmp_path / "items.parquet")
-            settings = CatalogSettings.parse(
-                path=tmp_path / "items.parquet", image_hosts=(address,), max_bad_rows=0.5, **limits
-            )
+            settings = catalog(tmp_path / "items.parquet", image_hosts=(address,), max_bad_rows=0.5, **limits)
             return materialize(repo, "sda", settings, vanilla(shop), progress=False)
 
-        repo = make_repo(
-            tmp_path / "repo",
-            (shop / "repo" / "feature_store.yaml").read_text().replace("project: ", "project: away_"),
-            feature_sets="sda",
-        )
+        repo = new_repo(tmp_path / "repo", feature_sets=["sda"])
         first = run(titles)
         ids = table["item_id"].to_pylist()
         before = load_vectors(repo, "sda", ids)

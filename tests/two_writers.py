@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 
 from sda_features.errors import FeatureStoreError
-from sda_features.feature_store.init import init_repo
 from sda_features.feature_store.lifecycle import prune
 from sda_features.feature_store.to_online import materialize_view
 from sda_features.feature_store.versions import open_versions, record_version, slot_for
@@ -35,7 +34,7 @@ from sda_features.offline.parts import stored_rows
 from sda_features.online import lease
 from sda_features.serving import EmbeddingClient
 from sda_features.serving.embedded import embedded_redis
-from tests.feast_repo import NOON, Rows, apply, redis_config
+from tests.feast_repo import NOON, Rows, applied_repo, config
 
 IDS = [f"i{number:04}" for number in range(1500)]
 READ = IDS[::5]
@@ -147,11 +146,7 @@ def wrong_versions(repo: Path) -> dict[str, int]:
 
 def make_repo(folder: Path, config: str) -> Path:
     """An applied repo of three slots."""
-    folder.mkdir()
-    (folder / "feature_store.yaml").write_text(config)
-    init_repo(folder, feature_sets=["sda"], slots=3)
-    apply(folder)
-    return folder
+    return applied_repo(folder, config, feature_sets=["sda"], slots=3)
 
 
 def one_run(repos: list[Path], kind: str, chance: random.Random) -> Counter[str]:
@@ -185,7 +180,7 @@ def main(runs: int, seed: int) -> Counter[str]:
     lease.SECONDS, chance = LEASE, random.Random(seed)
     total: Counter[str] = Counter()
     with embedded_redis() as server, tempfile.TemporaryDirectory() as folder:
-        repos = [make_repo(Path(folder, name), redis_config("shop", server)) for name in ("a", "b")]
+        repos = [make_repo(Path(folder, name), config("shop", server)) for name in ("a", "b")]
         assert result(fork(lambda: write(repos[0], "0" * 12))) == "done"
         stop = Path(folder, "stop")
         readers = [fork(lambda: read(repos[0], stop)) for _ in range(READERS)]

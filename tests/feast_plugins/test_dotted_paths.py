@@ -10,10 +10,9 @@ import pytest
 from sda_features.feast_plugins.engine import VectorEngine
 from sda_features.feast_plugins.offline_store import VectorFileOfflineStore
 from sda_features.feast_plugins.online_store import VectorRedisOnlineStore
-from sda_features.feature_store.init import init_repo
 from sda_features.feature_store.repo import open_feature_set
 from sda_features.serving.repo_config import read_repo_config
-from tests.feast_repo import apply, redis_config
+from tests.feast_repo import applied_repo, config
 
 
 @pytest.mark.parametrize(
@@ -31,18 +30,17 @@ def test_every_path_leads_to_the_class(
     online: str,
     offline: str,
 ) -> None:
-    (tmp_path / "feature_store.yaml").write_text(
-        redis_config(new_project(), redis_server, f"sda_features.{online}.VectorRedisOnlineStore")
+    settings = (
+        config(new_project(), redis_server, f"sda_features.{online}.VectorRedisOnlineStore")
         + f"offline_store: {{type: sda_features.{offline}.VectorFileOfflineStore}}\n"
         + f"batch_engine: {{type: sda_features.{engine}.VectorEngine}}\n"
     )
-    init_repo(tmp_path, feature_sets=["sda"], slots=1)
-    apply(tmp_path)
-    store, config = open_feature_set(tmp_path, "sda").store, read_repo_config(tmp_path)
+    applied_repo(tmp_path, settings, feature_sets=["sda"], slots=1)
+    store, found = open_feature_set(tmp_path, "sda").store, read_repo_config(tmp_path)
     provider = store._get_provider()
     assert type(provider.online_store) is VectorRedisOnlineStore
     assert type(provider.offline_store) is VectorFileOfflineStore
     assert type(provider.batch_engine) is VectorEngine
-    assert config.has_redis
-    assert config.engine_type == "sda_features.feast_plugins.engine.VectorEngine"
-    assert config.offline_type == "sda_features.feast_plugins.offline_store.VectorFileOfflineStore"
+    assert found.has_redis
+    assert found.engine_type == "sda_features.feast_plugins.engine.VectorEngine"
+    assert found.offline_type == "sda_features.feast_plugins.offline_store.VectorFileOfflineStore"

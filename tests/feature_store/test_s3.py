@@ -5,29 +5,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sda_features.config import (
-    BackboneSettings,
-    CatalogSettings,
-    EvaluationSettings,
-    PromptSettings,
-    RecommenderSettings,
-)
+from sda_features.config import EvaluationSettings, RecommenderSettings
 from sda_features.demo.catalogue import make_catalogue
-from sda_features.demo.model import build_tiny_model
-from sda_features.feature_store.init import init_repo
 from sda_features.feature_store.lifecycle import list_versions, promote, prune, rollback
 from sda_features.feature_store.matrices import load_vectors
 from sda_features.feature_store.repo import open_feature_set
 from sda_features.feature_store.versions import open_versions
-from sda_features.lvlm.checkpoint import unadapted
 from sda_features.offline.location import parquet_names
 from sda_features.offline.parts import newest_batches, part_paths
 from sda_features.serving import EmbeddingClient
 from sda_features.workflows import materialize, train_recommender, verify
 from sda_features.workflows.given_vectors import VectorTable
 from tests import kill_s3
-from tests.feast_repo import apply, redis_config
 from tests.s3_server import s3_server
+from tests.shop import catalog, tiny_encoder
 
 DIM = 6
 
@@ -39,12 +30,8 @@ def bucket():
 
 
 @pytest.fixture
-def repo(tmp_path, bucket, redis_server, new_project):
-    project = new_project()
-    (tmp_path / "feature_store.yaml").write_text(redis_config(project, redis_server))
-    init_repo(tmp_path, feature_sets=["sda"], source_folder=f"{bucket}/{project}")
-    apply(tmp_path)
-    return tmp_path
+def repo(tmp_path, bucket, new_repo, new_project):
+    return new_repo(tmp_path, feature_sets=["sda"], source_folder=f"{bucket}/{new_project()}")
 
 
 def vectors(path, rows, seed=0, version="v1", full=False):
@@ -123,10 +110,8 @@ def test_a_life_at_a_url(repo, tmp_path):
 
 def test_a_catalogue_is_verified_and_trained_on_from_a_url(repo, tmp_path):
     make_catalogue(30).write(tmp_path / "items.parquet")
-    build_tiny_model(tmp_path / "model", ["title is oak table"], hidden_size=64, layers=1, vision_layers=1)
-    backbone = BackboneSettings.parse(model=str(tmp_path / "model"), quantization="none", device="cpu")
-    items = CatalogSettings.parse(path=tmp_path / "items.parquet", max_bad_rows=1.0)
-    done = materialize(repo, "sda", items, lambda: unadapted(backbone, PromptSettings()), progress=False)
+    items = catalog(tmp_path / "items.parquet")
+    done = materialize(repo, "sda", items, tiny_encoder(tmp_path / "model"), progress=False)
     found = verify(repo, "sda", items, progress=False)
     assert (found.items, found.vectors, found.online) == (30, 57, True)
     log = [

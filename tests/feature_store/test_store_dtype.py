@@ -18,7 +18,7 @@ from sda_features.feature_store.to_online import materialize_view
 from sda_features.offline.parts import write_part
 from sda_features.offline.schema import vectors_table
 from sda_features.serving import EmbeddingClient
-from tests.feast_repo import apply, redis_config
+from tests.feast_repo import applied_repo, config
 
 ITEMS, DIM = 50, 24
 IDS = [f"item {row}" for row in range(ITEMS)]
@@ -44,14 +44,11 @@ def table(store_dtype: str) -> pa.Table:
 def repo(
     tmp_path_factory: pytest.TempPathFactory, redis_server: tuple[str, int], new_project: Callable[[], str]
 ) -> Path:
-    repo = tmp_path_factory.mktemp("dtypes")
-    (repo / "feature_store.yaml").write_text(
-        redis_config(
-            new_project(), redis_server, "sda_features.feast_plugins.online_store.VectorRedisOnlineStore"
-        )
+    store = "sda_features.feast_plugins.online_store.VectorRedisOnlineStore"
+    settings = {"feature_sets": ["plain", "half:float16", "byte:int8"], "slots": 1}
+    repo = applied_repo(
+        tmp_path_factory.mktemp("dtypes"), config(new_project(), redis_server, store), **settings
     )
-    init_repo(repo, feature_sets=["plain", "half:float16", "byte:int8"], slots=1)
-    apply(repo)
     for feature_set in ("plain", "half", "byte"):
         opened = open_feature_set(repo, feature_set)
         write_part(opened.folder, table(opened.store_dtype))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -80,7 +81,6 @@ JSON_IMAGES: list[tuple[str, str, str | None]] = [
     ("half a pair", '"\\ud83d"', "unusable_image"),
     ("a folder", '"."', "image_not_found"),
     ("a URL", '"http://127.0.0.1:1/a.png"', "host_not_allowed"),
-    ("no host", '"http://["', None),
 ]
 
 # name, a line, the reason of its row
@@ -156,8 +156,17 @@ def parquet(table: pa.Table) -> bytes:
     return stream.getvalue()
 
 
+def of(*ids: Any, **columns: Any) -> pa.Table:
+    return pa.table({"item_id": ids, **columns})
+
+
 def one(**columns: Any) -> pa.Table:
-    return pa.table({"item_id": ["c"], **columns})
+    return of("c", **columns)
+
+
+def both(**fields: str) -> dict[str, dict[str, str]]:
+    """The rows of `GOOD`, with further fields."""
+    return {name: row | fields for name, row in BOTH.items()}
 
 
 def _flipped(at: int) -> bytes:
@@ -167,68 +176,50 @@ def _flipped(at: int) -> bytes:
 
 
 _WHOLE = parquet(GOOD)
+HEAD, CSV = b"item_id,title\n", b"item_id,title\na,x\nb,y\n"
+LINES = b'{"item_id":"a","title":"x"}\n{"item_id":"b","title":"y"}\n'
+NONE, WORD, D_X = pa.nulls(0), pa.array(["x"]).dictionary_encode(), of("d", t=["x"])
+
+
+def C(**fields: str) -> dict[str, dict[str, str]]:
+    """The row of `one`."""
+    return {"c": fields}
+
+
 PARTS: list[tuple[str, dict[str, Any], dict[str, dict[str, str]] | str]] = [
     (
         "text missing in the first",
         {"0": GOOD, "1": one(title=["z"], brand=["oak"])},
-        {**BOTH, "c": {"title": "z", "brand": "oak"}},
+        BOTH | C(title="z", brand="oak"),
     ),
-    (
-        "text null in the first",
-        {"0": pa.table({"item_id": ["a"], "t": pa.nulls(1)}), "1": one(t=["z"])},
-        {"a": {}, "c": {"t": "z"}},
-    ),
-    (
-        "integers, then floats",
-        {"0": pa.table({"item_id": ["a"], "n": [10]}), "1": one(n=[9.5])},
-        {"a": {"n": "10"}, "c": {"n": "9.5"}},
-    ),
-    (
-        "integers, then text",
-        {"0": pa.table({"item_id": ["a"], "n": [10]}), "1": one(n=["x"])},
-        {"a": {"n": "10"}, "c": {"n": "x"}},
-    ),
-    (
-        "ids of integers, then text",
-        {"0": pa.table({"item_id": [1], "t": ["x"]}), "1": one(t=["z"])},
-        {"1": {"t": "x"}, "c": {"t": "z"}},
-    ),
+    ("text null in the first", {"0": of("a", t=pa.nulls(1)), "1": one(t=["z"])}, {"a": {}} | C(t="z")),
+    ("integers, then floats", {"0": of("a", n=[10]), "1": one(n=[9.5])}, {"a": {"n": "10"}} | C(n="9.5")),
+    ("integers, then text", {"0": of("a", n=[10]), "1": one(n=["x"])}, {"a": {"n": "10"}} | C(n="x")),
+    ("ids of integers, then text", {"0": of(1, t=["x"]), "1": one(t=["z"])}, {"1": {"t": "x"}} | C(t="z")),
     (
         "ids of floats, then integers",
-        {"0": pa.table({"item_id": [1.0], "t": ["x"]}), "1": pa.table({"item_id": [2], "t": ["z"]})},
+        {"0": of(1.0, t=["x"]), "1": of(2, t=["z"])},
         {"1": {"t": "x"}, "2": {"t": "z"}},
     ),
     (
         "dates, then text",
-        {"0": one(t=pa.array([0], pa.date32())), "1": pa.table({"item_id": ["d"], "t": ["x"]})},
-        {"c": {"t": "1970-01-01"}, "d": {"t": "x"}},
+        {"0": one(t=pa.array([0], pa.date32())), "1": D_X},
+        C(t="1970-01-01") | {"d": {"t": "x"}},
     ),
     (
         "other order of columns",
         {"0": GOOD, "1": pa.table({"title": ["z"], "item_id": ["c"]})},
-        {**BOTH, "c": {"title": "z"}},
+        BOTH | C(title="z"),
     ),
-    (
-        "dictionary, then text",
-        {"0": one(t=pa.array(["x"]).dictionary_encode()), "1": pa.table({"item_id": ["d"], "t": ["y"]})},
-        {"c": {"t": "x"}, "d": {"t": "y"}},
-    ),
+    ("dictionary, then text", {"0": one(t=WORD), "1": of("d", t=["y"])}, C(t="x") | {"d": {"t": "y"}}),
     (
         "list in one, text in the other",
-        {"0": one(t=[["x"]]), "1": pa.table({"item_id": ["d"], "t": ["y"]})},
+        {"0": one(t=[["x"]]), "1": D_X},
         "1.parquet: column 't' is string, and in ",
     ),
-    (
-        "struct in one, text in the other",
-        {"0": one(t=[{"x": 1}]), "1": pa.table({"item_id": ["d"], "t": ["y"]})},
-        "column 't' is string, and in ",
-    ),
+    ("struct in one, text in the other", {"0": one(t=[{"x": 1}]), "1": D_X}, "column 't' is string, and in "),
     ("an empty part", {"0": GOOD.slice(0, 0), "1": GOOD}, BOTH),
-    (
-        "a part without rows and types",
-        {"0": pa.table({"item_id": pa.nulls(0), "title": pa.nulls(0)}), "1": GOOD},
-        BOTH,
-    ),
+    ("a part without rows and types", {"0": pa.table({"item_id": NONE, "title": NONE}), "1": GOOD}, BOTH),
     ("a part that is cut", {"0": GOOD, "1": _WHOLE[: len(_WHOLE) // 2]}, "1.parquet cannot be read"),
     ("a part of no bytes", {"0": GOOD, "1": b""}, "1.parquet cannot be read"),
     ("a part that is text", {"0": GOOD, "1": b"not parquet, but text"}, "1.parquet cannot be read"),
@@ -240,243 +231,178 @@ FOLDERS: list[tuple[str, dict[str, Any], dict[str, dict[str, str]] | str]] = [
     ("only hidden files", {".x.parquet": GOOD}, "is a folder without files"),
     ("only Spark's mark", {"_SUCCESS": b""}, "is a folder without files"),
     ("of Spark", {"_SUCCESS": b"", ".part-0.crc": b"x", "part-0.snappy.parquet": GOOD}, BOTH),
-    (
-        "of Spark, CSV",
-        {"_SUCCESS": b"", "p0.csv": b"item_id,title\na,x\n", "p1.csv": b"item_id,title\nb,y\n"},
-        BOTH,
-    ),
-    (
-        "of Spark, JSON",
-        {
-            "_SUCCESS": b"",
-            "p0.json": b'{"item_id":"a","title":"x"}\n{"item_id":"b","title":"y"}\n',
-            "p1.json": b"",
-        },
-        BOTH,
-    ),
-    (
-        "CSV with other columns",
-        {"0.csv": b"item_id,title\na,x\nb,y\n", "1.csv": b"wood,item_id\noak,c\n"},
-        {**BOTH, "c": {"wood": "oak"}},
-    ),
+    ("of Spark, CSV", {"_SUCCESS": b"", "p0.csv": HEAD + b"a,x\n", "p1.csv": HEAD + b"b,y\n"}, BOTH),
+    ("of Spark, JSON", {"_SUCCESS": b"", "p0.json": LINES, "p1.json": b""}, BOTH),
+    ("CSV with other columns", {"0.csv": CSV, "1.csv": b"wood,item_id\noak,c\n"}, BOTH | C(wood="oak")),
     ("of Hive, without suffix", {"000000_0": _WHOLE}, BOTH),
     ("a readme in it", {"0.parquet": GOOD, "README.md": b"x"}, "expected files of one format"),
     ("two formats", {"0.parquet": GOOD, "1.csv": b"item_id\nc\n"}, "expected files of one format"),
     ("a Delta table", {"0.parquet": GOOD, "_delta_log/0.json": b"{}"}, "is a Delta table"),
-    (
-        "keys as text",
-        {"shelf=007/0.parquet": GOOD},
-        {name: {**row, "shelf": "007"} for name, row in BOTH.items()},
-    ),
-    (
-        "keys with spaces",
-        {"shelf=a%20b/0.parquet": GOOD},
-        {name: {**row, "shelf": "a b"} for name, row in BOTH.items()},
-    ),
+    ("keys as text", {"shelf=007/0.parquet": GOOD}, both(shelf="007")),
+    ("keys with spaces", {"shelf=a%20b/0.parquet": GOOD}, both(shelf="a b")),
     ("null keys", {"shelf=__HIVE_DEFAULT_PARTITION__/0.parquet": GOOD}, BOTH),
-    (
-        "keys of dates",
-        {"day=2020-01-01/0.parquet": GOOD},
-        {name: {**row, "day": "2020-01-01"} for name, row in BOTH.items()},
-    ),
-    ("keys that the files have too", {"title=z/0.parquet": GOOD}, {"a": {"title": "z"}, "b": {"title": "z"}}),
+    ("keys of dates", {"day=2020-01-01/0.parquet": GOOD}, both(day="2020-01-01")),
+    ("keys that the files have too", {"title=z/0.parquet": GOOD}, both(title="z")),
     (
         "files at two depths",
         {"0.parquet": GOOD, "s=1/0.parquet": one(title=["z"])},
-        {**BOTH, "c": {"title": "z", "s": "1"}},
+        BOTH | C(title="z", s="1"),
     ),
     ("a suffix in capitals", {"0.PARQUET": GOOD}, BOTH),
 ]
+LATE = [json.dumps({"item_id": f"i{n}", "t": "x" * 1000}) for n in range(1200)]
+# name, the last line of a JSON file of 1.2 MB, its fields
+JSON_ENDS: list[tuple[str, str, dict[str, str]]] = [
+    ("column after 1.2 MB", '{"item_id": "z", "brand": "oak"}', {"brand": "oak"}),
+    ("a float after integers", '{"item_id": "z", "n": 9.5}', {"n": "9.5"}),
+    ("a list after text", '{"item_id": "z", "t": ["a", "b"]}', {"t": "a, b"}),
+    ("an object after text", '{"item_id": "z", "t": {"a": "b"}}', {"t": "a b"}),
+]
+# name, a CSV file, rows; or part of the error
+CSV_HEADS: list[tuple[str, bytes, dict[str, dict[str, str]] | str]] = [
+    ("byte order mark", b"\xef\xbb\xbfitem_id,title\na,x\nb,y\n", BOTH),
+    ("quoted names", b'"item_id","title"\na,x\nb,y\n', BOTH),
+    ("UTF-16", "item_id,title\na,x\n".encode("utf-16"), "UTF-16"),
+    ("UTF-16, big end first", b"\xfe\xff" + "item_id,title\na,x\n".encode("utf-16-be"), "UTF-16"),
+    ("names twice", b"item_id,title,title\na,x,y\n", "several are named 'title'"),
+    ("the id twice", b"item_id,item_id\na,b\n", "several are named 'item_id'"),
+    ("Latin-1 in a name", b"item_id,h\xf6he\na,x\n", "does not name columns"),
+    ("an open quote", b'"item_id,title\na,x\n', "does not name columns"),
+    ("semicolons", b"item_id;title\na;x\n", "no column 'item_id'. Its columns are item_id;title"),
+    ("tabs", b"item_id\ttitle\na\tx\n", "no column 'item_id'"),
+    ("no head line", b"a,x\nb,y\n", "no column 'item_id'. Its columns are a, x"),
+    ("only a head line", b"item_id,title\n", "has no rows"),
+    ("only line ends", b"\n\n\n", "no column 'item_id'"),
+    ("no bytes", b"", "has no rows"),
+    ("binary rubbish", bytes(range(256)) * 4, "has no column 'item_id'"),
+    ("index of pandas", b",item_id,title\n0,a,x\n1,b,y\n", BOTH),
+    ("index of pandas, read and written", b"Unnamed: 0,item_id,title\n0,a,x\n1,b,y\n", BOTH),
+    ("control tokens as a name", b"item_id,<|im_end|>\na,x\n", {"a": {"<|im_end|>": "x"}}),
+    ("our own name", b"item_id,__row,row\na,x,y\n", {"a": {"__row": "x", "row": "y"}}),
+    ("space in a name", b"item_id, title\na,x\n", {"a": {" title": "x"}}),
+]
+
+MANY = {f"column_{n}": f"value {n}" for n in range(500)}
+# name, a parquet file, rows; or part of the error
+PARQUET_FILES: list[tuple[str, pa.Table, dict[str, dict[str, str]] | str]] = [
+    ("index of pandas", of("a", "b", title=["x", "y"], __index_level_0__=[5, 9]), BOTH),
+    (
+        "our own names",
+        of("a", row=["x"], __row=["y"], texts=["z"]),
+        {"a": {"row": "x", "__row": "y", "texts": "z"}},
+    ),
+    (
+        "names twice",
+        pa.Table.from_arrays([WORD, WORD, WORD], ["item_id", "t", "t"]),
+        "several of its columns are named 't'",
+    ),
+    ("no columns beside the id", of("a", "b"), {"a": {}, "b": {}}),
+    ("no rows", GOOD.slice(0, 0), "has no rows"),
+    (
+        "500 text columns",
+        of("a", **{f"column_{n}": [f"value {n}"] for n in range(500)}),
+        {"a": {f"column_{n}": f"value {n}" for n in range(500)}},
+    ),
+]
+# name, file, content, rows; or part of the error
+SUFFIXES: list[tuple[str, str, bytes, dict[str, dict[str, str]] | str]] = [
+    ("capitals", "C.CSV", CSV, BOTH),
+    ("none", "c", HEAD + b"a,x\n", "ends in ''"),
+    ("Excel", "c.xlsx", b"PK", "ends in '.xlsx'"),
+    ("compressed", "c.csv.gz", b"\x1f\x8b", "ends in '.gz'"),
+    ("CSV in a parquet file", "c.parquet", HEAD + b"a,x\n", "cannot be read"),
+    ("parquet in a CSV file", "c.csv", _WHOLE, "c.csv"),
+    ("parquet in a JSON file", "c.jsonl", _WHOLE, "c.jsonl"),
+]
 
 
-def _json_cases() -> list[Case]:
-    made = []
+def case(
+    name: str,
+    files: Mapping[str, Any],
+    result: Any,
+    problems: tuple[tuple[int, str], ...] = (),
+    path: str = "",
+) -> Case:
+    """`result`: rows, or a part of the error."""
+    if isinstance(result, str):
+        return Case(name, files, error=result, path=path)
+    return Case(name, files, result, problems, path=path)
+
+
+def _json_cases() -> Iterator[Case]:
     for name, value, text in JSON_TEXTS:
         line = f'{{"item_id": "a", "t": {value}, "u": "x"}}\n'
-        rows = {"a": {"t": text, "u": "x"} if text else {"u": "x"}}
         problems = ((1, "unusable_text"),) if text is None else ()
-        made.append(Case(f"JSON text: {name}", {"c.jsonl": line.encode()}, rows, problems))
+        fields = {"t": text, "u": "x"} if text else {"u": "x"}
+        yield case(f"JSON text: {name}", {"c.jsonl": line.encode()}, {"a": fields}, problems)
     for name, value, item_id, reason in JSON_IDS:
         line = f'{{"item_id": {value}, "t": "x"}}\n'
         rows = {} if item_id is None else {item_id: {"t": "x"}}
-        made.append(
-            Case(f"JSON id: {name}", {"c.jsonl": line.encode()}, rows, ((1, reason),) if reason else ())
-        )
+        yield case(f"JSON id: {name}", {"c.jsonl": line.encode()}, rows, ((1, reason),) if reason else ())
     for name, value, reason in JSON_IMAGES:
-        if name == "no host":
-            continue  # belongs to the URL check
-        line = f'{{"item_id": "a", "t": "x", "image": {value}}}\n'
-        made.append(
-            Case(
-                f"JSON image: {name}",
-                {"c.jsonl": line.encode(), "a.png": PNG},
-                {"a": {"t": "x"}},
-                ((1, reason),) if reason else (),
-                path="c.jsonl",
-            )
-        )
-    for name, line_, reason in JSON_LINES:
-        content = b'{"item_id": "a", "title": "x"}\n' + line_ + b'\n{"item_id": "z", "title": "y"}\n'
-        rows = (
-            {"a": {"title": "x"}}
-            | ({"b": {}} if reason in ("unusable_text", "missing_text") else {})
-            | {"z": {"title": "y"}}
-        )
-        made.append(Case(f"JSON line: {name}", {"c.ndjson": content}, rows, ((2, reason),)))
-    late = [json.dumps({"item_id": f"i{n}", "t": "x" * 1000}) for n in range(1200)]
-    for name, last, fields in [
-        ("column after 1.2 MB", '{"item_id": "z", "brand": "oak"}', {"brand": "oak"}),
-        ("a float after integers", '{"item_id": "z", "n": 9.5}', {"n": "9.5"}),
-        ("a list after text", '{"item_id": "z", "t": ["a", "b"]}', {"t": "a, b"}),
-        ("an object after text", '{"item_id": "z", "t": {"a": "b"}}', {"t": "a b"}),
-    ]:
+        files = {"c.jsonl": f'{{"item_id": "a", "t": "x", "image": {value}}}\n'.encode(), "a.png": PNG}
+        problems = ((1, reason),) if reason else ()
+        yield case(f"JSON image: {name}", files, {"a": {"t": "x"}}, problems, "c.jsonl")
+    for name, content, reason in JSON_LINES:
+        content = b'{"item_id": "a", "title": "x"}\n' + content + b'\n{"item_id": "z", "title": "y"}\n'
+        middle = {"b": {}} if reason in ("unusable_text", "missing_text") else {}
+        rows = {"a": {"title": "x"}} | middle | {"z": {"title": "y"}}
+        yield case(f"JSON line: {name}", {"c.ndjson": content}, rows, ((2, reason),))
+    for name, last, fields in JSON_ENDS:
         rows = {f"i{n}": {"t": "x" * 1000} for n in range(1200)} | {"z": fields}
-        made.append(Case(f"JSON: {name}", {"c.jsonl": "\n".join([*late, last]).encode()}, rows))
-    return made
+        yield case(f"JSON: {name}", {"c.jsonl": "\n".join([*LATE, last]).encode()}, rows)
 
 
-def _csv_cases() -> list[Case]:
-    made = [
-        Case(
-            f"CSV: {name}",
-            {"c.csv": b"item_id,title\n" + body},
-            {i: {"title": t} if t else {} for i, t in rows.items()},
-            problems,
-        )
-        for name, body, rows, problems in CSV_FILES
-    ]
-    heads: list[tuple[str, bytes, dict[str, dict[str, str]] | str]] = [
-        ("byte order mark", b"\xef\xbb\xbfitem_id,title\na,x\nb,y\n", BOTH),
-        ("quoted names", b'"item_id","title"\na,x\nb,y\n', BOTH),
-        ("UTF-16", "item_id,title\na,x\n".encode("utf-16"), "UTF-16"),
-        ("UTF-16, big end first", b"\xfe\xff" + "item_id,title\na,x\n".encode("utf-16-be"), "UTF-16"),
-        ("names twice", b"item_id,title,title\na,x,y\n", "several are named 'title'"),
-        ("the id twice", b"item_id,item_id\na,b\n", "several are named 'item_id'"),
-        ("Latin-1 in a name", b"item_id,h\xf6he\na,x\n", "does not name columns"),
-        ("an open quote", b'"item_id,title\na,x\n', "does not name columns"),
-        ("semicolons", b"item_id;title\na;x\n", "no column 'item_id'. Its columns are item_id;title"),
-        ("tabs", b"item_id\ttitle\na\tx\n", "no column 'item_id'"),
-        ("no head line", b"a,x\nb,y\n", "no column 'item_id'. Its columns are a, x"),
-        ("only a head line", b"item_id,title\n", "has no rows"),
-        ("only line ends", b"\n\n\n", "no column 'item_id'"),
-        ("no bytes", b"", "has no rows"),
-        ("binary rubbish", bytes(range(256)) * 4, "has no column 'item_id'"),
-        ("index of pandas", b",item_id,title\n0,a,x\n1,b,y\n", BOTH),
-        ("index of pandas, read and written", b"Unnamed: 0,item_id,title\n0,a,x\n1,b,y\n", BOTH),
-        ("control tokens as a name", b"item_id,<|im_end|>\na,x\n", {"a": {"<|im_end|>": "x"}}),
-        ("our own name", b"item_id,__row,row\na,x,y\n", {"a": {"__row": "x", "row": "y"}}),
-        ("space in a name", b"item_id, title\na,x\n", {"a": {" title": "x"}}),
-    ]
-    for name, content, result in heads:
-        right = {"error": result} if isinstance(result, str) else {"rows": result}
-        made.append(Case(f"CSV head: {name}", {"c.csv": content}, **right))
-    return made
+def _csv_cases() -> Iterator[Case]:
+    for name, body, texts, problems in CSV_FILES:
+        rows = {i: {"title": t} if t else {} for i, t in texts.items()}
+        yield case(f"CSV: {name}", {"c.csv": HEAD + body}, rows, problems)
+    for name, content, result in CSV_HEADS:
+        yield case(f"CSV head: {name}", {"c.csv": content}, result)
 
 
-def _parquet_cases() -> list[Case]:
-    made = []
+def _parquet_cases() -> Iterator[Case]:
     for name, column, texts, bad in TEXT_COLUMNS:
-        files = {"c.parquet": pa.table({"item_id": ["a", "b"], "t_x": column, "u": ["x", "y"]})}
+        files = {"c.parquet": of("a", "b", t_x=column, u=["x", "y"])}
         if isinstance(texts, str):
-            made.append(Case(f"text column: {name}", files, error=texts))
+            yield case(f"text column: {name}", files, texts)
             continue
         rows = {i: ({"t_x": t} if t else {}) | {"u": u} for i, t, u in zip("ab", texts, "xy", strict=True)}
-        made.append(Case(f"text column: {name}", files, rows, tuple((row, "unusable_text") for row in bad)))
+        yield case(f"text column: {name}", files, rows, tuple((row, "unusable_text") for row in bad))
         # The same rows as two row groups of a folder's second file.
-        made.append(
-            Case(
-                f"text column in parts: {name}",
-                {"d/0.parquet": one(u=["z"]), "d/1.parquet": files["c.parquet"]},
-                {"c": {"u": "z"}, **rows},
-                tuple((row + 1, "unusable_text") for row in bad),
-                path="d",
-            )
-        )
+        parts = {"d/0.parquet": one(u=["z"]), "d/1.parquet": files["c.parquet"]}
+        problems = tuple((row + 1, "unusable_text") for row in bad)
+        yield case(f"text column in parts: {name}", parts, C(u="z") | rows, problems, "d")
     for name, column, ids, problems in ID_COLUMNS:
         files = {"c.parquet": pa.table({"item_id": column, "t": ["x", "y", "z"]})}
-        if isinstance(ids, str):
-            made.append(Case(f"id column: {name}", files, error=ids))
-            continue
         bad = {row for row, _ in problems}
         used = [text for row, text in enumerate("xyz", start=1) if row not in bad]
-        made.append(
-            Case(f"id column: {name}", files, {i: {"t": t} for i, t in zip(ids, used, strict=True)}, problems)
-        )
+        rows = ids if isinstance(ids, str) else {i: {"t": t} for i, t in zip(ids, used, strict=True)}
+        yield case(f"id column: {name}", files, rows, problems)
     for name, column, pictures, problems in IMAGE_COLUMNS:
-        files = {
-            "c.parquet": pa.table({"item_id": ["a", "b", "c"], "t": ["x", "y", "z"], "image": column}),
-            "a.png": PNG,
-        }
-        if isinstance(pictures, str):
-            made.append(Case(f"image column: {name}", files, error=pictures, path="c.parquet"))
-        else:
-            rows = {i: {"t": t} for i, t in zip("abc", "xyz", strict=True)}
-            made.append(Case(f"image column: {name}", files, rows, problems, path="c.parquet"))
-    return made
+        files = {"c.parquet": of("a", "b", "c", t=["x", "y", "z"], image=column), "a.png": PNG}
+        rows = {i: {"t": t} for i, t in zip("abc", "xyz", strict=True)}
+        result = pictures if isinstance(pictures, str) else rows
+        yield case(f"image column: {name}", files, result, problems, "c.parquet")
 
 
-def _file_cases() -> list[Case]:
-    made = []
-    for kind, table in (("parts", PARTS), ("folder", FOLDERS)):
+def _file_cases() -> Iterator[Case]:
+    for kind, suffix, table in (("parts", ".parquet", PARTS), ("folder", "", FOLDERS)):
         for name, files, result in table:
-            inside = {
-                f"d/{p}" + (".parquet" if kind == "parts" else ""): content for p, content in files.items()
-            }
-            right = {"error": result} if isinstance(result, str) else {"rows": result}
-            made.append(Case(f"{kind}: {name}", inside, path="d", **right))
-    index = pa.table({"item_id": ["a", "b"], "title": ["x", "y"], "__index_level_0__": [5, 9]})
-    made.append(Case("parquet: index of pandas", {"c.parquet": index}, BOTH))
-    made.append(
-        Case(
-            "parquet: our own names",
-            {"c.parquet": pa.table({"item_id": ["a"], "row": ["x"], "__row": ["y"], "texts": ["z"]})},
-            {"a": {"row": "x", "__row": "y", "texts": "z"}},
-        )
-    )
-    twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["x"]), pa.array(["y"])], ["item_id", "t", "t"])
-    made.append(
-        Case("parquet: names twice", {"c.parquet": twice}, error="several of its columns are named 't'")
-    )
-    made.append(
-        Case(
-            "parquet: no columns beside the id",
-            {"c.parquet": pa.table({"item_id": ["a", "b"]})},
-            {"a": {}, "b": {}},
-        )
-    )
-    made.append(Case("parquet: no rows", {"c.parquet": GOOD.slice(0, 0)}, error="has no rows"))
+            inside = {f"d/{path}{suffix}": content for path, content in files.items()}
+            yield case(f"{kind}: {name}", inside, result, path="d")
+    for name, content, result in PARQUET_FILES:
+        yield case(f"parquet: {name}", {"c.parquet": content}, result)
     for share in (1, 4, 12, len(_WHOLE) // 3, len(_WHOLE) // 2, len(_WHOLE) - 9, len(_WHOLE) - 1):
-        made.append(
-            Case(
-                f"parquet: cut after {share} bytes",
-                {"c.parquet": _WHOLE[:share]},
-                error="c.parquet cannot be read",
-            )
+        yield case(
+            f"parquet: cut after {share} bytes", {"c.parquet": _WHOLE[:share]}, "c.parquet cannot be read"
         )
-    made.append(Case("suffix: capitals", {"C.CSV": b"item_id,title\na,x\nb,y\n"}, BOTH))
-    made.append(Case("suffix: none", {"c": b"item_id,title\na,x\n"}, error="ends in ''"))
-    made.append(Case("suffix: Excel", {"c.xlsx": b"PK"}, error="ends in '.xlsx'"))
-    made.append(Case("suffix: compressed", {"c.csv.gz": b"\x1f\x8b"}, error="ends in '.gz'"))
-    made.append(
-        Case("suffix: CSV in a parquet file", {"c.parquet": b"item_id,title\na,x\n"}, error="cannot be read")
-    )
-    made.append(Case("suffix: parquet in a CSV file", {"c.csv": _WHOLE}, error="c.csv"))
-    made.append(Case("suffix: parquet in a JSON file", {"c.jsonl": _WHOLE}, error="c.jsonl"))
-    made.append(Case("path: absent", {}, error="does not exist", path="none.parquet"))
-    made.append(Case("path: NUL", {}, error="none", path="none\x00.csv"))
-    made.append(Case("path: too long", {}, error="cannot be read", path="x" * 300 + ".csv"))
-    made.append(
-        Case("path: a file as a folder", {"c.csv": b"item_id\na\n"}, error="d.csv", path="c.csv/d.csv")
-    )
-    many = pa.table({"item_id": ["a"], **{f"column_{n}": [f"value {n}"] for n in range(500)}})
-    made.append(
-        Case(
-            "parquet: 500 text columns",
-            {"c.parquet": many},
-            {"a": {f"column_{n}": f"value {n}" for n in range(500)}},
-        )
-    )
-    return made
+    for name, file, content, result in SUFFIXES:
+        yield case(f"suffix: {name}", {file: content}, result)
+    yield case("path: absent", {}, "does not exist", path="none.parquet")
+    yield case("path: NUL", {}, "none", path="none\x00.csv")
+    yield case("path: too long", {}, "cannot be read", path="x" * 300 + ".csv")
+    yield case("path: a file as a folder", {"c.csv": b"item_id\na\n"}, "d.csv", path="c.csv/d.csv")
 
 
 CASES = [*_parquet_cases(), *_json_cases(), *_csv_cases(), *_file_cases()]

@@ -20,7 +20,7 @@ from typing import Any
 
 from sda_features.cli.main import main
 from sda_features.lvlm import finetune
-from tests.feast_repo import apply, redis_config
+from tests.feast_repo import applied_repo, config
 
 MEGABYTES = 8
 
@@ -86,11 +86,7 @@ def main_() -> None:
     found["export"] = trial(
         disk, ["export", checkpoint, "-o", disk / "export"], disk / "run", lambda: fill(disk)
     )
-    repo = disk / "repo"
-    repo.mkdir()
-    (repo / "feature_store.yaml").write_text(redis_config("full_disk", (sys.argv[5], int(sys.argv[6]))))
-    assert (done := run("init", repo, "--feature-sets", "sda,vanilla"))[0] == 0, done
-    apply(repo)
+    repo = applied_repo(disk / "repo", config("full_disk", (sys.argv[5], int(sys.argv[6]))))
     base = ["--model", model, "--quantization", "none", "--device", "cpu", "--max-bad-rows", "1"]
     found["materialize"] = trial(
         disk, ["materialize", catalogue, "--repo", repo, *base], disk / "run", lambda: fill(disk)

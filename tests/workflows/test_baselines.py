@@ -10,30 +10,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 from transformers import AutoTokenizer
 
 from sda_features.catalog.prompts import caption
 from sda_features.catalog.rows import Catalog, Item
-from sda_features.cli.main import cli
-from sda_features.config import CatalogSettings, PromptSettings
+from sda_features.config import PromptSettings
 from sda_features.demo.catalogue import make_catalogue
 from sda_features.demo.purchases import make_interactions
 from sda_features.errors import BackboneError, SettingsError
 from sda_features.feature_store.matrices import load_vectors
 from sda_features.serving import EmbeddingClient
-from tests.feast_repo import apply, redis_config
 from tests.lvlm.dual_models import TEXT_LIMIT, build_dual_model, published_vectors
+from tests.shop import catalog, run
 from tests.workflows.conftest import QUICK
 
 ITEMS = 40
 
 
 @pytest.fixture(scope="module")
-def shop(
-    tmp_path_factory: pytest.TempPathFactory, redis_server: tuple[str, int], new_project: Callable[[], str]
-) -> Path:
+def shop(tmp_path_factory: pytest.TempPathFactory, new_repo: Callable[..., Path]) -> Path:
     """A folder with items.parquet, log.parquet, clip/, siglip/ and an applied Feast repo in repo/."""
     folder = tmp_path_factory.mktemp("baselines")
     catalogue = make_catalogue(ITEMS)
@@ -41,29 +37,19 @@ def shop(
     pq.write_table(make_interactions(catalogue, users=60), folder / "log.parquet")
     for kind in ("clip", "siglip"):
         build_dual_model(folder / kind, kind)
-    repo = folder / "repo"
-    repo.mkdir()
-    (repo / "feature_store.yaml").write_text(redis_config(new_project(), redis_server))
-    run("init", str(repo), "--feature-sets", "sda,vanilla,clip")
-    apply(repo)
+    new_repo(folder / "repo", feature_sets=["sda", "vanilla", "clip"])
     return folder
-
-
-def run(*arguments: str) -> str:
-    done = CliRunner().invoke(cli, list(arguments), catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return done.output
 
 
 def materialize(shop: Path, model: str, *options: str, items: str = "items.parquet") -> str:
     return run(
-        *("materialize", str(shop / items), "--model", str(shop / model), "--repo", str(shop / "repo")),
+        *("materialize", shop / items, "--model", shop / model, "--repo", shop / "repo"),
         *("--dtype", "float32", "--device", "cpu", "--max-bad-rows", "1", *options),
     )
 
 
 def items_of(path: Path) -> Iterator[Item]:
-    return Catalog(CatalogSettings.parse(path=path, max_bad_rows=1.0)).items()
+    return Catalog(catalog(path)).items()
 
 
 def expected_vectors(shop: Path, model: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -92,7 +78,8 @@ def test_clip_goes_the_way_of_every_feature_set(shop: Path, tmp_path: Path) -> N
     assert 0 < cut < ITEMS, "vacuous"
     assert f"texts      {cut} are longer than the model reads; their ends were left out" in first
     assert f"online     {ITEMS} items in clip_item_embeddings, version " in first
-    run("verify", str(shop / "items.parquet"), "--repo", repo, "--feature-set", "clip", "--max-bad-rows", "1")
+    of_clip = ("--feature-set", "clip")
+    run("verify", shop / "items.parquet", "--repo", repo, *of_clip, "--max-bad-rows", "1")
 
     texts, pictures = expected_vectors(shop, "clip")
     assert min(len(texts), len(pictures)) < ITEMS, "vacuous: every row is good"
@@ -108,9 +95,7 @@ def test_clip_goes_the_way_of_every_feature_set(shop: Path, tmp_path: Path) -> N
             assert [ids[row] for row in np.flatnonzero(is_found)] == [i for i in ids if i in expected]
             for row, item_id in enumerate(ids):
                 np.testing.assert_allclose(matrix[row], expected.get(item_id, 0), rtol=0, atol=1e-5)
-    assert "text  found, dimension 24, norm 1.0000" in run(
-        "lookup", ids[0], "--repo", repo, "--feature-set", "clip"
-    )
+    assert "text  found, dimension 24, norm 1.0000" in run("lookup", ids[0], "--repo", repo, *of_clip)
 
     table = pq.read_table(shop / "items.parquet")
     titles = table["title"].to_pylist()
@@ -120,11 +105,8 @@ def test_clip_goes_the_way_of_every_feature_set(shop: Path, tmp_path: Path) -> N
     again = json.loads(materialize(shop, "clip", "--feature-set", "clip", "--json", items="changed.parquet"))
     assert (again["encoded"], again["unchanged"]) == (1, ITEMS - 1)
 
-    trained = run(
-        *("train", str(shop / "log.parquet"), "--features", "clip", "--repo", repo),
-        *("-o", str(tmp_path / "run"), *QUICK),
-    )
-    assert "clip" in trained
+    train = ("train", shop / "log.parquet", "--features", "clip", "--repo", repo)
+    assert "clip" in run(*train, "-o", tmp_path / "run", *QUICK)
 
 
 def test_another_extractor_is_another_version(shop: Path) -> None:
@@ -155,6 +137,12 @@ def test_what_does_not_fit_is_said(shop: Path, options: list[str], message: str)
 def test_adapt_refuses_such_a_model(shop: Path, tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match="is a 'clip' model; expected one of qwen2_vl"):
         run(
-            *("adapt", str(shop / "items.parquet"), "--model", str(shop / "clip")),
-            *("-o", str(tmp_path / "run"), "--max-bad-rows", "1"),
+            "adapt",
+            shop / "items.parquet",
+            "--model",
+            shop / "clip",
+            "-o",
+            tmp_path / "run",
+            "--max-bad-rows",
+            1,
         )

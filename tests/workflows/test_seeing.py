@@ -16,42 +16,28 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from sda_features.cli.main import cli
-from sda_features.config import BackboneSettings, CatalogSettings, PromptSettings
 from sda_features.demo.catalogue import make_catalogue
-from sda_features.demo.model import build_tiny_model
-from sda_features.feature_store.init import init_repo
-from sda_features.lvlm.checkpoint import unadapted
 from sda_features.report.thumbnails import make_sheets, thumbnail
 from sda_features.workflows import materialize
 from sda_features.workflows.doctor import examine
 from sda_features.workflows.inspect_vectors import load_space, read_columns
 from sda_features.workflows.similar import similar_items
-from tests.feast_repo import apply, redis_config
+from tests.shop import catalog, tiny_encoder
 
 ITEMS = 60
 
 
 @pytest.fixture(scope="module")
-def shop(
-    tmp_path_factory: pytest.TempPathFactory, redis_server: tuple[str, int], new_project: Callable[[], str]
-) -> Path:
+def shop(tmp_path_factory: pytest.TempPathFactory, new_repo: Callable[..., Path]) -> Path:
     """items.parquet and a repo whose feature set `vanilla` holds the vectors of two models."""
     folder = tmp_path_factory.mktemp("report")
     make_catalogue(ITEMS).write(folder / "items.parquet")
-    repo = folder / "repo"
-    repo.mkdir()
-    (repo / "feature_store.yaml").write_text(redis_config(new_project(), redis_server))
-    init_repo(repo, feature_sets=["vanilla"], slots=4)
-    apply(repo)
+    repo = new_repo(folder / "repo", feature_sets=["vanilla"], slots=4)
     write_placeholders(folder)
     for seed in range(3):
-        model = folder / f"model-{seed}"
-        build_tiny_model(model, ["title is oak table"], hidden_size=64, layers=1, vision_layers=1, seed=seed)
-        settings = BackboneSettings.parse(model=str(model), quantization="none", device="cpu")
-        load = lambda: unadapted(settings, PromptSettings())  # noqa: B023, E731
         name = "placeholders.parquet" if seed == 2 else "items.parquet"
-        catalog = CatalogSettings.parse(path=folder / name, max_bad_rows=1.0)
-        materialize(repo, "vanilla", catalog, load, progress=False)
+        load = tiny_encoder(folder / f"model-{seed}", seed=seed)
+        materialize(repo, "vanilla", catalog(folder / name), load, progress=False)
     return folder
 
 
@@ -68,20 +54,27 @@ def write_placeholders(folder: Path) -> None:
     )
 
 
-def run(shop: Path, command: str, *arguments: str, before: bool = False) -> str:
-    options = ["--repo", str(shop / "repo"), "--feature-set", "vanilla", "--max-bad-rows", "1"]
-    items = str(shop / "items.parquet")
-    places = [arguments[0], items, *arguments[1:]] if before else [items, *arguments]
-    result = CliRunner().invoke(cli, [command, *places, *options])
-    assert result.exit_code == 0, result.output + repr(result.exception)
-    return result.output
+def of(shop: Path) -> list[str]:
+    """Options that name the feature set."""
+    return ["--repo", str(shop / "repo"), "--feature-set", "vanilla"]
+
+
+def invoke(*arguments: object) -> tuple[int, str]:
+    """Exit status of a command, and what it says."""
+    result = CliRunner().invoke(cli, list(map(str, arguments)))
+    return result.exit_code, result.output + str(result.exception or "")
+
+
+def run(shop: Path, command: str, *arguments: object, before: bool = False) -> str:
+    places = list(arguments)
+    places.insert(before, shop / "items.parquet")
+    status, output = invoke(command, *places, *of(shop), "--max-bad-rows", 1)
+    assert status == 0, output
+    return output
 
 
 def stored_versions(shop: Path) -> list[str]:
-    result = CliRunner().invoke(
-        cli, ["versions", "--repo", str(shop / "repo"), "--feature-set", "vanilla", "--json"]
-    )
-    return [entry["version"] for entry in json.loads(result.output)["versions"]]
+    return [entry["version"] for entry in json.loads(invoke("versions", *of(shop), "--json")[1])["versions"]]
 
 
 def test_inspect_tells_two_versions_apart(shop: Path) -> None:
@@ -97,9 +90,8 @@ def test_inspect_tells_two_versions_apart(shop: Path) -> None:
 
 
 def test_a_version_is_not_compared_with_itself(shop: Path) -> None:
-    options = ["--repo", str(shop / "repo"), "--feature-set", "vanilla", "--max-bad-rows", "1"]
-    result = CliRunner().invoke(cli, ["inspect", str(shop / "items.parquet"), *options, "--against", "@"])
-    assert "itself" in str(result.exception)
+    arguments = (shop / "items.parquet", *of(shop), "--max-bad-rows", 1, "--against", "@")
+    assert "itself" in invoke("inspect", *arguments)[1]
 
 
 def test_the_report_holds_everything_it_shows(shop: Path) -> None:
@@ -117,16 +109,12 @@ def test_the_report_holds_everything_it_shows(shop: Path) -> None:
 def gate(shop: Path, number: int, *arguments: str, items: str = "items.parquet") -> tuple[int, str, str]:
     """Exit status and output of `gate` for a version, and the version."""
     version = stored_versions(shop)[number]
-    options = ["--repo", str(shop / "repo"), "--feature-set", "vanilla", "--max-bad-rows", "1"]
-    result = CliRunner().invoke(cli, ["gate", version, str(shop / items), *options, *arguments])
-    return result.exit_code, result.output + str(result.exception or ""), version
+    return *invoke("gate", version, shop / items, *of(shop), "--max-bad-rows", 1, *arguments), version
 
 
 def promote(shop: Path, version: str) -> str:
     """What `promote --gated` says."""
-    options = ["--repo", str(shop / "repo"), "--feature-set", "vanilla"]
-    result = CliRunner().invoke(cli, ["promote", version, "--gated", *options])
-    return result.output + str(result.exception or "")
+    return invoke("promote", version, "--gated", *of(shop))[1]
 
 
 def test_the_gate_lets_a_sound_version_pass(shop: Path) -> None:
@@ -154,7 +142,7 @@ def test_the_gate_stops_a_broken_picture_column(shop: Path) -> None:
 
 def test_the_gate_stops_a_collapsed_space(shop: Path) -> None:
     """Vectors that all but lie on their mean: the neighbours are those of the live version, the space is not."""
-    ids, _ = read_columns(CatalogSettings.parse(path=shop / "items.parquet", max_bad_rows=1.0))
+    ids, _ = read_columns(catalog(shop / "items.parquet"))
     live = load_space(shop / "repo", "vanilla", ids)
 
     def collapsed(rows: NDArray[np.float32]) -> list[list[float] | None]:
@@ -167,17 +155,9 @@ def test_the_gate_stops_a_collapsed_space(shop: Path) -> None:
 
     table = {"item_id": ids, "text": collapsed(live.text), "image": collapsed(live.image)}
     pq.write_table(pa.table(table), shop / "collapsed.parquet")
-    arguments = [
-        "--vectors",
-        str(shop / "collapsed.parquet"),
-        "--version",
-        "collapsed",
-        "--repo",
-        str(shop / "repo"),
-    ]
-    columns = ["--text-vectors", "text", "--image-vectors", "image", "--feature-set", "vanilla"]
-    written = CliRunner().invoke(cli, ["materialize", *arguments, *columns])
-    assert written.exit_code == 0, written.output + repr(written.exception)
+    given = ("--vectors", shop / "collapsed.parquet", "--text-vectors", "text", "--image-vectors", "image")
+    status, output = invoke("materialize", *given, "--version", "collapsed", *of(shop))
+    assert status == 0, output
     (shop / "strict.toml").write_text("min_recall = 0.0\nmax_spread = 0.9999\n")
     status, output, version = gate(shop, -1, "--thresholds", str(shop / "strict.toml"), "--json")
     checks = {check["name"]: check for check in json.JSONDecoder().raw_decode(output)[0]["checks"]}
@@ -190,7 +170,7 @@ def test_the_gate_stops_a_collapsed_space(shop: Path) -> None:
 
 
 def test_similar_is_exact_search(shop: Path) -> None:
-    settings = CatalogSettings.parse(path=shop / "items.parquet", max_bad_rows=1.0)
+    settings = catalog(shop / "items.parquet")
     ids, _ = read_columns(settings)
     similar = similar_items(shop / "repo", "vanilla", settings, ids[3], by="text", k=5)
     rows = load_space(shop / "repo", "vanilla", ids).views["text"]
@@ -224,14 +204,14 @@ def test_doctor_finds_no_fault_in_this_repo_and_one_in_an_empty_folder(shop: Pat
 
 
 def test_text_of_the_catalogue_cannot_end_the_script(shop: Path) -> None:
-    from sda_features.report.html import Shown, render_report
+    from sda_features.report.html import GalleryData, render_report
     from sda_features.workflows.inspect_vectors import Space, inspect_space
 
     vectors = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
     space = Space("<b>set</b>", "v", vectors, vectors)
     nasty = "</script><script>alert(1)</script>"
     everything = np.arange(6)
-    shown = Shown(
+    shown = GalleryData(
         [nasty] * 6,
         [nasty] * 6,
         {nasty: [nasty, None] * 3},

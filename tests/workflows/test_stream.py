@@ -8,18 +8,15 @@ from pathlib import Path
 import pytest
 import redis
 
-from sda_features.config import BackboneSettings, CatalogSettings, PromptSettings
+from sda_features.config import CatalogSettings
 from sda_features.demo.catalogue import make_catalogue
-from sda_features.demo.model import build_tiny_model
 from sda_features.errors import FeatureStoreError, OnlineStoreError, SettingsError
-from sda_features.feature_store.init import init_repo
 from sda_features.feature_store.matrices import load_vectors
-from sda_features.lvlm.checkpoint import unadapted
 from sda_features.serving import EmbeddingClient
 from sda_features.workflows import materialize
 from sda_features.workflows import stream as module
 from sda_features.workflows.stream import stream
-from tests.feast_repo import apply, redis_config
+from tests.shop import catalog, tiny_encoder
 from tests.workflows.streams import Events, KafkaEvents, RedisEvents
 
 
@@ -28,21 +25,14 @@ def test_events_reach_both_stores(
     kind: str,
     tmp_path: Path,
     redis_server: tuple[str, int],
+    new_repo: Callable[..., Path],
     new_project: Callable[[], str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    project = new_project()
-    repo = tmp_path / "repo"
-    repo.mkdir()
-    (repo / "feature_store.yaml").write_text(redis_config(project, redis_server))
-    init_repo(repo, feature_sets=["sda"])
-    apply(repo)
+    repo, project = new_repo(tmp_path / "repo", feature_sets=["sda"]), new_project()
     make_catalogue(10).write(tmp_path / "items.parquet")
-    build_tiny_model(tmp_path / "model", ["title is oak"], hidden_size=64, layers=1, vision_layers=1)
-    backbone = BackboneSettings.parse(model=str(tmp_path / "model"), quantization="none", device="cpu")
-    load = lambda: unadapted(backbone, PromptSettings())  # noqa: E731
-    items = CatalogSettings.parse(path=tmp_path / "items.parquet", max_bad_rows=1.0)
-    rows = CatalogSettings.parse(path="events.jsonl")
+    load = tiny_encoder(tmp_path / "model")
+    items, rows = catalog(tmp_path / "items.parquet"), CatalogSettings.parse(path="events.jsonl")
 
     with redis.Redis(*redis_server) as server:
         events: Events = RedisEvents(server, project) if kind == "redis" else KafkaEvents(project)
