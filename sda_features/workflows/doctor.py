@@ -67,7 +67,7 @@ def examine(repo: Path | None, model: str | None) -> Iterator[Finding]:
     """
     yield Finding("Python", "ok", ".".join(map(str, sys.version_info[:3])))
     yield from _torch()
-    yield _quantisation()
+    yield _package("bitsandbytes", "train", "--quantization nf4 and int8 cannot be used; take none")
     yield _package("feast", "feast", "repos cannot be opened and vectors not stored; only lookups work")
     yield _disk(repo or Path())
     if model is not None:
@@ -98,10 +98,6 @@ def _torch() -> Iterator[Finding]:
     if torch.version.cuda:
         advice = "This torch is built for CUDA but sees no GPU: look at the driver with nvidia-smi. " + advice
     yield Finding("accelerator", "note", f"none; {torch.get_num_threads()} CPU threads", advice)
-
-
-def _quantisation() -> Finding:
-    return _package("bitsandbytes", "train", "--quantization nf4 and int8 cannot be used; take none")
 
 
 def _package(name: str, extra: str, without: str) -> Finding:

@@ -189,26 +189,24 @@ def require_pass(repo: Path, feature_set: str, version: str) -> None:
         )
 
 
+def _at_most(name: str, value: float, limit: float, form: str = ".1%", unit: str = "") -> Check:
+    return Check(name, value <= limit, f"{value:{form}}{unit}", f"<= {limit:{form}}{unit}")
+
+
+def _at_least(name: str, value: float | None, limit: float, form: str) -> Check:
+    value = value or 0
+    return Check(name, value >= limit, f"{value:{form}}", f">= {limit:{form}}")
+
+
 def _alone(numbers: Mapping[str, Any], limits: GateSettings) -> Iterator[Check]:
     without = numbers["without"]["any"] / numbers["items"]
-    yield Check(
-        "items without any vector",
-        without <= limits.max_without,
-        f"{without:.1%}",
-        f"<= {limits.max_without:.1%}",
-    )
+    yield _at_most("items without any vector", without, limits.max_without)
     for name, title in (("text", "text"), ("image", "picture")):
         spread = numbers[name]["spread"]
         if spread is not None:
-            wanted = f"<= {limits.max_spread:.3f}"
-            yield Check(f"spread of {title} vectors", spread <= limits.max_spread, f"{spread:.3f}", wanted)
+            yield _at_most(f"spread of {title} vectors", spread, limits.max_spread, ".3f")
     common = numbers["identical"]["image"]["common"]
-    yield Check(
-        "items that share their picture with ten others",
-        common <= limits.max_common_pictures,
-        f"{common:.1%}",
-        f"<= {limits.max_common_pictures:.1%}",
-    )
+    yield _at_most("items that share their picture with ten others", common, limits.max_common_pictures)
 
 
 def _against(
@@ -216,35 +214,18 @@ def _against(
 ) -> Iterator[Check]:
     for name, title in (("text", "text"), ("image", "picture")):
         lost = change["lost"][name] / ours["items"]
-        yield Check(
-            f"items that lost their {title} vector",
-            lost <= limits.max_lost,
-            f"{lost:.1%}",
-            f"<= {limits.max_lost:.1%}",
-        )
+        yield _at_most(f"items that lost their {title} vector", lost, limits.max_lost)
         rank, before = ours[name]["effective_rank"], theirs[name]["effective_rank"]
         if before:
-            least = limits.min_rank * before
-            yield Check(
-                f"effective rank of {title} vectors",
-                (rank or 0) >= least,
-                f"{rank or 0:.1f}",
-                f">= {least:.1f}",
-            )
+            yield _at_least(f"effective rank of {title} vectors", rank, limits.min_rank * before, ".1f")
     recall, before = ours["both"]["text_to_image"][10], theirs["both"]["text_to_image"][10]
     if before is not None:
-        least = limits.min_recall * before
-        yield Check(
-            "text finds picture, R@10", (recall or 0) >= least, f"{recall or 0:.3f}", f">= {least:.3f}"
-        )
+        yield _at_least("text finds picture, R@10", recall, limits.min_recall * before, ".3f")
     kept = change["kept"]["both"]
     if kept is not None:
-        yield Check("neighbours kept", kept >= limits.min_kept, f"{kept:.3f}", f">= {limits.min_kept:.3f}")
+        yield _at_least("neighbours kept", kept, limits.min_kept, ".3f")
     size, before = (numbers["text"]["dim"] + numbers["image"]["dim"] for numbers in (ours, theirs))
-    ratio = size / max(before, 1)
-    yield Check(
-        "size of an item", ratio <= limits.max_size, f"{ratio:.2f} x live", f"<= {limits.max_size:.2f} x live"
-    )
+    yield _at_most("size of an item", size / max(before, 1), limits.max_size, ".2f", " x live")
 
 
 def _on_log(

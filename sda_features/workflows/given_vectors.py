@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pa_dataset
 
+from sda_features.artifacts import sha256_files
 from sda_features.catalog.rows import CatalogReport
 from sda_features.errors import CatalogError
 from sda_features.lvlm.encoded_items import EncodedItems
@@ -188,12 +189,7 @@ def vectors_engine(
 
 def version_of(path: Path) -> str:
     """A version for vectors that were given none: a hash of the file, or of the folder's files."""
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:12]
+    return sha256_files(filter(Path.is_file, sorted(path.rglob("*")) if path.is_dir() else [path]))[:12]
 
 
 def _together(shards: list[EncodedItems]) -> EncodedItems:

@@ -85,7 +85,8 @@ def similar_items(
         SDAError: catalogue or vectors cannot be read.
     """
     ids, columns = read_columns(settings)
-    names = _names(ids, columns)
+    first = next(iter(columns.values()), ids)
+    names = [name or item_id for name, item_id in zip(first, ids, strict=True)]
     if item_id not in ids:
         raise FeatureMismatchError(f"Expected an id of {settings.path}, such as {ids[0]!r}, got {item_id!r}.")
     own = ids.index(item_id)
@@ -181,10 +182,16 @@ def write_index(
             present = np.flatnonzero(rows.any(axis=1))
             codebooks = known if known is not None else fit_codebooks(rows[present], *codes, seed=seed)
             np.save(temporary / "codebooks.npy", codebooks, allow_pickle=False)
-            pq.write_table(
-                _codes_table([ids[item] for item in present], residual_codes(rows[present], codebooks)),
-                temporary / "codes.parquet",
+            found = residual_codes(rows[present], codebooks)
+            now = pa.array([datetime.now(UTC)] * len(present), pa.timestamp("us", tz="UTC"))
+            table = pa.table(  # as Feast reads it
+                {
+                    "item_id": pa.array([ids[item] for item in present], pa.string()),
+                    "codes": pa.array(found.tolist(), pa.list_(pa.int32())),
+                    "event_timestamp": now,
+                }
             )
+            pq.write_table(table, temporary / "codes.parquet")
         written = IndexWritten(str(output), space.version, items, recall, codes)
         write_json(
             temporary / "manifest.json",
@@ -283,23 +290,6 @@ def _codebooks(folder: Path, version: str, codes: tuple[int, int] | None) -> NDA
         return None
     books: NDArray[np.float32] = np.load(folder / "codebooks.npy", allow_pickle=False)
     return books
-
-
-def _codes_table(ids: Sequence[str], codes: NDArray[np.int32]) -> pa.Table:
-    """Rows for Feast: item_id, codes, event_timestamp."""
-    now = datetime.now(UTC)
-    return pa.table(
-        {
-            "item_id": pa.array(ids, pa.string()),
-            "codes": pa.array(codes.tolist(), pa.list_(pa.int32())),
-            "event_timestamp": pa.array([now] * len(ids), pa.timestamp("us", tz="UTC")),
-        }
-    )
-
-
-def _names(ids: Sequence[str], columns: dict[str, list[str | None]]) -> list[str]:
-    first = next(iter(columns.values()), None)
-    return list(ids) if first is None else [name or item_id for name, item_id in zip(first, ids, strict=True)]
 
 
 def _faiss() -> Any:  # its annotations are not those of its wheels

@@ -31,6 +31,22 @@ def small_vectors(seed=0, dim=6):
     return prepare_vectors({"text": vectors}, ITEMS)
 
 
+def assert_gradients(model, fast, slow, *, atol, rtol, least=0):
+    """Both losses have one gradient in every parameter, larger than `least`; that of padding does not count."""
+    parameters = dict(model.named_parameters())
+    pairs = zip(
+        *(torch.autograd.grad(x, [*parameters.values()], retain_graph=True) for x in (fast, slow)),
+        strict=True,
+    )
+    for name, (ours, theirs) in zip(parameters, pairs, strict=True):
+        assert theirs.abs().max() > least, name
+        if name == "items.ids.weight":
+            theirs[0] = 0
+        torch.testing.assert_close(
+            ours, theirs, atol=atol, rtol=rtol, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
 class RecommenderContract:
     """Set `recommender`; the settings below are small enough for any model."""
 

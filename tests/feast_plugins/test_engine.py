@@ -122,6 +122,10 @@ class Pair:
         with quiet_feast():
             self.stores[0].apply([source, *entities, view])
 
+    def fill(self):
+        self.apply({"item_id": String, **FEATURES})
+        self.write(rows())
+
     def write(self, table, name="part"):
         (self.folder / "rows").mkdir(exist_ok=True)
         pq.write_table(table, self.folder / "rows" / f"{name}.parquet", row_group_size=5)
@@ -204,8 +208,7 @@ def test_rows_of_one_time(make_pair, caplog):
 
 def test_windows_include_both_ends(make_pair, caplog):
     pair = make_pair()
-    pair.apply({"item_id": String, **FEATURES})
-    pair.write(rows())
+    pair.fill()
     stock, ours = pair.materialize(NOON + timedelta(hours=3), NOON + timedelta(hours=6))
     assert ours == stock
     assert len(ours) == 4
@@ -230,22 +233,20 @@ def test_created_timestamps_renamed_columns_and_settings(make_pair, caplog):
     assert all(900 < server.ttl(key) <= 1000 for server in pair.servers for key in server.scan_iter())
 
 
-def test_an_offline_store_of_ones_own_is_asked(make_pair, caplog):
-    pair = make_pair(offline=f"{__name__}.HalfOfflineStore")
-    pair.apply({"item_id": String, **FEATURES})
-    pair.write(rows())
+@pytest.mark.parametrize(
+    ("offline", "fewer"),
+    [
+        (f"{__name__}.HalfOfflineStore", True),  # a team's own is asked
+        ("sda_features.feast_plugins.offline_store.VectorFileOfflineStore", False),
+    ],
+)
+def test_other_offline_stores(make_pair, caplog, offline, fewer):
+    pair = make_pair(offline=offline)
+    pair.fill()
     stock, ours = pair.materialize()
     assert ours == stock
-    assert 0 < len(ours) < 12
-    assert paths_taken(caplog) == ["fast"]
-
-
-def test_the_vector_offline_store(make_pair, caplog):
-    pair = make_pair(offline="sda_features.feast_plugins.offline_store.VectorFileOfflineStore")
-    pair.apply({"item_id": String, **FEATURES})
-    pair.write(rows())
-    stock, ours = pair.materialize()
-    assert ours == stock
+    assert len(ours) > 0
+    assert (len(ours) < 12) == fewer
     assert paths_taken(caplog) == ["fast"]
 
 
@@ -255,8 +256,7 @@ def test_a_master_that_a_sentinel_names(tmp_path, redis_server, new_project, cap
     with sentinel(tmp_path, redis_server[1], "shop_master") as port:
         options = {"redis_type": "redis_sentinel", "sentinel_master": "shop_master"}
         pair = Pair(tmp_path, (redis_server[0], port), new_project(), master=redis_server, **options)
-        pair.apply({"item_id": String, **FEATURES})
-        pair.write(rows())
+        pair.fill()
         stock, ours = pair.materialize()
     assert ours == stock
     assert len(ours) == 12
@@ -270,8 +270,7 @@ def test_a_cluster(tmp_path, new_project, caplog):
     with cluster() as ports:
         nodes = [redis.Redis("127.0.0.1", port) for port in ports]
         pair = Pair(tmp_path, ("127.0.0.1", ports[0]), new_project(), dbs=(0, 0), redis_type="redis_cluster")
-        pair.apply({"item_id": String, **FEATURES})
-        pair.write(rows())
+        pair.fill()
         written = []
         for store in pair.stores:
             with quiet_feast():
@@ -287,8 +286,7 @@ def test_a_cluster(tmp_path, new_project, caplog):
 
 def test_an_online_store_that_writes_in_its_own_way(make_pair, caplog):
     pair = make_pair(online=f"{__name__}.LoudRedisOnlineStore")
-    pair.apply({"item_id": String, **FEATURES})
-    pair.write(rows())
+    pair.fill()
     stock, ours = pair.materialize()
     assert ours == stock
     assert any(b"ROW 5" in value for fields in ours.values() for _, value in fields)
@@ -347,8 +345,7 @@ def _validation(pair):
 
 
 def _other_files(pair):
-    pair.apply({"item_id": String, **FEATURES})
-    pair.write(rows())
+    pair.fill()
     (pair.folder / "rows" / "README.md").write_text("a note")
 
 
@@ -386,8 +383,7 @@ def test_views_without_online_rows_and_entities_without_keys(make_pair):
 
 def test_errors_are_those_of_stock_feast(make_pair):
     pair = make_pair()
-    pair.apply({"item_id": String, **FEATURES})
-    pair.write(rows())
+    pair.fill()
     for server in pair.servers:
         server.flushdb()
     _, ours = pair.materialize()
@@ -406,8 +402,7 @@ def test_errors_are_those_of_stock_feast(make_pair):
 def test_the_feast_command(make_pair):
     """`feast materialize` in a repo that names the engine."""
     pair = make_pair()
-    pair.apply({"item_id": String, **FEATURES})
-    pair.write(rows())
+    pair.fill()
     stock, _ = pair.materialize()
     pair.servers[1].flushdb()
     ends = "1970-01-01T00:00:00", "2030-01-01T00:00:00"
