@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import re
 import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -189,7 +190,7 @@ def test_items_that_are_gone_are_removed_and_too_many_are_refused(
             return newest - timedelta(hours=1)
 
     for module in ("parts", "schema"):
-        monkeypatch.setattr(f"sda_features.feature_store.{module}.datetime", SlowClock)
+        monkeypatch.setattr(f"sda_features.offline.{module}.datetime", SlowClock)
     titles = [f"changed {row}" for row in range(37)]
     changed = table.slice(3).set_column(table.column_names.index("title"), "title", pa.array(titles))
     pq.write_table(changed, tmp_path / "changed.parquet")
@@ -241,8 +242,7 @@ def test_a_view_that_is_missing_or_a_store_that_is_down_is_found_before_the_mode
     down = tmp_path / "repo"
     down.mkdir()
     text = (shop / "repo" / "feature_store.yaml").read_text()
-    head, _, tail = text.partition("connection_string: ")
-    settings = f"{head}connection_string: 127.0.0.1:1,password=hush\n{tail.split(chr(10), 1)[1]}"
+    settings = re.sub(r"'[\d.]+:\d+'", "'127.0.0.1:1,password=hush'", text)
     (down / "feature_store.yaml").write_text(
         settings.replace("data/registry.db", str(shop / "repo/data/registry.db"))
     )
