@@ -30,6 +30,7 @@ from sda_features.offline.parts import part_paths
 from sda_features.serving import EmbeddingClient
 from sda_features.serving.embedded import embedded_redis
 from sda_features.serving.pointer import Pointer, StoredVersion, pointer_key
+from tests import shop
 from tests.feast_repo import NOON, Rows
 
 A, B, C = "aaaa00000001", "abbb00000002", "cccc00000003"
@@ -209,10 +210,10 @@ def neighbours(make_repo, server):
 
 
 def test_prune_touches_nothing_else(make_repo, server):
-    shop, _ = neighbours(make_repo, server)
+    repo, _ = neighbours(make_repo, server)
     before = dump(server)
-    opened = open_feature_set(shop, "sda", 2)
-    with open_versions(shop, "sda") as versions:
+    opened = open_feature_set(repo, "sda", 2)
+    with open_versions(repo, "sda") as versions:
         view = online_view(opened)
         assert [state.version for state in prune(versions)] == [B]
     keys = {*view.keys(IDS)}
@@ -228,8 +229,8 @@ def test_prune_touches_nothing_else(make_repo, server):
             assert after[key] == before[key]
     assert Pointer.parse(after[record]) == Pointer.parse(before[record]).without_version(B)
     assert part_paths(opened.folder) == []
-    assert part_paths(open_feature_set(shop, "sda", 1).folder)
-    assert states(shop) == {A: (1, "live")}
+    assert part_paths(open_feature_set(repo, "sda", 1).folder)
+    assert states(repo) == {A: (1, "live")}
 
 
 def test_the_last_view_of_a_hash_takes_the_hash_with_it(make_repo, server):
@@ -368,12 +369,10 @@ def test_one_slot_and_other_stores_have_no_versions(make_repo):
 
 
 def test_the_commands(make_repo):
-    repo = str(make_repo(slots=2))
+    repo = make_repo(slots=2)
 
     def run(*arguments):
-        done = CliRunner().invoke(cli, [*arguments, "--repo", repo], catch_exceptions=False)
-        assert done.exit_code == 0, done.output
-        return done.output
+        return shop.run(*arguments, "--repo", repo)
 
     assert "No version of sda is stored" in run("versions")
     store(repo, A)
@@ -414,8 +413,7 @@ def test_a_lost_record_is_an_error_until_it_is_repaired(make_repo, server, audit
         refused = CliRunner().invoke(cli, arguments)
         assert f"complete are {A}, {B}" in str(refused.exception)
         arguments += ["--live", "abbb"]
-    done = CliRunner().invoke(cli, arguments, catch_exceptions=False)
-    assert done.exit_code == 0, done.output
+    shop.run(*arguments)
     assert states(repo) == {A: (1, "previous" if copy else "stored"), B: (2, "live")}
     with EmbeddingClient.from_repo(repo, "sda") as client:
         ROWS[B].assert_equal(client.get(IDS))
@@ -458,10 +456,7 @@ def test_every_change_is_listed(make_repo):
         promote(versions, B)
         rollback(versions)
         prune(versions)
-    done = CliRunner().invoke(
-        cli, ["versions", "--log", "--json", "--repo", str(repo)], catch_exceptions=False
-    )
-    changes = json.loads(done.output)["changes"][::-1]
+    changes = json.loads(shop.run("versions", "--log", "--json", "--repo", repo))["changes"][::-1]
     actions = [(change["action"].split()[0], change["from"], change["to"]) for change in changes]
     assert actions == [
         ("write", None, None),

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sda_features.config import AdapterSettings, BackboneSettings, ProjectionSettings, PromptSettings
+from sda_features.config import AdapterSettings, ProjectionSettings, PromptSettings
 from sda_features.demo.model import build_tiny_model
 from sda_features.lvlm.backbone import Backbone, PromptBatch
 from sda_features.lvlm.encoder import PromptEncoder
+from tests.shop import on_cpu
 
 TEXTS = [
     "title is red cotton shirt; brand is Oak",
@@ -34,11 +35,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def make_backbone(tiny_models: dict[str, Path]) -> Callable[..., Backbone]:
     def make(architecture: str = "qwen2_5_vl", quantization: str = "none") -> Backbone:
-        return Backbone(
-            BackboneSettings.parse(
-                model=str(tiny_models[architecture]), quantization=quantization, device="cpu"
-            )
-        )
+        return Backbone(on_cpu(tiny_models[architecture], quantization=quantization))
 
     return make
 

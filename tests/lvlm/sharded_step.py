@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sda_features.config import AdapterSettings, BackboneSettings, LossSettings, ProjectionSettings
+from sda_features.config import AdapterSettings, LossSettings, ProjectionSettings
 from sda_features.lvlm.backbone import Backbone
 from sda_features.lvlm.cmsa import LossOutput, alignment_loss
 from sda_features.lvlm.encoder import PromptEncoder
@@ -22,6 +22,7 @@ from sda_features.lvlm.processes import Processes
 from tests.lvlm.conftest import PROMPTS, TEXTS, picture
 from tests.lvlm.test_gradient_cache import EVERY_TERM, known
 from tests.lvlm.test_moda import randomise
+from tests.shop import on_cpu
 
 LOSSES = {
     "infonce": LossSettings.parse(kind="infonce"),
@@ -48,9 +49,7 @@ def steps(model: Path) -> Iterator[tuple[str, dict[str, Tensor]]]:
     processes = Processes("cpu")
     for quantization in ("none", "nf4"):
         torch.manual_seed(0)
-        settings = BackboneSettings.parse(
-            model=str(model), quantization=quantization, device="cpu", dtype="float32"
-        )
+        settings = on_cpu(model, quantization=quantization, dtype="float32")
         encoder = PromptEncoder(Backbone(settings), AdapterSettings.parse(dropout=0.0), ProjectionSettings())
         randomise(encoder)
         encoder.train()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sda_features.catalog.rows import Catalog
-from sda_features.config import AdaptSettings, CatalogSettings, PromptSettings
+from sda_features.config import AdaptSettings, PromptSettings
 from sda_features.errors import CatalogError, CheckpointError, SettingsError
 from sda_features.lvlm.checkpoint import load_checkpoint, unadapted
 from sda_features.lvlm.encode import EncodedItems, encode_items
@@ -23,6 +23,7 @@ from sda_features.lvlm.finetune import AdaptResult
 from sda_features.lvlm.plan import Plan
 from sda_features.workflows import adapt, plan_adapt
 from tests.lvlm.conftest import picture
+from tests.shop import catalog as catalog_settings
 
 
 def write_catalogue(path: Path, count: int = 14) -> Path:
@@ -77,7 +78,7 @@ def test_texts_that_the_model_reads_in_part_are_counted(
 
 def vectors(catalogue: Path, checkpoint: Path, **options: Any) -> list[EncodedItems]:
     """Encode over unquantised weights: 4-bit kernels on the CPU depend on the batch in the fourth digit."""
-    catalog = Catalog(CatalogSettings.parse(path=catalogue, max_bad_rows=0.5))
+    catalog = Catalog(catalog_settings(catalogue))
     return list(encode_items(load_checkpoint(checkpoint, quantization="none"), catalog.items(), **options))
 
 
@@ -143,7 +144,7 @@ def test_a_checkpoint_changes_vectors_and_version(
     assert plain.version != adapted.version
     assert load_checkpoint(run.checkpoint).version == adapted.version
     assert load_checkpoint(run.checkpoint, quantization="none").version != adapted.version
-    catalog = Catalog(settings_catalog(catalogue))
+    catalog = Catalog(catalog_settings(catalogue))
     (before,), (after,) = (list(encode_items(loaded, catalog.items())) for loaded in (plain, adapted))
     assert np.abs(before.text - after.text).max() > 1e-3
 
@@ -154,7 +155,7 @@ def test_a_smaller_dimension_is_a_version_of_its_own_and_keeps_neighbours(
     whole = load_checkpoint(run.checkpoint)
     rotated, small = (load_checkpoint(run.checkpoint, dim) for dim in (whole.dim, 8))
     assert len({loaded.version for loaded in (whole, rotated, small)}) == 3
-    catalog = Catalog(settings_catalog(catalogue))
+    catalog = Catalog(catalog_settings(catalogue))
     before, turned, less = (
         next(iter(encode_items(loaded, catalog.items()))) for loaded in (whole, rotated, small)
     )
@@ -172,17 +173,9 @@ def test_a_dimension_needs_a_rotation_that_reaches_it(copy_of_run: Path) -> None
     assert load_checkpoint(copy_of_run).dim == 64
 
 
-def settings_catalog(catalogue: Path) -> CatalogSettings:
-    return CatalogSettings.parse(path=catalogue, max_bad_rows=0.5)
-
-
 @pytest.fixture
-def copy_of_run(run: AdaptResult, tmp_path: Path) -> Iterator[Path]:
-    target = tmp_path / "checkpoint"
-    target.mkdir()
-    for path in run.checkpoint.iterdir():
-        (target / path.name).write_bytes(path.read_bytes())
-    return target
+def copy_of_run(run: AdaptResult, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run.checkpoint, tmp_path / "checkpoint"))
 
 
 def test_another_base_model_is_refused(

@@ -19,6 +19,7 @@ from sda_features.lvlm.dual_encoder import DualEncoder
 from sda_features.lvlm.encode import encode_items
 from tests.lvlm.conftest import ARCHITECTURES
 from tests.lvlm.dual_models import KINDS, build_dual_model
+from tests.shop import on_cpu
 
 pytestmark = pytest.mark.hostile
 
@@ -77,9 +78,7 @@ def test_ordinary_texts_have_the_tokens_that_they_had(tiny_backbone: Backbone, t
 
 @pytest.fixture(scope="module")
 def tiny_backbone(tiny_models: dict[str, Path]) -> Backbone:
-    return Backbone(
-        BackboneSettings.parse(model=str(tiny_models["qwen2_5_vl"]), quantization="none", device="cpu")
-    )
+    return Backbone(on_cpu(tiny_models["qwen2_5_vl"]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -106,7 +105,7 @@ def test_nor_is_it_for_clip_and_siglip(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_prompt_of_500_columns_is_cut_and_counted(tiny_models: dict[str, Path]) -> None:
-    base = BackboneSettings.parse(model=str(tiny_models["qwen2_5_vl"]), quantization="none", device="cpu")
+    base = on_cpu(tiny_models["qwen2_5_vl"])
     wide = {f"column_{n}": f"value {n} " * 20 for n in range(500)}
     loaded = unadapted(base, PROMPTS)
     prompt = loaded.text_tokens(loaded.prompt(wide) or "")
@@ -123,7 +122,7 @@ def test_a_prompt_of_500_columns_is_cut_and_counted(tiny_models: dict[str, Path]
 
 
 def test_the_bound_is_part_of_the_version_where_it_is_not_the_usual_one(tiny_models: dict[str, Path]) -> None:
-    base = BackboneSettings.parse(model=str(tiny_models["qwen2_5_vl"]), quantization="none", device="cpu")
+    base = on_cpu(tiny_models["qwen2_5_vl"])
     versions = [
         unadapted(base, PromptSettings.parse(**given)).version for given in ({}, {"max_text_tokens": 64})
     ]

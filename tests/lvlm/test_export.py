@@ -20,7 +20,6 @@ from sda_features.cli.export import command
 from sda_features.config import (
     AdapterSettings,
     AdaptSettings,
-    BackboneSettings,
     PromptSettings,
 )
 from sda_features.errors import CheckpointError, SettingsError
@@ -32,6 +31,7 @@ from sda_features.lvlm.moda import MODALITIES
 from tests.lvlm.conftest import ARCHITECTURES, image_batch, text_batch
 from tests.lvlm.test_moda import randomise
 from tests.reference.moda import expert_loop
+from tests.shop import on_cpu
 
 MAKE_BATCH = {"text": text_batch, "image": image_batch}
 pytestmark = pytest.mark.filterwarnings(  # asked for by PEFT 0.21, deprecated in transformers 5.23
@@ -145,10 +145,7 @@ def test_merged_models_give_the_vectors_of_the_checkpoint(
     result = export_checkpoint(checkpoint, tmp_path / "export", target, merged=True, dtype="float32")
     adapted = load_checkpoint(checkpoint).encoder
     for modality, make_batch in MAKE_BATCH.items():
-        settings = BackboneSettings.parse(
-            model=str(result.merged[modality]), quantization="none", device="cpu"
-        )
-        merged = unadapted(settings, PromptSettings()).encoder
+        merged = unadapted(on_cpu(result.merged[modality]), PromptSettings()).encoder
         batch, again = make_batch(adapted.backbone), make_batch(merged.backbone)
         assert torch.equal(batch.input_ids, again.input_ids)
         with torch.inference_mode():

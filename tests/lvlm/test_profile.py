@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from sda_features.config import AdapterSettings, BackboneSettings, ProjectionSettings
+from sda_features.config import AdapterSettings, ProjectionSettings
 from sda_features.demo.model import build_tiny_model
 from sda_features.lvlm.backbone import Backbone
 from sda_features.lvlm.cmsa import alignment_loss
@@ -18,6 +18,7 @@ from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.gradient_cache import accumulate_gradients
 from tests.lvlm.conftest import ARCHITECTURES, TEXTS, image_batch, text_batch
 from tests.lvlm.test_gradient_cache import EVERY_TERM, known
+from tests.shop import on_cpu
 
 LAYERS = (2, 4)
 # What makes the host wait for a GPU: a number read from a tensor, or a shape that depends on its contents.
@@ -38,10 +39,8 @@ def encoders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     for layers in LAYERS:
         folder: Path = tmp_path_factory.mktemp("deep") / "model"
         build_tiny_model(folder, TEXTS, architecture=request.param, hidden_size=64, layers=layers)
-        settings = BackboneSettings.parse(
-            model=str(folder), quantization="none", device="cpu", dtype="float32"
-        )
-        made.append(PromptEncoder(Backbone(settings), AdapterSettings(), ProjectionSettings()))
+        backbone = Backbone(on_cpu(folder, dtype="float32"))
+        made.append(PromptEncoder(backbone, AdapterSettings(), ProjectionSettings()))
     return made
 
 
