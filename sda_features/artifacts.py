@@ -19,7 +19,7 @@ import secrets
 import shutil
 import subprocess
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
     if target.exists() and not target.is_file():
         raise SettingsError(f"{target} exists and is no regular file; name another file to write.")
     make_folder(target.parent)
-    with _in_temporary(target, _touch) as temporary:
+    with _in_temporary(target, partial(Path.touch, exist_ok=False)) as temporary:
         mode = temporary.stat().st_mode
         yield temporary
         temporary.chmod(mode)
@@ -170,10 +170,6 @@ def _in_temporary(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
 
 def _temporary(target: Path) -> Path:
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}{TEMPORARY}")
-
-
-def _touch(path: Path) -> None:
-    path.touch(exist_ok=False)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sda_features.artifacts import atomic_file, check_folder, write_json
+from sda_features.report.charts import COLOURS
 from sda_features.results import Result, text_table
 
 HEADERS = {
@@ -23,7 +24,6 @@ HEADERS = {
     "norm_ratio": "text/image norm",
     "measurements": "n",
 }
-COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 LABEL, HALF, BAR, TOP = (
     300,
     220,
@@ -44,10 +44,10 @@ def conflict_table(rows: Sequence[Row]) -> str:
     Returns:
         Markdown.
     """
-    places: dict[tuple[Any, ...], int] = {}
+    places: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        places.setdefault(_place(row), len(places))
-    ordered = sorted(rows, key=lambda row: places[_place(row)])
+        places.setdefault((row["module"], row["columns"], row["layers"]), []).append(row)
+    ordered = [row for of_place in places.values() for row in of_place]
     cells = [[row[key] for key in HEADERS] for row in ordered]
     formats = ("", "", "", "", ".3f", ".3f", ".2f", ".3f", "")
     return text_table(cells, list(HEADERS.values()), floatfmt=formats)
@@ -112,7 +112,3 @@ def write_conflict(folder: Path, rows: Sequence[Row]) -> None:
     for name, text in zip(CONFLICT_FILES[1:], texts, strict=True):
         with atomic_file(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-
-
-def _place(row: Row) -> tuple[Any, ...]:
-    return row["module"], row["columns"], row["layers"]

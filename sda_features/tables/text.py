@@ -80,7 +80,10 @@ def json_columns(stream: TextIO) -> list[str]:
 
 
 def csv_rows(stream: TextIO, most: int, wanted: Collection[str]) -> Iterator[Rows]:
-    """The rows below the head line, at most `most` at a time; see `csv_records`, to which this is equal."""
+    """The rows below the head line, at most `most` at a time.
+
+    Where a quote is not closed, every line it swallows is a damaged row.
+    """
     csv.field_size_limit(LONGEST_FIELD)
     head = _Lines(stream)
     names = next(csv.reader(head, strict=True), [])
@@ -114,13 +117,6 @@ def _csv_block(lines: list[str], stream: TextIO, width: int) -> list[list[str]] 
     return rows if set(map(len, rows)) <= {width} else None
 
 
-def csv_records(stream: TextIO) -> Iterator[Record | DamagedRow]:
-    """The rows below the head line. Where a quote is not closed, every line it swallows is a damaged row."""
-    csv.field_size_limit(LONGEST_FIELD)
-    lines = _Lines(stream)
-    return _csv_records(next(csv.reader(lines, strict=True), []), lines)
-
-
 def _csv_records(names: list[str], lines: _Lines) -> Iterator[Record | DamagedRow]:
     reader = csv.reader(lines, strict=True)
     while True:
@@ -143,14 +139,9 @@ def _csv_records(names: list[str], lines: _Lines) -> Iterator[Record | DamagedRo
 
 
 def json_rows(stream: TextIO, most: int, wanted: Collection[str]) -> Iterator[Rows]:
-    """The objects, at most `most` at a time; see `json_records`, to which this is equal."""
+    """The objects, one a line, at most `most` at a time; numbers as written, `JsonFloat` if not integers."""
     for records in _json_blocks(stream, min(most, LINES)):
         yield _rows(records, wanted)
-
-
-def json_records(stream: TextIO) -> Iterator[Record | DamagedRow]:
-    """One object a line; numbers as they are written, `JsonFloat` where they have a point or an exponent."""
-    return _json_records(_Lines(stream))
 
 
 def _json_blocks(stream: TextIO, most: int) -> Iterator[Sequence[Record | DamagedRow]]:
