@@ -44,7 +44,7 @@ def test_a_slot_is_a_view_of_its_own():
 def test_another_type_is_refused():
     entity = Entity(name="goods", join_keys=["item_id"], value_type=ValueType.DOUBLE)
     with pytest.raises(
-        FeatureStoreError, match="'goods' to have value_type STRING, INT32 or INT64, got DOUBLE"
+        FeatureStoreError, match="'goods' to have value_type STRING, INT32, INT64, got DOUBLE"
     ):
         embedding_view("sda", embedding_source("sda", "data", entity), entity)
 

@@ -54,7 +54,7 @@ def shop(tmp_path_factory, redis_server, new_project):
     done = CliRunner().invoke(command, [str(repo)], catch_exceptions=False)
     assert "The online store of this repo is sqlite" in done.output
     assert sorted(repo.iterdir()) == sorted(
-        [*before, repo / "sda-gate.toml", repo / "sda_item_embeddings.py"]
+        [*before, repo / "sda-features.toml", repo / "sda_item_embeddings.py"]
     )
     (repo / "feature_store.yaml").write_text(config(project, redis_server))
     printed = run_feast("apply", cwd=repo)
