@@ -10,6 +10,7 @@ import click
 from sda_features.api import functions
 
 from .options import JSON, settings_options, show, verb
+from .ranges import FiniteRange
 
 
 @verb(functions.evaluate)
@@ -17,7 +18,7 @@ from .options import JSON, settings_options, show, verb
 @click.option("--interactions", help="The log the run was trained on; needed to rank again.")
 @click.option(
     "--content-weight",
-    type=click.FloatRange(0, 1e6),
+    type=FiniteRange(0, 1e6),
     help="Another weight of the content score, 0: the recommender alone.",
 )
 @settings_options(functions.evaluate)
