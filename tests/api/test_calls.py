@@ -240,7 +240,7 @@ def test_the_door_is_light_and_says_what_it_has() -> None:
         sda_features.nothing  # noqa: B018
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/how-to/python.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/how-to/python.md", "docs/results.md"])
 def test_settings_files_in_the_docs_are_accepted(tmp_path: Path, page: str) -> None:
     blocks = re.findall(r"```toml\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
     assert blocks

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.fault
 
 # Paths that are read, or a repo, whose files `init` adds to one by one.
 READ = {"repo", "interactions", "image_root", "checkpoint", "checkpoints", "vectors", "thresholds"}
-READ |= {"run", "run_a", "run_b", "recommenders"}
+READ |= {"run", "run_a", "run_b", "recommenders", "config", "kafka_config"}
 # What each command that writes a folder needs beside -o; of these inputs only the catalogue of adapt exists.
 FOLDERS: dict[str, list[str]] = {
     "demo": [],
