@@ -47,6 +47,7 @@ SECTIONS: dict[str, type[Settings]] = {
     "limits": config.GateSettings,
 }
 SETS = "sets"
+OF_PYTHON = {"progress", "echo"}  # options that the command line has no words for
 PATHS = {"catalog", "interactions", "checkpoint", "model", "vectors", "image_root", "output", "report"}
 INSTEAD = {
     "vectors": {"catalog", "checkpoint", "model", "dim"}
@@ -210,7 +211,9 @@ def effective_settings(file: SettingsFile, verb: str | None, feature_set: str) -
         name: (value, f"[{table}]" if table else "top")
         for name, (value, table) in file.found(CALLS[verb], {"feature_set": feature_set}).items()
     }
-    held = {name: (value, "default") for name, value in defaults(CALLS[verb]).items()} | found
+    held = {
+        name: (value, "default") for name, value in defaults(CALLS[verb]).items() if name not in OF_PYTHON
+    } | found
     return EffectiveSettings(file.path, [(name, *of_name) for name, of_name in held.items()])
 
 
