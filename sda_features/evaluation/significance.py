@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr
+from scipy.special import betainc
 
 from sda_features.errors import RankingError
 
@@ -145,8 +145,11 @@ def bootstrap_intervals(
 
 
 def two_sided_p(t: float, degrees: int) -> float:
-    """P(|T| >= |t|) of Student's t distribution with so many degrees of freedom."""
-    return float(2 * stdtr(degrees, -abs(t)))
+    """P(|T| >= |t|) of Student's t distribution: I_x(degrees / 2, 1 / 2) at x = degrees / (degrees + t^2)."""
+    square = t * t
+    if square < 1:  # x near 1 has lost the digits of t
+        return float(1 - betainc(0.5, degrees / 2, square / (degrees + square)))
+    return float(betainc(degrees / 2, 0.5, degrees / (degrees + square)))
 
 
 def _differences(ours: Floats, theirs: Floats, dimensions: int) -> NDArray[np.float64]:
