@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import click
 
 from sda_features.api.repo import Repo
 
-from .options import JSON, REPO, names, settings_options, show, verb
+from .options import JSON, REPO, names, say, settings_options, show, verb
 from .ranges import OutputFile
 from .version_options import open_repo
 
@@ -44,5 +43,4 @@ def command(repo: Path, as_json: bool, **values: Any) -> None:
     Example:
       sda-features evaluate-vectors interactions.parquet --features vanilla,sda --repo shop/feature_repo
     """
-    echo = partial(click.echo, err=True)
-    show(open_repo(repo).evaluate_vectors(echo=echo, **values), as_json)
+    show(open_repo(repo).evaluate_vectors(echo=say, **values), as_json)

@@ -10,7 +10,7 @@ import click
 
 from sda_features.api.vector_set import VectorSet
 
-from .options import settings_options, show, verb
+from .options import VERSION, settings_options, show, verb
 from .ranges import FOLDER
 from .version_options import vector_set, version_options
 
@@ -27,7 +27,7 @@ def _codes(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 @verb(VectorSet.index)
 @click.argument("catalog")
 @click.option("--output", "-o", type=FOLDER, default="index", help="Folder to write.")
-@click.option("--version", "version", help="Adapter version.  [default: the live one]")
+@VERSION
 @click.option(
     "--codes",
     callback=_codes,

@@ -48,8 +48,7 @@ class Verb(click.Command):
         given: dict[str, Any] = {
             name: value for name, value in parsed.items() if isinstance(value, str | list | tuple)
         }
-        repo = given.get("repo") if "repo" in {param.name for param in self.params} else None
-        file = read_settings_file(repo or ".", given.get("config"))
+        file = read_settings_file(given.get("repo", "."), given.get("config"))
         ctx.meta[FILE_NAME] = file
         found = file.of(self.call, given)
         ctx.default_map = {
@@ -75,6 +74,11 @@ def show(result: Result, as_json: bool) -> None:
     click.echo(to_json(result.as_dict()) if as_json else str(result))
     if result.exit_status:
         sys.exit(result.exit_status)
+
+
+def say(line: str) -> None:
+    """Print what a call does while it runs, beside its result."""
+    click.echo(line, err=True)
 
 
 def settings_options(call: Any) -> Callable[[Decorated], Decorated]:

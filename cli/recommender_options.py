@@ -10,7 +10,7 @@ import click
 
 from sda_features.config import PRESETS, SEED
 
-from .options import JSON, REPO, names, settings_options
+from .options import JSON, REPO, names, say, settings_options
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -48,7 +48,7 @@ def recommender_options(call: Any) -> Callable[[Decorated], Decorated]:
 
 def training_arguments(as_json: bool) -> dict[str, Any]:
     """Where these calls say what they do: lines and bars on standard error."""
-    return {"progress": not as_json, "echo": lambda line: click.echo(line, err=True)}
+    return {"progress": not as_json, "echo": say}
 
 
 def _integers(ctx: click.Context, parameter: click.Parameter, value: str) -> list[int]:

@@ -9,7 +9,7 @@ import click
 
 from sda_features.api.vector_set import VectorSet
 
-from .options import settings_options, show, verb
+from .options import VERSION, settings_options, show, verb
 from .version_options import vector_set, version_options
 
 
@@ -18,7 +18,7 @@ from .version_options import vector_set, version_options
 @click.argument("catalog")
 @click.option("--by", type=click.Choice(["text", "image", "both"]), default="both", help="What is compared.")
 @click.option("--k", type=click.IntRange(1, 1000), default=10, help="Items to list.")
-@click.option("--version", "version", help="Adapter version.  [default: the live one]")
+@VERSION
 @settings_options(VectorSet.similar)
 @version_options
 def command(repo: Path, feature_set: str, as_json: bool, **values: Any) -> None:

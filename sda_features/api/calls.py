@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -45,13 +45,6 @@ class Group:
         return self.prefix if field == "kind" else f"{self.prefix}_{field}"
 
 
-class Defaults(Protocol):
-    """Where options that are not given come from."""
-
-    def of(self, call: Call, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Option -> value for a call."""
-
-
 class Call(Protocol):
     """A function or method of this API.
 
@@ -80,13 +73,15 @@ def call(*groups: Group) -> Callable[[Function], Function]:
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
         own = frozenset(signature.parameters) - {"self", "options"}
+        paths = {
+            name for name, of in signature.parameters.items() if of.annotation in ("Path", "Path | None")
+        }
 
         @functools.wraps(function)
         def run(*positional: Any, **named: Any) -> Any:
             found = cast(Call, run)
             if unknown := sorted(set(named) - found.names):
-                near = difflib.get_close_matches(unknown[0], found.names, 1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
+                hint = did_you_mean(unknown[0], found.names)
                 raise SettingsError(f"{function.__name__}() has no option {unknown[0]!r}.{hint}")
             bound = signature.bind_partial(*positional, **named)
             given = {**bound.arguments, **bound.arguments.pop("options", {})}
@@ -94,9 +89,6 @@ def call(*groups: Group) -> Callable[[Function], Function]:
             if owner is not None:
                 given |= {"feature_set": of} if (of := getattr(owner, "feature_set", None)) else {}
                 named |= owner.settings.of(found, given)
-            paths = {
-                name for name, of in signature.parameters.items() if of.annotation in ("Path", "Path | None")
-            }
             as_paths = {name: Path(named[name]) for name in paths & named.keys() if named[name] is not None}
             return function(*positional, **named | as_paths)
 
@@ -109,6 +101,12 @@ def call(*groups: Group) -> Callable[[Function], Function]:
     return decorate
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about a name that there is not: the nearest of those that there are, if one is near."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
 def defaults(call: Call) -> dict[str, Any]:
     """Option of a call -> its default, None where there is none."""
     signature = inspect.signature(cast(Any, call))
@@ -118,11 +116,10 @@ def defaults(call: Call) -> dict[str, Any]:
         for option, name in group.options().items():
             has_none = fields[name].is_required() or not group.defaults
             of_groups[option] = None if has_none else fields[name].default
-    own = {name: parameter.default for name, parameter in signature.parameters.items() if name in call.names}
+    own = {name: of.default for name, of in signature.parameters.items() if name in call.names}
     return {
-        **{name: None if value is inspect.Parameter.empty else value for name, value in own.items()},
-        **of_groups,
-    }
+        name: None if value is inspect.Parameter.empty else value for name, value in own.items()
+    } | of_groups
 
 
 def given(group: Group, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ Paths are relative to the file.
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from sda_features import config
-from sda_features.api.calls import CALLS, Call, defaults
+from sda_features.api.calls import CALLS, Call, defaults, did_you_mean
 from sda_features.artifacts import atomic_file
 from sda_features.config import Settings
 from sda_features.errors import SettingsError
@@ -131,7 +130,7 @@ def read_settings_file(folder: Path | str = ".", path: Path | str | None = None)
         if name == SETS and isinstance(value, dict):
             tables |= {f"{SETS}.{inner}": table for inner, table in value.items()}
         elif isinstance(value, dict):
-            tables[name] = value
+            tables[name if name in SECTIONS else name.replace("_", "-")] = value  # a command as it is typed
         else:
             tables[""] = {**tables[""], name: value}
     for name, table in tables.items():
@@ -150,33 +149,25 @@ def _check(place: Path, name: str, table: Any) -> None:
     where = f"{place}, [{name}]" if name else str(place)
     if not isinstance(table, dict):
         raise SettingsError(f"{where}: expected a table, got {table!r}.")
-    every = frozenset().union(*(call.names for call in CALLS.values()))
-    verbs = {verb.replace("-", "_"): call.names for verb, call in CALLS.items()}
-    sections = {section: frozenset(model.model_fields) for section, model in SECTIONS.items()}
     if name == "" or name.startswith(f"{SETS}."):
-        known = every
-    elif name in sections:
-        known = sections[name]
-    elif (verb := name.replace("-", "_")) in verbs:
-        known = verbs[verb]
+        known = frozenset().union(*(call.names for call in CALLS.values()))
+    elif name in SECTIONS:
+        known = frozenset(SECTIONS[name].model_fields)
+    elif name in CALLS:
+        known = CALLS[name].names
     else:
-        raise SettingsError(f"{where}: no such table.{_near(name, {*sections, *CALLS, SETS})}")
+        raise SettingsError(f"{where}: no such table.{did_you_mean(name, {*SECTIONS, *CALLS, SETS})}")
     for key in table:
         if key not in known:
-            tables = {*sections, *CALLS} if name == "" else set()
-            raise SettingsError(f"{where}: no setting {key!r}.{_near(key, {*known, *tables})}")
-    if name in sections and table:
+            tables = {*SECTIONS, *CALLS} if name == "" else set()
+            raise SettingsError(f"{where}: no setting {key!r}.{did_you_mean(key, {*known, *tables})}")
+    if name in SECTIONS and table:
         model = SECTIONS[name]
         needed = {key for key, setting in model.model_fields.items() if setting.is_required()}
         try:
             model.parse(**{**dict.fromkeys(needed, "."), **table})
         except SettingsError as error:
             raise SettingsError(f"{where}: {error}") from None
-
-
-def _near(name: str, known: set[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 @dataclass(frozen=True)
@@ -201,20 +192,24 @@ def effective_settings(file: SettingsFile, verb: str | None, feature_set: str) -
     """
     _load_calls()
     if verb is None:
-        rows = [(key, value, name) for name, table in file.tables.items() for key, value in table.items()]
+        tables = file.tables.items()
         return EffectiveSettings(
-            file.path, [(key, value, f"[{name}]" if name else "top") for key, value, name in rows]
+            file.path, [(key, value, _label(name)) for name, table in tables for key, value in table.items()]
         )
     if verb not in CALLS:
-        raise SettingsError(f"{verb!r} is no command.{_near(verb, set(CALLS))}")
+        raise SettingsError(f"{verb!r} is no command.{did_you_mean(verb, set(CALLS))}")
     found = {
-        name: (value, f"[{table}]" if table else "top")
+        name: (value, _label(table))
         for name, (value, table) in file.found(CALLS[verb], {"feature_set": feature_set}).items()
     }
     held = {
         name: (value, "default") for name, value in defaults(CALLS[verb]).items() if name not in OF_PYTHON
     } | found
     return EffectiveSettings(file.path, [(name, *of_name) for name, of_name in held.items()])
+
+
+def _label(table: str) -> str:
+    return f"[{table}]" if table else "top"
 
 
 def _load_calls() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -262,12 +261,10 @@ class VectorSet:
             found = status(versions, max_age=seconds, orphans=orphans or sweep)
         return replace(found, swept=swept)
 
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[Versions]:
+    def _open(self) -> AbstractContextManager[Versions]:
         from sda_features.feature_store.versions import open_versions
 
-        with open_versions(self.repo, self.feature_set) as versions:
-            yield versions
+        return open_versions(self.repo, self.feature_set)
 
     def _list(self, versions: Versions) -> VersionList:
         from sda_features.feature_store.lifecycle import VersionList, list_versions

@@ -140,6 +140,8 @@ again = ["x", "y"]
 [sets.vanilla]
 model = "Qwen/some-model"
 batch_size = 9
+[evaluate_vectors]
+eval_cutoff = 5
 [limits]
 min_kept = 0.5
 """,
@@ -163,6 +165,7 @@ def test_feature_set_then_command_then_model_then_top(given: Path) -> None:
     train = effective_settings("train")
     assert train["eval_cutoff"] == (20, "[evaluation]")
     assert train["interactions"] == (str(given / "logs/log.csv"), "top")
+    assert effective_settings("evaluate-vectors")["eval_cutoff"] == (5, "[evaluate-vectors]")
     assert repo.settings.limits(given) == GateSettings(min_kept=0.5)
     assert "[sets.vanilla]" in str(repo.config("materialize", feature_set="vanilla"))
 
