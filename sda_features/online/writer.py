@@ -1,7 +1,7 @@
 """Rows of a feature view into Redis, as stock Feast writes them and near the speed of raw bytes.
 
 Feast turns every vector into Python floats and a protobuf message. Here commands are put together
-from Arrow buffers (redis_commands.py) and go through a connection of the caller's own client, so
+from Arrow buffers (commands.py) and go through a connection of the caller's own client, so
 TLS, users, time-outs and retries are redis-py's.
 """
 

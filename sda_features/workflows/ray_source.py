@@ -44,7 +44,7 @@ class CatalogSource(Datasource):  # type: ignore[misc]
 
 
 def read_slice(part: CatalogSlice, stored: pa.StructArray) -> Iterator[pa.Table]:
-    """Yield the rows of a slice, with the columns of `catalog_files.ROWS` and `STORED`."""
+    """Yield the rows of a slice, with the columns of `batches.ROWS` and `STORED`."""
     start = 0
     for batch in part.batches():
         rows = pa.Table.from_batches([batch])
