@@ -50,7 +50,8 @@ class KafkaEvents:
         self.servers = f"{broker.host}:{broker.port}"
 
     def add(self, item: Any, *, delete: bool = False) -> None:
-        key = item["item_id"] if isinstance(item, dict) else None
+        # No item goes after `new`: alone in a partition it could come first, as a batch that writes nothing.
+        key = item["item_id"] if isinstance(item, dict) else "new"
         self.producer.produce(self.topic, None if delete else json.dumps(item), key=key)
         assert self.producer.flush(60) == 0
 
