@@ -29,6 +29,7 @@ RECOMMENDER = {
     "max_length": 20,
     "loss": "ce",
     "fusion": "replace",
+    "content_weight": "auto",
 }
 
 

@@ -40,10 +40,7 @@ offline_store:
   type: file
 entity_key_serialization_version: 3
 """
-# A few hundred items are soon learnt by heart: few steps.
-ADAPT = {
-    "train": {"steps": 30, "batch_size": 64, "learning_rate": 3e-3, "warmup_steps": 5},
-}
+TRAIN = {"steps": 100, "batch_size": 64, "learning_rate": 3e-3, "warmup_steps": 5}
 ONE_MODALITY = 0.6  # share of listings with a text alone or a picture alone, as a marketplace has them
 
 
@@ -140,11 +137,12 @@ def _adapt(shop: Shop, output: Path, echo: Callable[[str], None], seed: int, pro
     settings = AdaptSettings.parse(
         catalog=shop.catalog_settings,
         backbone={"model": str(shop.model), "quantization": "nf4"},
-        train={**ADAPT["train"], "seed": seed},
+        behaviour={"interactions": shop.interactions},
+        train={**TRAIN, "seed": seed},
     )
     result = adapt(settings, output / "adapt", progress)
     echo(
-        f"2. adapt        nf4, MoDA, CMSA: {result.trainable_parameters:,} parameters, "
+        f"2. adapt        nf4, MoDA, CMSA with the log as a second teacher: {result.trainable_parameters:,} parameters, "
         f"{result.items_per_second:.0f} items/s; {result.report}"
     )
 
