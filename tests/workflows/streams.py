@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 import redis
@@ -41,10 +42,12 @@ class RedisEvents:
 class KafkaEvents:
     """Speaks Kafka's protocol over TCP, with groups and committed offsets."""
 
-    def __init__(self, topic: str) -> None:
+    def __init__(self, topic: str, folder: Path) -> None:
         from confluent_kafka import Producer
 
-        self.topic = topic
+        self.topic, self.settings = topic, folder / "kafka.properties"
+        # This cluster lets a member go at the end of its session alone, though the client says that it leaves.
+        self.settings.write_text("session.timeout.ms=6000\nheartbeat.interval.ms=500\n")
         self.producer = Producer({"bootstrap.servers": "none", "test.mock.num.brokers": 1, "log_level": 0})
         (broker,) = self.producer.list_topics(timeout=60).brokers.values()
         self.servers = f"{broker.host}:{broker.port}"
@@ -72,5 +75,5 @@ class KafkaEvents:
     def open(self) -> Iterator[Source]:
         from sda_features.workflows.kafka_topic import kafka_topic
 
-        with kafka_topic(self.topic, self.servers, "sda-features") as source:
+        with kafka_topic(self.topic, self.servers, "sda-features", self.settings) as source:
             yield source

@@ -35,7 +35,7 @@ def test_events_reach_both_stores(
     items, rows = catalog(tmp_path / "items.parquet"), CatalogSettings.parse(path="events.jsonl")
 
     with redis.Redis(*redis_server) as server:
-        events: Events = RedisEvents(server, project) if kind == "redis" else KafkaEvents(project)
+        events: Events = RedisEvents(server, project) if kind == "redis" else KafkaEvents(project, tmp_path)
         events.add({"item_id": "new", "title": "a red oak table"})
         with events.open() as source, pytest.raises(FeatureStoreError, match="not complete. Write the"):
             until_done(stream(repo, "sda", rows, load, source))
