@@ -142,7 +142,7 @@ def _adapt(shop: Shop, output: Path, echo: Callable[[str], None], seed: int, pro
     )
     result = adapt(settings, output / "adapt", progress)
     echo(
-        f"2. adapt        nf4, MoDA, CMSA with the log as a second teacher: {result.trainable_parameters:,} parameters, "
+        f"2. adapt        nf4, MoDA, CMSA, the log as a second teacher: {result.trainable_parameters:,} parameters, "
         f"{result.items_per_second:.0f} items/s; {result.report}"
     )
 
