@@ -15,14 +15,8 @@ from redis.cluster import RedisCluster
 from sda_features.feature_store.repo import FeatureSet
 from sda_features.offline.schema import EVENT_TIMESTAMP, ID_TYPES, ITEM_ID
 from sda_features.online.lease import RETRIES, TIMEOUT, current_lease
-from sda_features.online.writer import (
-    Guard,
-    OnlineView,
-    delete_view_keys,
-    delete_view_rows,
-    patience,
-    write_batches,
-)
+from sda_features.online.pipelines import Guard, patience
+from sda_features.online.writer import OnlineView, delete_view_keys, delete_view_rows, write_batches
 from sda_features.serving import codec, layout
 from sda_features.serving.connection import RedisAddress, redis_errors
 from sda_features.serving.wire import fetch_fields

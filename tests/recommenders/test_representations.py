@@ -13,7 +13,6 @@ from sda_features.recommenders.representations import (
     Scaling,
     align_vectors,
     prepare_vectors,
-    standardise,
 )
 from sda_features.recommenders.sasrec import SASRec
 
@@ -40,6 +39,10 @@ def test_vectors_meet_their_items_end_to_end(order, kept):
     for code in range(1, 5):
         expected = vector_of.get(log.item_ids[code - 1].as_py(), np.zeros(2))
         assert aligned[code].tolist() == expected.tolist()
+
+
+def standardise(vectors):
+    return Scaling.fit(vectors).apply(vectors)
 
 
 def test_the_first_and_last_item_keep_their_vectors_in_the_model():
