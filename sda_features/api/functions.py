@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sda_features.api.calls import Group, call, given, parse
-from sda_features.api.vector_set import CATALOG, Table, overrides_of
+from sda_features.api.encoders import overrides_of
+from sda_features.api.vector_set import CATALOG, Table
 from sda_features.config import (
     AdapterSettings,
     AdaptSettings,

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sda_features.api.calls import Group, call, parse
+from sda_features.api.encoders import load_encoder, overrides_of
 from sda_features.api.settings_file import SettingsFile
-from sda_features.config import BackboneSettings, CatalogSettings, LogSettings, PromptSettings
+from sda_features.config import CatalogSettings, LogSettings
 from sda_features.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from sda_features.feature_store.matrices import ItemVectors
     from sda_features.feature_store.status import Status
     from sda_features.feature_store.versions import Versions
-    from sda_features.lvlm.item_encoder import ItemEncoder
     from sda_features.serving import EmbeddingClient
     from sda_features.workflows.gate import Verdict
     from sda_features.workflows.inspect_vectors import Inspection
@@ -433,32 +433,3 @@ class VectorSet:
         from sda_features.feature_store.matrices import load_vectors
 
         return load_vectors(self.repo, self.feature_set, item_ids, **arguments)
-
-
-def load_encoder(
-    checkpoint: Table | None, dim: int | None, overrides: dict[str, Any], feature_set: str
-) -> ItemEncoder:
-    """The encoder that `checkpoint`, or a model alone, names."""
-    from sda_features.lvlm.checkpoint import load_checkpoint, pretrained
-    from sda_features.lvlm.dual_encoder import DualEncoder
-
-    if checkpoint is not None:
-        return load_checkpoint(Path(checkpoint), dim, **overrides)
-    loaded = pretrained(BackboneSettings.parse(**overrides), PromptSettings())
-    if feature_set == "vanilla" and isinstance(loaded, DualEncoder):
-        raise SettingsError(
-            f"Expected --feature-set for the vectors of {overrides['model']}, such as clip: the default, vanilla, "
-            "is for unadapted Qwen-VL models. Nothing was written."
-        )
-    return loaded
-
-
-def overrides_of(
-    model: str | None, quantization: str | None, dtype: str | None, device: str | None, remote_code: bool
-) -> dict[str, Any]:
-    """Settings of the backbone that were given; a model's folder as a worker elsewhere finds it."""
-    if model is not None and Path(model).exists():
-        model = str(Path(model).resolve())
-    given = {"model": model, "quantization": quantization, "dtype": dtype, "device": device}
-    given |= {"trust_remote_code": remote_code or None}  # type: ignore[dict-item]
-    return {name: value for name, value in given.items() if value is not None}

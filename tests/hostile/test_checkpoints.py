@@ -285,7 +285,7 @@ def test_code_of_a_model_runs_on_this_commands_word_alone(
         "materialize": ["materialize", catalogue, "--checkpoint", copied, "--repo", tmp_path],
     }[verb]
     if verb == "materialize":  # a repo would be needed: its loader is what counts
-        from sda_features.api.vector_set import load_encoder
+        from sda_features.api.encoders import load_encoder
 
         load_encoder(copied, None, {}, "sda")
     else:
