@@ -18,7 +18,7 @@ from tests.shop import run
 def test_the_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(walk, "make_catalogue", partial(walk.make_catalogue, 200))
     monkeypatch.setattr(walk, "make_interactions", partial(walk.make_interactions, users=400))
-    monkeypatch.setattr(walk, "pretrain", partial(walk.pretrain, items=60, steps=2))
+    monkeypatch.setattr(walk, "pretrain", partial(walk.pretrain, items=80, steps=2))
     monkeypatch.setattr(walk, "TRAIN", {**walk.TRAIN, "steps": 2, "batch_size": 16})
     monkeypatch.setattr(gains, "RECOMMENDER", {**gains.RECOMMENDER, "epochs": 1})
     said = run("demo", "--output", tmp_path / "demo")
