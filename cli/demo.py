@@ -19,7 +19,7 @@ from .ranges import FOLDER, SEEDS
 def command(output: Path, seed: int, as_json: bool) -> None:
     """Generate a small shop and walk adapt, feast apply, materialize, lookup and train on it.
 
-    Needs no GPU, no network and no Redis; takes a few minutes on two cores. Data and base model
+    Needs no GPU, no network and no Redis; takes eight minutes on two cores. Data and base model
     are generated.
 
     \b
