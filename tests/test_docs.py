@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -29,6 +30,17 @@ PAGES += sorted(ROOT.glob("*.md"))
 def blocks(page: Path, language: str) -> list[str]:
     """Fenced blocks of one language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.S | re.M)
+
+
+def commands(page: Path, *languages: str) -> list[list[list[str]]]:
+    """Block -> its lines that start with this product's name -> their words, without that name."""
+    found = []
+    for block in chain(*(blocks(page, language) for language in languages)):
+        lines = block.replace("\\\n", " ").splitlines()
+        said = [re.match(r"^[\s$(\-]*(?:run: )?sda-features ([a-z][^;&|]*)", line) for line in lines]
+        words = [shlex.split(match[1], comments=True) for match in said if match]
+        found.append([of_line for of_line in words if not {"...", "--help", "|"} & set(of_line)])
+    return [lines for lines in found if lines]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -84,13 +96,8 @@ def parse(words: list[str]) -> None:
 )
 def test_commands_are_commands(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for language in ("console", "bash", "sh", "yaml"):
-        for block in blocks(page, language):
-            for line in block.replace("\\\n", " ").splitlines():
-                said = re.match(r"^[\s$(\-]*(?:run: )?sda-features ([a-z][^;&|]*)", line)
-                words = shlex.split(said[1], comments=True) if said else []
-                if words and not {"...", "--help", "|"} & set(words):
-                    parse(words)
+    for words in chain(*commands(page, "console", "bash", "sh", "yaml")):
+        parse(words)
 
 
 def test_every_page_is_in_the_navigation_and_every_entry_is_a_page() -> None:

@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +22,7 @@ from sda_features.demo.model import build_tiny_model
 from sda_features.demo.purchases import make_interactions
 from tests.lvlm.dual_models import build_dual_model
 from tests.shop import run
-from tests.test_docs import PAGES, ROOT, blocks
+from tests.test_docs import PAGES, ROOT, blocks, commands
 
 REPO = "shop/feature_repo"
 SETS = ["sda", "vanilla", "clip", "no_cmsa", "no_moda", "no_soft"]
@@ -44,7 +42,6 @@ NOT_HERE = {
     "demo": "tests/demo/test_walk.py",
     "--engine ray": "tests/test_ray_engine.py",
     "s3://": "tests/feature_store/test_s3.py",
-    "_SDA_FEATURES_COMPLETE": "tests/test_cli.py",
     "--gated": "a random model does not pass the gate: tests/workflows/test_seeing.py",
     "gru4rec": "tests/examples",
 }
@@ -114,15 +111,9 @@ def two_versions() -> str:
     return new
 
 
-def commands(page: Path) -> list[list[str]]:
-    """The lines of each block that start with this product's name."""
-    scripts = [text for language in ("console", "bash", "sh") for text in blocks(page, language)]
-    pattern = re.compile(r"^[ $]*(sda-features [a-z][^;&|#\n]*)", re.M)
-    found = [pattern.findall(script.replace("\\\n", " ")) for script in scripts]
-    return [[line for line in lines if "--help" not in line] for lines in found if lines]
-
-
-RUN_HERE = [page for page in PAGES if page.name not in ("experiments.md", "tutorial.md") and commands(page)]
+LANGUAGES = ("console", "bash", "sh")
+ELSEWHERE = ("experiments.md", "tutorial.md")  # a log of what was run then; run by tests/test_docs.py
+RUN_HERE = [page for page in PAGES if page.name not in ELSEWHERE and commands(page, *LANGUAGES)]
 
 
 @pytest.mark.slow
@@ -131,12 +122,13 @@ RUN_HERE = [page for page in PAGES if page.name not in ("experiments.md", "tutor
 def test_commands_run(page: Path, shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(shop)
     write_settings(page, shop)
-    for block in commands(page):
-        words = {"526f": two_versions()[:4], "shop": REPO, "feature_repo": REPO}
-        for line in block:
+    for block in commands(page, *LANGUAGES):
+        names = {"526f": two_versions()[:4], "shop": REPO, "feature_repo": REPO}
+        for said in block:
+            line = " ".join(said)
             if any(reason in line for reason in NOT_HERE):
                 continue
-            verb, *options = [words.get(word, word) for word in shlex.split(line)[1:]]
+            verb, *options = [names.get(word, word) for word in said]
             takes = {name for option in cli.get_command(None, verb).params for name in option.opts}  # type: ignore[arg-type,union-attr]
             if verb == "init":
                 options.append("fresh")

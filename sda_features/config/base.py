@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sda_features.errors import SettingsError
-
-SettingsT = TypeVar("SettingsT", bound="Settings")
 
 MANY = 1_000_000_000  # more than any count of steps, rows or pixels; keeps typing errors out
 Modality = Literal["text", "image"]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, TypeAlias
 
+import pyarrow as pa
 import redis
 from redis.backoff import ExponentialBackoff
 from redis.cluster import RedisCluster
@@ -32,7 +33,8 @@ class Pipeline:
     """
 
     def __init__(self, connection: Any, guard: Guard | None) -> None:
-        self.waiting: deque[Any] = deque()  # what the caller asked about and has no answer to
+        # Chunks whose stored times were asked.
+        self.waiting: deque[tuple[pa.RecordBatch, list[bytes]]] = deque()
         self._connection, self._guard = connection, guard
         self._is_new = True
         self._sends: deque[tuple[bytes, int, bool]] = deque()  # without replies: data, replies, asked
