@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # A process a core, which takes whole files of tests: fixtures of a file are made once.
 PYTEST := $(BIN)/python -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile
+# Empty where download.pytorch.org cannot be reached: the package index has torch with CUDA, some gigabytes.
+LOWEST_TORCH ?= --torch-backend cpu
 
 .PHONY: site test-ray test-lowest demo test hostile check bench docs clean
 
@@ -24,7 +26,7 @@ test-ray: $(VENV)/.installed ## the tests of --engine ray, with its extra instal
 test-lowest: ## the lowest versions that pyproject.toml claims, in an environment of their own
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet uv
-	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest --resolution lowest-direct --torch-backend cpu --editable '.[dev]'
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest --resolution lowest-direct $(LOWEST_TORCH) --editable '.[dev]'
 	.venv-lowest/bin/python -m pytest -q -m "not slow" tests/serving tests/feature_store tests/offline tests/online tests/recommenders tests/test_cli.py
 
 check: $(VENV)/.installed ## formatting, lint and types
