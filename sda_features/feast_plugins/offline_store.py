@@ -61,7 +61,7 @@ class VectorRetrievalJob(DaskRetrievalJob):  # type: ignore[misc]
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
         try:
-            return self._fast()
+            return to_feast(self._fast())
         except (Unsupported, pa.ArrowException) as reason:
             logger.debug("Read through stock Feast: %s", reason)
         return super()._to_arrow_internal(timeout)
@@ -74,22 +74,16 @@ class VectorFileOfflineStore(DaskOfflineStore):  # type: ignore[misc]
     """`type: file` with a fast path for vectors. Rows come in the order of files, or of the entity frame."""
 
     @staticmethod
-    def pull_latest_from_table_or_query(
-        config: RepoConfig, data_source: DataSource, *arguments: Any, **named: Any
-    ) -> VectorRetrievalJob:
+    def pull_latest_from_table_or_query(*arguments: Any, **named: Any) -> VectorRetrievalJob:
         """The newest row of each key within a time window; arguments as for stock Feast."""
-        stock = DaskOfflineStore.pull_latest_from_table_or_query(config, data_source, *arguments, **named)
-        pull = _Pull(config, data_source, *arguments, **named)
-        return VectorRetrievalJob(stock, lambda: to_feast(pull.latest()))
+        stock = DaskOfflineStore.pull_latest_from_table_or_query(*arguments, **named)
+        return VectorRetrievalJob(stock, _Pull(*arguments, **named).latest)
 
     @staticmethod
-    def pull_all_from_table_or_query(
-        config: RepoConfig, data_source: DataSource, *arguments: Any, **named: Any
-    ) -> VectorRetrievalJob:
+    def pull_all_from_table_or_query(*arguments: Any, **named: Any) -> VectorRetrievalJob:
         """All rows within a time window; arguments as for stock Feast."""
-        stock = DaskOfflineStore.pull_all_from_table_or_query(config, data_source, *arguments, **named)
-        pull = _Pull(config, data_source, *arguments, **named)
-        return VectorRetrievalJob(stock, lambda: to_feast(pull.all()))
+        stock = DaskOfflineStore.pull_all_from_table_or_query(*arguments, **named)
+        return VectorRetrievalJob(stock, _Pull(*arguments, **named).all)
 
     @staticmethod
     def get_historical_features(

@@ -56,45 +56,25 @@ class VectorRedisOnlineStore(RedisOnlineStore):  # type: ignore[misc]
         nodes, options = RedisOnlineStore._parse_connection_string(connection_string)
         return nodes, {"socket_timeout": TIMEOUT, **options}
 
-    def get_online_features(
-        self,
-        config: RepoConfig,
-        features: list[str] | FeatureService,
-        entity_rows: list[dict[str, Any]] | Mapping[str, Any],
-        registry: BaseRegistry,
-        project: str,
-        full_feature_names: bool = False,
-        include_feature_view_version_metadata: bool = False,
-    ) -> VectorOnlineResponse:
+    def get_online_features(self, *arguments: Any, **named: Any) -> VectorOnlineResponse:
         """Features of entities; arguments and errors as in stock Feast."""
-        arguments = (config, features, entity_rows, registry, project, full_feature_names)
-        request = _request(*arguments, include_feature_view_version_metadata)
+        request = _request(*arguments, **named)
         if request is None:
-            stock = super().get_online_features(*arguments, include_feature_view_version_metadata)
+            stock = super().get_online_features(*arguments, **named)
             return VectorOnlineResponse(stock.proto, stock._feature_types)
-        server = self._get_client(config.online_store)
+        server = self._get_client(request.config.online_store)
         server.connection_pool.connection_kwargs.setdefault("socket_read_size", wire.READ_BYTES)
         rows, _ = wire.fetch_sized(server, request.keys, request.fields, self._sizes.get(request.fields, ()))
         self._sizes[request.fields] = _sizes(rows)
         return request.response(rows)
 
-    async def get_online_features_async(
-        self,
-        config: RepoConfig,
-        features: list[str] | FeatureService,
-        entity_rows: list[dict[str, Any]] | Mapping[str, Any],
-        registry: BaseRegistry,
-        project: str,
-        full_feature_names: bool = False,
-        include_feature_view_version_metadata: bool = False,
-    ) -> VectorOnlineResponse:
+    async def get_online_features_async(self, *arguments: Any, **named: Any) -> VectorOnlineResponse:
         """`get_online_features` for asyncio."""
-        arguments = (config, features, entity_rows, registry, project, full_feature_names)
-        request = _request(*arguments, include_feature_view_version_metadata)
+        request = _request(*arguments, **named)
         if request is None:
-            stock = await super().get_online_features_async(*arguments, include_feature_view_version_metadata)
+            stock = await super().get_online_features_async(*arguments, **named)
             return VectorOnlineResponse(stock.proto, stock._feature_types)
-        server = await self._get_client_async(config.online_store)
+        server = await self._get_client_async(request.config.online_store)
         rows, _ = await aio.fetch_fields(server, request.keys, request.fields)
         return request.response(rows)
 
@@ -185,10 +165,10 @@ def _request(
     entity_rows: list[dict[str, Any]] | Mapping[str, Any],
     registry: BaseRegistry,
     project: str,
-    full_feature_names: bool,
-    with_versions: bool,
+    full_feature_names: bool = False,
+    include_feature_view_version_metadata: bool = False,
 ) -> _Request | None:
-    """The request in terms of Redis; None where the stock store has to answer it.
+    """The request, of Feast's arguments, in terms of Redis; None where the stock store has to answer it.
 
     Raises:
         FeastError: what stock Feast raises for features that do not exist.
@@ -214,10 +194,10 @@ def _request(
     id_type = layout.ID_TYPES.get(value_type.name) if value_type else None
     if id_type is None or not ids:
         return None
-    if set(map(type, ids)) != {str if id_type == "string" else int} or any(
-        _is_renamed(view) for view, _ in views
-    ):
+    if set(map(type, ids)) != {str if id_type == "string" else int}:
         return None
+    if any(view.projection.join_key_map or view.projection.version_tag is not None for view, _ in views):
+        return None  # another name of the entity, or a version of the view
     fields: list[bytes] = []
     for view, asked in views:
         fields += [layout.hash_field(view.name, feature) for feature in asked]
@@ -233,7 +213,7 @@ def _request(
         tuple(fields),
         names,
         full_feature_names,
-        with_versions,
+        include_feature_view_version_metadata,
     )
 
 
@@ -245,11 +225,6 @@ def _ids(entity_rows: list[dict[str, Any]] | Mapping[str, Any], join_key: str) -
         return [row[join_key] for row in entity_rows]
     values = entity_rows.get(join_key)
     return list(values) if isinstance(values, Sequence) and len(entity_rows) == 1 else None
-
-
-def _is_renamed(view: FeatureView) -> bool:
-    """Whether the request gives the view's entity another name, or asks for a version of the view."""
-    return bool(view.projection.join_key_map or view.projection.version_tag is not None)
 
 
 def _sizes(rows: list[Row] | Block) -> tuple[int, ...]:

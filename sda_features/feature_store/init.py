@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -160,7 +161,7 @@ def init_repo(
         raise FeatureStoreError(
             f"Expected at least one feature set and one slot, got {len(names)} and {slots}."
         )
-    views = tuple(view_name(name, slot) for name in names for slot in range(1, slots + 1))
+    views = tuple(view_name(name, slot) for name, slot in product(names, range(1, slots + 1)))
     _refuse_shared_folders(names, slots, source_folder)
     found = _choose_entity(list(_entities(repo)), entity, join_key)
     if feast_materialize is None:
@@ -171,7 +172,7 @@ def init_repo(
     if path.exists():
         existing = path.read_text(encoding="utf-8")
         action = "unchanged" if existing == content else "updated"
-        if action == "updated" and not force and not _is_sealed(existing):
+        if action == "updated" and not force and existing != _seal(existing.partition("\n")[2]):
             raise FeatureStoreError(
                 f"{path} exists and was edited, or was not written by `sda-features init`. Move your changes to "
                 "another file of the repo, or replace it with --force."
@@ -180,10 +181,9 @@ def init_repo(
         with atomic_file(path) as temporary:
             temporary.write_text(content, encoding="utf-8")
     id_type = ID_TYPES[(found and found.value_type) or "STRING"]
-    for name, dtype in dtypes.items():
-        for slot in range(1, slots + 1):
-            folder = _slot_folder(source_folder, name, slot)
-            keep_readable(folder if is_url(folder) else repo / folder, id_type, dtype)
+    for name, slot in product(names, range(1, slots + 1)):
+        folder = _slot_folder(source_folder, name, slot)
+        keep_readable(folder if is_url(folder) else repo / folder, id_type, dtypes[name])
     return Initialized(path, action, found, views, config.online_type, feast_materialize, join_key)
 
 
@@ -194,15 +194,14 @@ def _slot_folder(source_folder: str, feature_set: str, slot: int) -> str:
 def _refuse_shared_folders(names: Sequence[str], slots: int, source_folder: str) -> None:
     """`sda` with two slots and a set named `sda_2` would write to one folder, and prune one another's rows."""
     owner: dict[str, str] = {}
-    for name in names:
-        for slot in range(1, slots + 1):
-            folder = _slot_folder(source_folder, name, slot)
-            if folder in owner:
-                raise SettingsError(
-                    f"Feature set {owner[folder]!r} and feature set {name!r} would share the folder {folder}: slot "
-                    "numbers are appended to names. Rename one of them."
-                )
-            owner[folder] = name
+    for name, slot in product(names, range(1, slots + 1)):
+        folder = _slot_folder(source_folder, name, slot)
+        if folder in owner:
+            raise SettingsError(
+                f"Feature set {owner[folder]!r} and feature set {name!r} would share the folder {folder}: slot "
+                "numbers are appended to names. Rename one of them."
+            )
+        owner[folder] = name
 
 
 def _name_and_dtype(feature_set: str) -> tuple[str, StoreDtype]:
@@ -258,11 +257,6 @@ def _seal(text: str) -> str:
     return f"{SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
 
 
-def _is_sealed(text: str) -> bool:
-    """Whether `_seal` wrote the text and nobody has edited it since."""
-    return text == _seal(text.partition("\n")[2])
-
-
 def _choose_entity(entities: list[FoundEntity], wanted: str | None, join_key: str) -> FoundEntity | None:
     """The repo's item entity, or None if it has none."""
     if wanted is None:
@@ -312,14 +306,16 @@ def _entities(repo: Path) -> Iterator[FoundEntity]:
         except (SyntaxError, UnicodeDecodeError, ValueError):
             continue  # `feast apply` will say so
         for statement in tree.body:
-            if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-                target = statement.targets[0].id
-            elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-                target = statement.target.id
-            else:
+            if not isinstance(statement, ast.Assign | ast.AnnAssign):
                 continue
-            if isinstance(statement.value, ast.Call) and _last_name(statement.value.func) == "Entity":
-                yield _read_entity(".".join(parts), target, statement.value)
+            target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
+            call = statement.value
+            if (
+                isinstance(target, ast.Name)
+                and isinstance(call, ast.Call)
+                and _last_name(call.func) == "Entity"
+            ):
+                yield _read_entity(".".join(parts), target.id, call)
 
 
 def _read_entity(module: str, variable: str, call: ast.Call) -> FoundEntity:

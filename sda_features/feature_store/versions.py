@@ -189,7 +189,6 @@ def slot_for(slots: Sequence[FeatureSet], versions: Versions | None, version: st
             yield slots[0]
         return
     adopt(versions)
-    versions.record()
     held = versions.held()
     with (
         versions.lease(version, lambda record, now: choose_slot(record, version, held)) as lease,
@@ -203,9 +202,7 @@ def record_version(versions: Versions, opened: FeatureSet, version: str, *, prom
 
     The first version of a feature set becomes live, a later one only with `promote`.
     """
-    stored = stored_version(opened, version)
-
-    lease = current_lease()
+    stored, lease = stored_version(opened, version), current_lease()
 
     def change(record: Pointer) -> Pointer:
         entered = record.with_version(stored)
@@ -290,14 +287,16 @@ def held_versions(opened: FeatureSet) -> tuple[str, ...]:
 
 
 def adopt(versions: Versions) -> None:
-    """Record what slot 1 holds as live if there is no record and all of it is online, as one version."""
+    """Record what slot 1 holds as live if there is no record and all of it is online, as one version.
+
+    Raises:
+        FeatureStoreError: the record is lost, or names a slot that the repo lacks.
+    """
+    if versions.record() != Pointer():
+        return
     first = versions.slots[0]
-    if read_pointer(versions.server, versions.key) != Pointer():
-        return
     held = held_versions(first)
-    if len(held) != 1 or versions.record() != Pointer():
-        return
-    if missing_online(versions.server, first, stored_rows(first.folder))[0]:
+    if len(held) != 1 or missing_online(versions.server, first, stored_rows(first.folder))[0]:
         return
     stored = stored_version(first, held[0])
     versions.move(

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from sda_features.errors import FeatureMismatchError, FeatureStoreError
 from sda_features.serving.codec import Mask, Matrix, StoreDtype, pack_vectors, unpack_vectors
-from sda_features.serving.layout import IMAGE, TEXT, VERSION
+from sda_features.serving.layout import IMAGE, TEXT, VERSION, IdType, parse_item_id
 
 ITEM_ID = "item_id"
 CONTENT_HASH = "content_hash"
@@ -130,6 +130,17 @@ def check_table(table: pa.Table, *, newest: Callable[[], datetime | None] = lamb
     return known.pop() if known else None
 
 
+def typed_ids(table: pa.Table, id_type: IdType) -> pa.Array:
+    """The ids of rows in the type that they have in Feast.
+
+    Raises:
+        FeatureMismatchError: an id is not of `id_type`.
+    """
+    return pa.array(
+        [parse_item_id(item_id, id_type) for item_id in table[ITEM_ID].to_pylist()], ID_TYPES[id_type]
+    )
+
+
 def column_dim(table: pa.Table, name: str) -> int | None:
     """Dimension of the vectors in a column; None if all are null.
 
@@ -202,10 +213,9 @@ def matrix_of(column: pa.Array | pa.ChunkedArray) -> tuple[Matrix, Mask]:
     Raises:
         FeatureMismatchError: packed vectors differ in dimension or dtype.
     """
-    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    found = np.concatenate([np.zeros(0, np.bool_), *(np.asarray(chunk.is_valid()) for chunk in chunks)])
+    found = np.asarray(column.is_valid())
     if pa.types.is_list(column.type):
-        numbers = np.concatenate([np.zeros(0, np.float32), *(chunk.flatten().to_numpy() for chunk in chunks)])
+        numbers = np.asarray(pc.list_flatten(column))
         rows = numbers.reshape(int(found.sum()), -1) if len(numbers) else np.zeros((0, 0), np.float32)
     else:
         rows = unpack_vectors(column.drop_null().to_pylist())

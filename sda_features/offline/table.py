@@ -162,12 +162,13 @@ def write_file(location: Location, table: pa.Table, *, staged: bool = False) -> 
     bounds = {column: pc.min_max(table[column]).as_py() for column in (ITEM_ID, EVENT_TIMESTAMP)}
     stats = {
         "numRecords": len(table),
-        "minValues": {column: _stat(value["min"]) for column, value in bounds.items()},
-        "maxValues": {column: _stat(value["max"]) for column, value in bounds.items()},
+        "minValues": {column: value["min"] for column, value in bounds.items()},
+        "maxValues": {column: value["max"] for column, value in bounds.items()},
         "nullCount": dict.fromkeys(bounds, 0),
     }
+    statistics = json.dumps(stats, default=datetime.isoformat)
     size = open_folder(location).get_file_info(path).size
-    return AddAction(name, size, {}, time.time_ns() // 1_000_000, True, json.dumps(stats))
+    return AddAction(name, size, {}, time.time_ns() // 1_000_000, True, statistics)
 
 
 def publish(location: Location, actions: Iterable[AddAction]) -> None:
@@ -261,7 +262,3 @@ def _counting(table: DeltaTable) -> list[RowFile]:
     actions = pa.table(table.get_add_actions(flatten=True)).select(["path", "num_records", "size_bytes"])
     files = [RowFile(row["path"], row["num_records"] or 0, row["size_bytes"]) for row in actions.to_pylist()]
     return sorted(files, key=lambda file: file.name)
-
-
-def _stat(value: str | int | datetime) -> str | int:
-    return value.isoformat() if isinstance(value, datetime) else value

@@ -2,23 +2,26 @@
 
 import logging
 import shutil
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
+from feast.infra.offline_stores.dask import DaskOfflineStore
+from feast.on_demand_feature_view import on_demand_feature_view
+from feast.types import Array, Bytes, Float32, Float64, Int64, String
 
 from sda_features.feast_plugins.offline_store import VectorFileOfflineStore
 from sda_features.feast_plugins.point_in_time import NO_KEY, NOT_YET, point_in_time_rows
 from sda_features.feature_store.repo import quiet_feast
+from tests.contracts.stores import EPOCH, NOON, OURS, STOCK, open_stores
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # stock Feast's dask announces its own deprecations
 
-NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
-EPOCH, END = datetime(1970, 1, 1, tzinfo=UTC), NOON + timedelta(days=400)
-OURS = "sda_features.feast_plugins.offline_store.VectorFileOfflineStore"
+END = NOON + timedelta(days=400)
 LOGGER = "sda_features.feast_plugins.offline_store"
 DIM = 3
 
@@ -53,36 +56,33 @@ def random_rows(rng, count, *, keys=6, ties=False, id_type="string", kind="list"
     )
 
 
-FEATURES = ["vector", "label", "size", "share", "raw"]
+FEATURES = {"vector": Array(Float32), "label": String, "size": Int64, "share": Float64, "raw": Bytes}
 
 
 @pytest.fixture
-def repo(tmp_path):
+def repo(tmp_path, redis_server):
     """Two Feast stores over one folder and registry, stock and ours, and a writer of their views."""
-    return Repo(tmp_path)
+    return Repo(tmp_path, redis_server)
 
 
 class Repo:
-    def __init__(self, folder):
-        from feast import Entity, FeatureStore, ValueType
-
+    def __init__(self, folder, server):
         self.folder = folder
-        text = "project: p\nprovider: local\nregistry: registry.db\nonline_store: {path: online.db}\n"
-        self.stores = {}
-        for name, kind in (("stock", "file"), ("ours", OURS)):
-            path = folder / f"{name}.yaml"
-            path.write_text(f"{text}offline_store: {{type: {kind}}}\n")
-            self.stores[name] = FeatureStore(repo_path=str(folder), fs_yaml_file=path)
+        stock, ours = open_stores(folder, "p", server, STOCK, OURS)
+        self.stores = {"stock": stock, "ours": ours}
         self.entities = {
             "string": Entity(name="item", join_keys=["item_id"], value_type=ValueType.STRING),
             "int64": Entity(name="number", join_keys=["item_id"], value_type=ValueType.INT64),
         }
 
-    def add(self, name, *tables, id_type="string", ttl=0, created=True, mapping=None):
-        """Write `tables` as parts of a view and apply it."""
-        from feast import FeatureView, Field, FileSource
-        from feast.types import Array, Bytes, Float32, Float64, Int64, String
+    def apply(self, *objects):
+        with quiet_feast():
+            self.stores["stock"].apply([*objects])
+        for store in self.stores.values():
+            store.refresh_registry()
 
+    def add(self, name, *tables, id_type="string", ttl=0, created=True):
+        """Write `tables` as parts of a view and apply it."""
         parts = self.folder / name
         parts.mkdir()
         for number, table in enumerate(tables):
@@ -92,45 +92,31 @@ class Repo:
             path=name,
             timestamp_field="event_timestamp",
             created_timestamp_column="created" if created else "",
-            field_mapping={"pid": "item_id"} if mapping is None else mapping,
+            field_mapping={"pid": "item_id"},
         )
-        dtypes = [Array(Float32), String, Int64, Float64, Bytes]
-        entity = self.entities[id_type]
-        view = FeatureView(
-            name=name,
-            entities=[entity],
-            source=source,
-            ttl=timedelta(hours=ttl),
-            schema=[
-                Field(name="item_id", dtype=String if id_type == "string" else Int64),
-                *(Field(name=feature, dtype=dtype) for feature, dtype in zip(FEATURES, dtypes, strict=True)),
-            ],
-        )
-        with quiet_feast():
-            self.stores["stock"].apply([entity, source, view])
-        for store in self.stores.values():
-            store.refresh_registry()
+        dtypes = {"item_id": String if id_type == "string" else Int64, **FEATURES}
+        schema = [Field(name=field, dtype=dtype) for field, dtype in dtypes.items()]
+        entity, ttl = self.entities[id_type], timedelta(hours=ttl)
+        view = FeatureView(name=name, entities=[entity], source=source, ttl=ttl, schema=schema)
+        self.apply(entity, source, view)
         return source
 
-    def pull(self, source, *, latest=True, start=EPOCH, end=END, created=True, columns=FEATURES):
+    def pull(self, source, *, latest=True, start=EPOCH, end=END, created=True, columns=(*FEATURES,)):
         """What both stores pull, as tables."""
-        from feast.infra.offline_stores.dask import DaskOfflineStore
-
         for name, store in (("stock", DaskOfflineStore), ("ours", VectorFileOfflineStore)):
-            kind = "latest" if latest else "all"
+            pull = store.pull_latest_from_table_or_query if latest else store.pull_all_from_table_or_query
             with quiet_feast():
-                yield (
-                    getattr(store, f"pull_{kind}_from_table_or_query")(
-                        config=self.stores[name].config,
-                        data_source=source,
-                        join_key_columns=["pid"],
-                        feature_name_columns=columns,
-                        timestamp_field="event_timestamp",
-                        created_timestamp_column="created" if created else None,
-                        start_date=start,
-                        end_date=end,
-                    ).to_arrow()
+                job = pull(
+                    config=self.stores[name].config,
+                    data_source=source,
+                    join_key_columns=["pid"],
+                    feature_name_columns=list(columns),
+                    timestamp_field="event_timestamp",
+                    created_timestamp_column="created" if created else None,
+                    start_date=start,
+                    end_date=end,
                 )
+                yield job.to_arrow()
 
     def history(self, entities, features, **options):
         """What both stores join to an entity frame, as data frames."""
@@ -287,20 +273,18 @@ def test_what_is_outside_the_fast_path_is_stock_feast(repo, fallbacks):
     rows = random_rows(np.random.default_rng(6), 16)
     nulls = pa.array([[1.0, None]] * 16, pa.list_(pa.float32()))
     stamps = pa.array(hours(*range(15), None), pa.timestamp("us", tz="UTC"))
-    for name, table in {
+    tables = {
         "nested": rows.set_column(1, "vector", nulls),
         "created_null": rows.set_column(7, "created", stamps),
         "dictionary": rows.set_column(2, "label", rows["label"].dictionary_encode()),
-    }.items():
-        before = len(fallbacks())
+        "nested_folders": rows,
+    }
+    for count, (name, table) in enumerate(tables.items(), 1):
         source = repo.add(name, table)
+        if name == "nested_folders":
+            (repo.folder / name / "more").mkdir()
         assert_same(*repo.pull(source))
-        assert len(fallbacks()) == before + 1, name
-    source = repo.add("nested_folders", rows)
-    (repo.folder / "nested_folders" / "more").mkdir()
-    before = len(fallbacks())
-    assert_same(*repo.pull(source))
-    assert len(fallbacks()) == before + 1
+        assert len(fallbacks()) == count, name
 
 
 def test_a_source_without_files_fails_as_in_stock_feast(repo):
@@ -323,8 +307,6 @@ def test_entity_rows_that_repeat_are_stock_feasts_to_choose_from(repo, fallbacks
 
 
 def test_aliased_entities(repo, fallbacks):
-    from feast import FeatureService
-
     repo.add("view", random_rows(np.random.default_rng(8), 30))
     view = repo.stores["ours"].get_feature_view("view")[["vector", "size"]]
     seen = view.with_name("seen").with_join_key_map({"item_id": "seen_id"})
@@ -332,10 +314,7 @@ def test_aliased_entities(repo, fallbacks):
         "one": FeatureService(name="one", features=[seen]),
         "two": FeatureService(name="two", features=[seen, view.with_name("here")]),
     }
-    with quiet_feast():
-        repo.stores["stock"].apply([*services.values()])
-    for store in repo.stores.values():
-        store.refresh_registry()
+    repo.apply(*services.values())
     entities = pd.DataFrame(
         {"item_id": ["k0", "k1"], "seen_id": ["k2", "k3"], "event_timestamp": hours(99, 98)}
     )
@@ -346,24 +325,14 @@ def test_aliased_entities(repo, fallbacks):
 
 
 def test_on_demand_views(repo, fallbacks):
-    from feast import Field
-    from feast.on_demand_feature_view import on_demand_feature_view
-    from feast.types import Int64
-
     repo.add("view", random_rows(np.random.default_rng(8), 30))
-    with quiet_feast():
+    view = repo.stores["ours"].get_feature_view("view")
 
-        @on_demand_feature_view(
-            sources=[repo.stores["ours"].get_feature_view("view")],
-            schema=[Field(name="twice", dtype=Int64)],
-            mode="pandas",
-        )
-        def doubled(inputs):
-            return pd.DataFrame({"twice": inputs["size"] * 2})
+    @on_demand_feature_view(sources=[view], schema=[Field(name="twice", dtype=Int64)], mode="pandas")
+    def doubled(inputs):
+        return pd.DataFrame({"twice": inputs["size"] * 2})
 
-        repo.stores["stock"].apply([doubled])
-    for store in repo.stores.values():
-        store.refresh_registry()
+    repo.apply(doubled)
     entities = pd.DataFrame({"item_id": ["k0", "k1"], "event_timestamp": hours(99, 98)})
     assert_same(*repo.history(entities, ["view:size", "doubled:twice"]))
     assert len(fallbacks()) == 1

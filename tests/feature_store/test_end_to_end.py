@@ -2,7 +2,6 @@
 
 import json
 import re
-import runpy
 import shutil
 
 import numpy as np
@@ -16,7 +15,7 @@ from sda_features.feature_store.repo import open_feature_set, quiet_feast
 from sda_features.feature_store.to_online import materialize_view
 from sda_features.serving import EmbeddingClient, layout
 from sda_features.serving.embedded import embedded_redis
-from tests.feast_repo import NOON, Rows, config, run_feast
+from tests.feast_repo import Rows, apply, config, run_feast
 
 ROWS = Rows.random(["B001", "B 002", "ü/漢:3", *"abcdefgh"])
 
@@ -205,8 +204,7 @@ def test_a_catalogue_without_pictures(make_repo):
     rows.write(repo / "data/sda")
     materialize_view(repo, "sda")
     rows.assert_equal(load_vectors(repo, "sda", rows.ids))
-    with EmbeddingClient.from_repo(repo, "sda") as client:
-        rows.assert_equal(client.get(rows.ids))
+    rows.assert_served(repo)
 
 
 def test_another_project_is_left_alone_and_the_run_is_quiet(make_repo, redis_server, capfd):
@@ -226,14 +224,14 @@ def test_another_project_is_left_alone_and_the_run_is_quiet(make_repo, redis_ser
 
 
 def test_rows_are_written_in_batches(make_repo, monkeypatch):
-    monkeypatch.setattr("sda_features.feature_store.to_online.BATCH_ROWS", 7)
+    for module in ("to_online", "online_rows"):
+        monkeypatch.setattr(f"sda_features.feature_store.{module}.BATCH_ROWS", 7)
     repo = make_repo()
     rows = Rows.random([f"i{number}" for number in range(23)])
     rows.write(repo / "data/sda")
     done = materialize_view(repo, "sda")
     assert (done.rows, done.checked) == (23, 23)
-    with EmbeddingClient.from_repo(repo, "sda") as client:
-        rows.assert_equal(client.get(rows.ids))
+    rows.assert_served(repo)
 
 
 def test_an_entity_that_was_not_registered(make_repo):
@@ -285,15 +283,8 @@ def test_the_repo_of_this_project(tmp_path, redis_server, monkeypatch, request):
     assert str(EmbeddingClient.from_repo(repo, "sda").address) == "localhost:6379"
     monkeypatch.setenv("FEAST_FS_YAML_FILE_PATH", str(repo / "feature_store.env.yaml"))
     monkeypatch.setenv("SDA_REDIS", "{}:{}".format(*redis_server))
-    with quiet_feast():
-        from feast import Entity, FeatureStore, FeatureView
-
-        names = runpy.run_path(str(repo / "feature_definitions.py")).values()
-        FeatureStore(repo_path=str(repo)).apply(
-            [value for value in names if isinstance(value, Entity | FeatureView)]
-        )
+    apply(repo, "feature_definitions.py")
     rows = Rows.random(list("abc"))
-    rows.write(open_feature_set(repo, "sda").folder, time=NOON)
+    rows.write(open_feature_set(repo, "sda").folder)
     materialize_view(repo, "sda")
-    with EmbeddingClient.from_repo(repo, "sda") as client:
-        rows.assert_equal(client.get(rows.ids))
+    rows.assert_served(repo)

@@ -14,7 +14,7 @@ from sda_features.feature_store.lifecycle import prune, rollback
 from sda_features.feature_store.repo import open_slots, quiet_feast
 from sda_features.feature_store.to_online import materialize_view
 from sda_features.feature_store.versions import open_versions, record_version
-from tests.feast_repo import NOON, Rows
+from tests.feast_repo import NOON, Rows, config
 from tests.feast_repo import apply as apply_ours
 
 ITEM = """from feast import Entity, ValueType
@@ -154,10 +154,7 @@ def test_the_teams_job_runs_in_every_state(repo):
 def test_views_that_the_nightly_job_leaves_out_reach_another_online_store(tmp_path, new_project, monkeypatch):
     """`--no-feast-materialize`, and a machine of the nightly job that lacks the folder."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "feature_store.yaml").write_text(
-        f"project: {new_project()}\nprovider: local\nregistry: data/registry.db\n"
-        "online_store: {path: data/online.db}\n"
-    )
+    (tmp_path / "feature_store.yaml").write_text(config(new_project(), None))
     done = init_repo(tmp_path, feature_sets=["sda"], slots=1, feast_materialize=False)
     assert "online=False" in done.path.read_text()
     apply_ours(tmp_path)

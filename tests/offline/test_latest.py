@@ -1,6 +1,6 @@
 """The newest row of each key, against a loop over rows."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -9,8 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sda_features.offline.latest import NO_TIME, epoch_nanoseconds, latest_batches, latest_rows
-
-NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
+from tests.feast_repo import NOON
 
 
 def random_table(rng, count, *, zone="UTC", unit="us"):
@@ -61,8 +60,7 @@ def test_rows_are_those_of_a_loop(tmp_path, keys, created, keep):
         table = random_table(rng, 57, zone=zone, unit=unit)
         folder = tmp_path / str(turn)
         folder.mkdir()
-        for part, start in enumerate((0, 20, 21)):
-            stop = (20, 21, 57)[part]
+        for part, (start, stop) in enumerate([(0, 20), (20, 21), (21, 57)]):
             pq.write_table(table.slice(start, stop - start), folder / f"{part}.parquet", row_group_size=9)
         dataset = pa_dataset.dataset(folder)
         for start, end in [(None, None), (NOON, None), (None, NOON), (NOON - timedelta(hours=1), NOON)]:
