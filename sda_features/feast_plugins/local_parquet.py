@@ -150,11 +150,7 @@ def _is_plain(data_type: pa.DataType) -> bool:
 
 
 def _is_list(data_type: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_list(data_type)
-        or pa.types.is_large_list(data_type)
-        or pa.types.is_fixed_size_list(data_type)
-    )
+    return isinstance(data_type, pa.ListType | pa.LargeListType | pa.FixedSizeListType)
 
 
 def _is_part(entry: Path) -> bool:

@@ -43,11 +43,7 @@ class VectorFileOfflineStoreConfig(DaskOfflineStoreConfig):  # type: ignore[misc
 
 
 class VectorRetrievalJob(DaskRetrievalJob):  # type: ignore[misc]
-    """Feast's lazy job, answered from Arrow where that is possible, else by the stock job.
-
-    A result has one chunk a column, because Feast's own converters read the first batch of a table
-    and drop the others; only a column that passes 2**31 numbers has several.
-    """
+    """Feast's lazy job, answered from Arrow where that is possible, else by the stock job."""
 
     def __init__(self, stock: DaskRetrievalJob, fast: Callable[[], pa.Table]) -> None:
         super().__init__(

@@ -39,19 +39,9 @@ class Recorded:
 
 
 class VectorOnlineResponse(OnlineResponse):  # type: ignore[misc]
-    """Feast's response with `to_matrix`. Everything else gives what it gives in stock Feast.
-
-    Args:
-        proto: the response as stock Feast makes it.
-        feature_types: names in the response -> their types in Feast.
-    """
+    """Feast's response with `to_matrix`. Everything else gives what it gives in stock Feast."""
 
     _recorded: Recorded | None = None
-
-    def __init__(
-        self, proto: GetOnlineFeaturesResponse, feature_types: Mapping[str, ValueType] | None = None
-    ) -> None:
-        super().__init__(proto, dict(feature_types or {}))
 
     @classmethod
     def lazy(cls, recorded: Recorded, feature_types: Mapping[str, ValueType]) -> VectorOnlineResponse:

@@ -81,31 +81,18 @@ class VectorRedisOnlineStore(RedisOnlineStore):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class _Request:
-    """A request of n ids for features of views that share one entity.
-
-    Attributes:
-        config: of the Feast repo.
-        join_key: the join key of the entity.
-        value_type: type of its ids.
-        ids: the n ids; they may repeat.
-        keys: Redis keys of the different ids, in the order of their first appearance.
-        views: views with the features asked of each.
-        fields: hash fields of all views, one after the other: features, then the event timestamp.
-        names: features as the response names them.
-        full_names: whether these names begin with the view.
-        with_versions: whether the response says which version of each view was read.
-    """
+    """A request of n ids for features of views that share one entity."""
 
     config: RepoConfig
     join_key: str
     value_type: ValueType
-    ids: Sequence[str | int]
-    keys: Sequence[bytes]
-    views: Sequence[tuple[FeatureView, Sequence[str]]]
-    fields: tuple[bytes, ...]
-    names: frozenset[str]
-    full_names: bool
-    with_versions: bool
+    ids: Sequence[str | int]  # n; they may repeat
+    keys: Sequence[bytes]  # of the different ids, in the order of their first appearance
+    views: Sequence[tuple[FeatureView, Sequence[str]]]  # with the features asked of each
+    fields: tuple[bytes, ...]  # of all views, one after the other: features, then the event timestamp
+    names: frozenset[str]  # of the features in the response
+    full_names: bool  # whether these begin with the view
+    with_versions: bool  # whether the response says which version of each view was read
 
     def response(self, rows: list[Row] | Block) -> VectorOnlineResponse:
         """The response made of the rows of the different ids."""

@@ -157,17 +157,13 @@ def _gather(
         target = np.fromiter((rows.get(item_id, -1) for item_id in items), np.int64, len(batch))
         named = version.cast(pa.string()).filter(pa.array(target >= 0))
         versions.update(named.unique().drop_null().to_pylist())
-        for name, matrix in matrices.items():
-            if dims and not matrix.shape[1]:
+        for name, matrix in matrices.items() if dims else ():
+            if not matrix.shape[1]:
                 matrices[name] = matrix = _zeros(name, (len(rows), *dims), folder)
-            column = table[name]
-            place = target[column.is_valid().to_numpy()]
+            place = target[table[name].is_valid().to_numpy()]
             wanted = place >= 0
-            start = 0
-            for chunk in column.chunks if dims else ():
-                block = chunk.flatten().to_numpy().reshape(-1, *dims)
-                here = slice(start, start := start + len(block))
-                matrix[place[here][wanted[here]]] = block if wanted[here].all() else block[wanted[here]]
+            block = table[name].chunk(0).flatten().to_numpy().reshape(-1, *dims)
+            matrix[place[wanted]] = block if wanted.all() else block[wanted]
             found[name][place[wanted]] = True
     if not count:
         raise FeatureStoreError(

@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeAlias
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake.transaction import AddAction
@@ -35,7 +34,6 @@ from sda_features.offline.schema import (
     SCHEMA,
     check_table,
     typed_ids,
-    vectors_table,
 )
 from sda_features.offline.table import (
     STAGED,
@@ -185,22 +183,10 @@ class FeastRows:
 
     def remove(self, item_ids: Collection[str | int], version: str, stamp: datetime) -> None:
         """Write a row of that version and time without vectors for each item."""
-        if not item_ids:
-            return
-        nothing, none = np.zeros((len(item_ids), 0), np.float32), np.zeros(len(item_ids), np.bool_)
-        self.write(
-            vectors_table(
-                [str(item_id) for item_id in item_ids],
-                text=nothing,
-                text_found=none,
-                image=nothing,
-                image_found=none,
-                adapter_version=version,
-                content_hashes=[REMOVED] * len(item_ids),
-                event_timestamp=stamp,
-                store_dtype=self.opened.store_dtype,
-            )
-        )
+        if item_ids:
+            gone = {VERSION: version, CONTENT_HASH: REMOVED, EVENT_TIMESTAMP: stamp}
+            rows = [{ITEM_ID: str(item_id), **gone} for item_id in item_ids]
+            self.write(pa.Table.from_pylist(rows, slot_schema("string", self.opened.store_dtype)))
 
     def _newest(self) -> pa.Table:
         try:

@@ -141,27 +141,20 @@ def writing_client(opened: FeatureSet) -> Iterator[tuple[redis.Redis | None, Gua
             yield server, None
 
 
-def view_keys(server: redis.Redis, opened: FeatureSet) -> Iterator[list[bytes]]:
-    """Keys of all hashes that hold a row of a slot, some at a time: a scan of the whole server."""
+def orphans_online(server: redis.Redis, opened: FeatureSet, rows: pa.Table) -> Iterator[list[bytes]]:
+    """Keys that hold a row of a slot which is not among `rows`, some at a time: a scan of the whole server."""
     view = online_view(opened)
+    known = set(view.keys(rows[ITEM_ID].to_pylist()))
     for node in nodes_of(server).values():
         cursor = -1
         while cursor:
             cursor, keys = node.scan(max(cursor, 0), match=view.key_pattern, count=BATCH_ROWS, _type="hash")
-            keys = [key for key in keys if view.owns(key)]
+            keys = [key for key in keys if view.owns(key) and key not in known]
             stored, _ = fetch_fields(server, keys, [view.time_field, *view.fields])
             if found := [
                 key for key, row in zip(keys, stored, strict=True) if any(v is not None for v in row)
             ]:
                 yield found
-
-
-def orphans_online(server: redis.Redis, opened: FeatureSet, rows: pa.Table) -> Iterator[list[bytes]]:
-    """Keys that hold a row of a slot which the offline store does not have, some at a time."""
-    known = set(online_view(opened).keys(rows[ITEM_ID].to_pylist()))
-    for keys in view_keys(server, opened):
-        if orphans := [key for key in keys if key not in known]:
-            yield orphans
 
 
 def sweep_online(opened: FeatureSet, rows: pa.Table) -> int:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,18 +167,13 @@ def open_slots(repo_path: Path | str, feature_set: str) -> list[FeatureSet]:
 
 def _refuse_shared_folders(slots: list[FeatureSet], views: dict[str, FeatureView]) -> None:
     """Two views on one folder would overwrite and prune one another's rows."""
-    ours = {opened.view.name: getattr(opened.view.batch_source, "path", None) for opened in slots}
-    for name, path in ours.items():
-        for other, view in views.items():
-            if (
-                path
-                and other != name
-                and getattr(view.batch_source, "path", "").rstrip("/") == path.rstrip("/")
-            ):
-                raise FeatureStoreError(
-                    f"The feature views {name} and {other} both have their rows in {path}. Give each a folder of its "
-                    "own (embedding_source in the definitions), move the rows of one there, and run `feast apply`."
-                )
+    for opened, (other, view) in product(slots, views.items()):
+        name, path = opened.view.name, getattr(opened.view.batch_source, "path", "")
+        if path and name != other and getattr(view.batch_source, "path", "").rstrip("/") == path.rstrip("/"):
+            raise FeatureStoreError(
+                f"The feature views {name} and {other} both have their rows in {path}. Give each a folder of its "
+                "own (embedding_source in the definitions), move the rows of one there, and run `feast apply`."
+            )
 
 
 @contextlib.contextmanager

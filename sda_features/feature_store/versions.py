@@ -38,8 +38,6 @@ from sda_features.serving.pointer import (
     read_pointer,
 )
 
-Held = Mapping[int, Collection[str]]
-
 
 @dataclass(frozen=True)
 class Versions:
@@ -136,7 +134,7 @@ def open_record(slots: Sequence[FeatureSet]) -> Iterator[Versions | None]:
             yield Versions(name, slots, server, config.redis_address(), pointer_key(config.project, name))
 
 
-def choose_slot(record: Pointer, version: str, held: Held) -> int:
+def choose_slot(record: Pointer, version: str, held: Mapping[int, Collection[str]]) -> int:
     """The slot to write a version to: the one that holds it, else an empty one.
 
     Args:

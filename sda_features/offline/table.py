@@ -49,13 +49,7 @@ SETTINGS = {"delta.dataSkippingStatsColumns": f"{ITEM_ID},{EVENT_TIMESTAMP}"}
 
 @dataclass(frozen=True)
 class RowFile:
-    """A parquet file of a table.
-
-    Attributes:
-        name: its name in the folder.
-        rows: its rows.
-        size: its bytes.
-    """
+    """A parquet file of a table: its name in the folder, its rows, its bytes."""
 
     name: str
     rows: int

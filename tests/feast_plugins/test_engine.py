@@ -1,6 +1,7 @@
 """Feast with the fast engine leaves in Redis what stock Feast leaves there, byte for byte."""
 
 import inspect
+import json
 import logging
 from datetime import UTC, datetime, timedelta
 
@@ -23,7 +24,7 @@ from tests.feast_repo import NOON, Rows, run_feast
 from tests.serving.servers import cluster, sentinel
 
 ENGINE = "sda_features.feast_plugins.engine.VectorEngine"
-STOCK_DB, OUR_DB = 7, 8  # one project, two databases: keys and values can be compared as they are
+DATABASES = 7, 8  # of stock Feast and ours, in one project: keys and values can be compared as they are
 EPOCH, END = datetime(1970, 1, 1, tzinfo=UTC), NOON + timedelta(days=400)
 SCHEMA = {"item_id": String, "vector": Array(Float32), "packed": Bytes, "name": String}
 TIMES, VECTOR = pa.timestamp("us", tz="UTC"), pa.list_(pa.float32())
@@ -72,27 +73,18 @@ class Pair:
     """Two Feast stores over one registry and folder that differ in engine and database."""
 
     def __init__(
-        self,
-        folder,
-        server,
-        project,
-        *,
-        online="redis",
-        offline="file",
-        master=None,
-        dbs=(STOCK_DB, OUR_DB),
-        **settings,
+        self, folder, caplog, project, server, *, master=None, dbs=DATABASES, offline="file", **online
     ):
-        self.folder = folder
+        self.folder, self.caplog = folder, caplog
         self.servers = [redis.Redis(*(master or server), db=db) for db in dbs]
         self.stores = []
-        more = "".join(f", {name}: {value}" for name, value in settings.items())
         for db, engine in zip(dbs, ("local", ENGINE), strict=True):
-            path, database = folder / f"{engine}.yaml", f",db={db}" if db else ""
+            path = folder / f"{engine}.yaml"
+            address = f"{server[0]}:{server[1]}" + (f",db={db}" if db else "")
             path.write_text(
                 f"project: {project}\nprovider: local\nregistry: registry.db\nbatch_engine: {{type: {engine}}}\n"
                 f"offline_store: {{type: {offline}}}\n"
-                f"online_store: {{type: {online}, connection_string: '{server[0]}:{server[1]}{database}'{more}}}\n"
+                f"online_store: {json.dumps({'type': 'redis', 'connection_string': address} | online)}\n"
             )
             with quiet_feast():
                 self.stores.append(FeatureStore(repo_path=str(folder), fs_yaml_file=path))
@@ -107,33 +99,29 @@ class Pair:
         source = FileSource(name="source", path="rows", timestamp_field="event_timestamp", **renamed)
         entities = [Entity(name=f"e_{key}", join_keys=[key], value_type=value_type) for key in keys]
         schema = [Field(name=name, dtype=dtype) for name, dtype in schema.items()]
-        view = view_class(
-            name="view",
-            entities=entities,
-            schema=schema,
-            source=source,
-            ttl=timedelta(0),
-            online=True,
-            **more,
-        )
+        more |= {"ttl": timedelta(0), "online": True}
+        view = view_class(name="view", entities=entities, schema=schema, source=source, **more)
         with quiet_feast():
             self.stores[0].apply([source, *entities, view])
 
-    def fill(self):
-        self.apply(SCHEMA)
-        self.write(rows())
+    def fill(self, table=None, schema=None, **options):
+        self.apply(schema or SCHEMA, **options)
+        self.write(rows() if table is None else table)
+        return self
 
     def write(self, table, name="part"):
         (self.folder / "rows").mkdir(exist_ok=True)
         pq.write_table(table, self.folder / "rows" / f"{name}.parquet", row_group_size=5)
 
-    def materialize(self, start=EPOCH, end=END):
-        """What both databases hold, stock Feast's and ours, after both have materialized: the same."""
+    def materialize(self, start=EPOCH, end=END, *, path="fast"):
+        """What both databases hold after stock Feast and ours, on this path, have materialized: the same."""
+        self.caplog.clear()
         with quiet_feast():
             for store in self.stores:
                 store.materialize(start, end, feature_views=["view"])
         stock, ours = map(contents, self.servers)
         assert ours == stock
+        assert paths_taken(self.caplog) == [path]
         return ours
 
 
@@ -143,20 +131,15 @@ def contents(server):
 
 
 @pytest.fixture
-def make_pair(tmp_path, redis_server, new_project):
-    return lambda **settings: Pair(tmp_path, redis_server, new_project(), **settings)
+def make_pair(tmp_path, caplog, redis_server, new_project):
+    caplog.set_level(logging.INFO, "sda_features.feast_plugins.engine")
+    return lambda server=redis_server, **options: Pair(tmp_path, caplog, new_project(), server, **options)
 
 
-@pytest.fixture
 def paths_taken(caplog):
     """For each materialisation with our engine: fast or stock."""
-    caplog.set_level(logging.INFO, "sda_features.feast_plugins.engine")
-
-    def paths():
-        messages = [record.message for record in caplog.records if record.name.endswith("engine")]
-        return ["fast" if "rows written" in message else "stock" for message in messages]
-
-    return paths
+    messages = [record.message for record in caplog.records if record.name.endswith("engine")]
+    return ["fast" if "rows written" in message else "stock" for message in messages]
 
 
 def rows(count=12, *, id_type="string", hours=None, seed=0):
@@ -178,38 +161,31 @@ def rows(count=12, *, id_type="string", hours=None, seed=0):
 
 
 @pytest.mark.parametrize(("id_type", "key"), [("string", String), ("int32", Int32), ("int64", Int64)])
-def test_hashes_are_those_of_stock_feast(make_pair, paths_taken, id_type, key):
-    pair = make_pair()
-    pair.apply(SCHEMA | {"item_id": key}, value_type=ValueType[id_type.upper()])
-    pair.write(rows(id_type=id_type))
+def test_hashes_are_those_of_stock_feast(make_pair, id_type, key):
+    schema, value_type = SCHEMA | {"item_id": key}, ValueType[id_type.upper()]
+    pair = make_pair().fill(rows(id_type=id_type), schema, value_type=value_type)
     assert len(pair.materialize()) == 12
     # Older, as new, and newer rows in a second part, of which the newest win.
     hours = [-1, 1, 3, 3, 3, 5, 7, 7, 7, 9, 11, 11]
     pair.write(rows(id_type=id_type, hours=hours, seed=1).slice(0, 10), name="second")
     for end in (NOON + timedelta(hours=4), END):
         pair.materialize(end=end)
-    assert paths_taken() == ["fast"] * 3
 
 
-def test_rows_of_one_time(make_pair, paths_taken):
+def test_rows_of_one_time(make_pair):
     """Which row wins is a matter of stock Feast's sorting; in a small table it is the first."""
-    pair = make_pair()
-    pair.apply(SCHEMA)
-    pair.write(rows(4, hours=[0] * 4))
+    pair = make_pair().fill(rows(4, hours=[0] * 4))
     pair.write(rows(4, hours=[0] * 4, seed=1), name="second")
     pair.materialize()
-    assert paths_taken() == ["fast"]
 
 
-def test_windows_include_both_ends(make_pair, paths_taken):
-    pair = make_pair()
-    pair.fill()
-    assert len(pair.materialize(NOON + timedelta(hours=3), NOON + timedelta(hours=6))) == 4
-    assert paths_taken() == ["fast"]
+def test_windows_include_both_ends(make_pair):
+    written = make_pair().fill().materialize(NOON + timedelta(hours=3), NOON + timedelta(hours=6))
+    assert len(written) == 4
 
 
-def test_created_timestamps_renamed_columns_and_settings(make_pair, paths_taken):
-    pair = make_pair(key_ttl_seconds=1000, skip_dedup="true")
+def test_created_timestamps_renamed_columns_and_settings(make_pair):
+    pair = make_pair(key_ttl_seconds=1000, skip_dedup=True)
     pair.apply(
         {"pid": String, "embedding": Array(Float32), "name": String},
         keys=["pid"],
@@ -220,7 +196,6 @@ def test_created_timestamps_renamed_columns_and_settings(make_pair, paths_taken)
         stamps = pa.array([NOON + timedelta(hours=created)] * 12, TIMES)
         pair.write(rows(seed=part, hours=[0] * 12).append_column("created", stamps), name=f"part{part}")
     assert len(pair.materialize()) == 12
-    assert paths_taken() == ["fast"]
     assert all(900 < server.ttl(key) <= 1000 for server in pair.servers for key in server.scan_iter())
 
 
@@ -231,32 +206,26 @@ def test_created_timestamps_renamed_columns_and_settings(make_pair, paths_taken)
         ("sda_features.feast_plugins.offline_store.VectorFileOfflineStore", False),
     ],
 )
-def test_other_offline_stores(make_pair, paths_taken, offline, fewer):
-    pair = make_pair(offline=offline)
-    pair.fill()
-    written = pair.materialize()
+def test_other_offline_stores(make_pair, offline, fewer):
+    written = make_pair(offline=offline).fill().materialize()
     assert len(written) > 0
     assert (len(written) < 12) == fewer
-    assert paths_taken() == ["fast"]
 
 
 @pytest.mark.slow
-def test_a_master_that_a_sentinel_names(tmp_path, redis_server, new_project, paths_taken):
+def test_a_master_that_a_sentinel_names(make_pair, tmp_path, redis_server):
     with sentinel(tmp_path, redis_server[1], "shop_master") as port:
         options = {"redis_type": "redis_sentinel", "sentinel_master": "shop_master"}
-        pair = Pair(tmp_path, (redis_server[0], port), new_project(), master=redis_server, **options)
-        pair.fill()
+        pair = make_pair((redis_server[0], port), master=redis_server, **options).fill()
         assert len(pair.materialize()) == 12
-    assert paths_taken() == ["fast"]
 
 
 @pytest.mark.slow
-def test_a_cluster(tmp_path, new_project, paths_taken):
+def test_a_cluster(make_pair, caplog):
     """Stock Feast and the engine write the same rows, which lie on all nodes."""
     with cluster() as ports:
         nodes = [redis.Redis("127.0.0.1", port) for port in ports]
-        pair = Pair(tmp_path, ("127.0.0.1", ports[0]), new_project(), dbs=(0, 0), redis_type="redis_cluster")
-        pair.fill()
+        pair = make_pair(("127.0.0.1", ports[0]), dbs=(0, 0), redis_type="redis_cluster").fill()
         written = []
         for store in pair.stores:
             with quiet_feast():
@@ -267,14 +236,12 @@ def test_a_cluster(tmp_path, new_project, paths_taken):
                 node.flushall()
     assert len(written[0]) == 12
     assert written[0] == written[1]
-    assert paths_taken() == ["fast"]
+    assert paths_taken(caplog) == ["fast"]
 
 
-def test_an_online_store_that_writes_in_its_own_way(make_pair, paths_taken):
-    pair = make_pair(online=f"{__name__}.LoudRedisOnlineStore")
-    pair.fill()
-    assert any(b"ROW 5" in value for fields in pair.materialize().values() for _, value in fields)
-    assert paths_taken() == ["stock"]
+def test_an_online_store_that_writes_in_its_own_way(make_pair):
+    written = make_pair(type=f"{__name__}.LoudRedisOnlineStore").fill().materialize(path="stock")
+    assert any(b"ROW 5" in value for fields in written.values() for _, value in fields)
 
 
 def with_vectors(vectors):
@@ -286,6 +253,7 @@ def shout(frame):
 
 
 VECTORS = {"item_id": String, "vector": Array(Float32)}
+NULLS = pa.array([[1.0, 2.0]] * 11 + [[1.0, None]], VECTOR)
 SHOUTED = {"mode": "pandas", "udf": shout, "udf_string": inspect.getsource(shout)}
 
 
@@ -303,54 +271,38 @@ SHOUTED = {"mode": "pandas", "udf": shout, "udf_string": inspect.getsource(shout
         ),
         pytest.param(VECTORS, with_vectors(rows()["vector"].cast(pa.list_(pa.float64()))), {}, id="doubles"),
         pytest.param(VECTORS | {"vector": Array(Float64)}, rows(), {}, id="declared doubles"),
-        pytest.param(
-            VECTORS,
-            with_vectors(pa.array([[1.0, 2.0]] * 11 + [[1.0, None]], VECTOR)),
-            {},
-            id="nulls in a vector",
-        ),
+        pytest.param(VECTORS, with_vectors(NULLS), {}, id="nulls in a vector"),
         pytest.param(SCHEMA, rows(), {"view_class": BatchFeatureView, **SHOUTED}, id="transformation"),
         pytest.param(SCHEMA, rows(), {"enable_validation": True}, id="validation"),
     ],
 )
-def test_other_views_go_through_stock_feast(make_pair, paths_taken, schema, table, options):
-    pair = make_pair()
-    pair.apply(schema, **options)
-    pair.write(table)
-    assert len(pair.materialize()) == 12
-    assert paths_taken() == ["stock"]
+def test_other_views_go_through_stock_feast(make_pair, schema, table, options):
+    pair = make_pair().fill(table, schema, **options)
+    assert len(pair.materialize(path="stock")) == 12
 
 
-def test_a_vector_index_goes_through_stock_feast(make_pair, paths_taken):
-    pair = make_pair()
-    pair.apply({"item_id": String, "name": String})
+def test_a_vector_index_goes_through_stock_feast(make_pair):
+    pair = make_pair().fill(schema={"item_id": String, "name": String})
     view = pair.stores[0].get_feature_view("view")
     view.schema.append(Field(name="vector", dtype=Array(Float32), vector_index=True, vector_length=7))
     view.features.append(view.schema[-1])
     pair.stores[0].apply([view])
-    pair.write(rows())
-    assert len(pair.materialize()) == 12
-    assert paths_taken() == ["stock"]
+    assert len(pair.materialize(path="stock")) == 12
 
 
-def test_folders_with_other_files_go_through_stock_feast(make_pair, paths_taken):
-    pair = make_pair()
-    pair.fill()
+def test_folders_with_other_files_go_through_stock_feast(make_pair):
+    pair = make_pair().fill()
     (pair.folder / "rows" / "README.md").write_text("a note")
-    assert len(pair.materialize()) == 12
-    assert paths_taken() == ["stock"]
+    assert len(pair.materialize(path="stock")) == 12
 
 
 def test_views_without_online_rows_and_entities_without_keys(make_pair):
-    pair = make_pair()
-    pair.apply({"vector": Array(Float32), "name": String}, keys=())
-    pair.write(rows())
-    assert len(pair.materialize()) == 1
+    pair = make_pair().fill(schema={"vector": Array(Float32), "name": String}, keys=())
+    assert len(pair.materialize(path="stock")) == 1
 
 
 def test_errors_are_those_of_stock_feast(make_pair):
-    pair = make_pair()
-    pair.fill()
+    pair = make_pair().fill()
     key = next(iter(pair.materialize()))
     for store, server in zip(pair.stores, pair.servers, strict=True):
         server.flushdb()
@@ -366,8 +318,7 @@ def test_errors_are_those_of_stock_feast(make_pair):
 @pytest.mark.slow
 def test_the_feast_command(make_pair):
     """`feast materialize` in a repo that names the engine."""
-    pair = make_pair()
-    pair.fill()
+    pair = make_pair().fill()
     stock = pair.materialize()
     pair.servers[1].flushdb()
     ends = "1970-01-01T00:00:00", "2030-01-01T00:00:00"
@@ -376,12 +327,13 @@ def test_the_feast_command(make_pair):
     assert contents(pair.servers[1]) == stock
 
 
-def test_materialize_view_takes_the_fast_path_in_a_stock_repo(make_repo, paths_taken, capfd):
+def test_materialize_view_takes_the_fast_path_in_a_stock_repo(make_repo, caplog, capfd):
+    caplog.set_level(logging.INFO, "sda_features.feast_plugins.engine")
     repo = make_repo()
     Rows.random(list("abcdefg")).write(open_feature_set(repo, "sda").folder)
     done = materialize_view(repo, "sda", progress=True)
     assert (done.rows, done.checked) == (7, 7)
-    assert paths_taken() == ["fast"]
+    assert paths_taken(caplog) == ["fast"]
     assert "writing online: 100%" in capfd.readouterr().err
     materialized = open_feature_set(repo, "sda").view.materialization_intervals
     assert [interval[1] for interval in materialized] == [done.end]

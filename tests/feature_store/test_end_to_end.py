@@ -9,6 +9,7 @@ import pytest
 import redis
 from click.testing import CliRunner
 
+from sda_features.cli.main import cli
 from sda_features.errors import FeatureStoreError, OnlineStoreError
 from sda_features.feature_store.matrices import load_vectors
 from sda_features.feature_store.repo import open_feature_set, quiet_feast
@@ -16,21 +17,20 @@ from sda_features.feature_store.to_online import materialize_view
 from sda_features.serving import EmbeddingClient, layout
 from sda_features.serving.embedded import embedded_redis
 from tests.feast_repo import Rows, apply, config, run_feast
+from tests.shop import run
 
 ROWS = Rows.random(["B001", "B 002", "ü/漢:3", *"abcdefgh"])
 
 
-def read_with_feast(repo, view, entity_rows):
-    """What stock Feast's online read returns: {feature: values}."""
+def assert_feast_reads(repo, rows, join_key="item_id", id_type=str):
+    """What stock Feast's online read returns."""
     with quiet_feast():
         from feast import FeatureStore
 
-        features = [f"{view}:{feature}" for feature in layout.FEATURES]
-        store = FeatureStore(repo_path=str(repo))
-        return store.get_online_features(features=features, entity_rows=entity_rows).to_dict()
-
-
-def assert_feast_reads(rows, read):
+        features = [f"sda_item_embeddings:{feature}" for feature in layout.FEATURES]
+        entities = {join_key: list(map(id_type, rows.ids))}
+        read = FeatureStore(repo_path=str(repo)).get_online_features(features, entities).to_dict()
+    assert read[layout.VERSION] == ["v1"] * len(rows.ids)
     for feature, matrix, found in (
         (layout.TEXT, rows.text, rows.text_found),
         (layout.IMAGE, rows.image, rows.image_found),
@@ -43,15 +43,12 @@ def assert_feast_reads(rows, read):
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory, redis_server, new_project):
     """A repo fresh from `feast init`, `sda-features init` and `feast apply`, with `sda` materialized."""
-    from sda_features.cli.init import command
-
     folder = tmp_path_factory.mktemp("shop")
     project = new_project()
     run_feast("init", project, cwd=folder)
     repo = folder / project / "feature_repo"
     before = sorted(repo.iterdir())
-    done = CliRunner().invoke(command, [str(repo)], catch_exceptions=False)
-    assert "The online store of this repo is sqlite" in done.output
+    assert "The online store of this repo is sqlite" in run("init", repo)
     assert sorted(repo.iterdir()) == sorted(
         [*before, repo / "sda-features.toml", repo / "sda_item_embeddings.py"]
     )
@@ -65,9 +62,7 @@ def shop(tmp_path_factory, redis_server, new_project):
 
 
 def test_stock_feast_reads_what_was_written(shop):
-    read = read_with_feast(shop, "sda_item_embeddings", [{"item_id": item_id} for item_id in ROWS.ids])
-    assert_feast_reads(ROWS, read)
-    assert read[layout.VERSION] == ["v1"] * len(ROWS.ids)
+    assert_feast_reads(shop, ROWS)
 
 
 def test_the_client_reads_what_was_written(shop):
@@ -120,10 +115,8 @@ def test_a_repo_that_is_not_applied(tmp_path, new_project):
 
 
 def test_lookup(shop):
-    from sda_features.cli.lookup import command
-
     def lookup(*arguments):
-        return CliRunner().invoke(command, [*arguments, "--repo", str(shop)], catch_exceptions=False)
+        return CliRunner().invoke(cli, ["lookup", *arguments, "--repo", str(shop)], catch_exceptions=False)
 
     lines = lookup("B001", "B 002", "nobody").stdout.splitlines()
     norm = np.linalg.norm(ROWS.text[0].astype(float))
@@ -168,8 +161,7 @@ def test_the_teams_entity_and_its_type_are_used(team):
     rows.write(opened.folder, id_type=opened.id_type)
     done = materialize_view(team, "sda")
     assert (done.rows, done.checked) == (4, 4)
-    read = read_with_feast(team, "sda_item_embeddings", [{"sku": int(item_id)} for item_id in rows.ids])
-    assert_feast_reads(rows, read)
+    assert_feast_reads(team, rows, "sku", int)
     with EmbeddingClient.from_repo(team, "sda", join_key="sku", id_type="int64") as client:
         rows.assert_equal(client.get(rows.ids))
         rows.assert_equal(client.get([int(item_id) for item_id in rows.ids]))
@@ -270,7 +262,7 @@ def test_an_online_store_that_is_not_redis(make_repo):
     rows = Rows.random(list("abc"))
     rows.write(repo / "data/sda")
     assert materialize_view(repo, "sda").checked == 3
-    assert_feast_reads(rows, read_with_feast(repo, "sda_item_embeddings", [{"item_id": i} for i in rows.ids]))
+    assert_feast_reads(repo, rows)
     with pytest.raises(OnlineStoreError, match="got sqlite"):
         EmbeddingClient.from_repo(repo, "sda")
 

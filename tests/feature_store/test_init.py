@@ -4,11 +4,10 @@ import json
 import sys
 
 import pytest
-from click.testing import CliRunner
 
-from sda_features.cli.init import command
 from sda_features.errors import FeatureStoreError, SettingsError
 from sda_features.feature_store.init import FILE_NAME, init_repo
+from tests.shop import run
 
 ITEM = 'item = Entity(name="item", join_keys=["item_id"], value_type=ValueType.STRING)\n'
 
@@ -25,6 +24,10 @@ def write(repo, text, name="definitions.py"):
     path.write_text(text)
 
 
+def views(*names):
+    return [f"{name}_item_embeddings{slot}" for name in names for slot in ("", "_2")]
+
+
 def entity_lines(done):
     return [
         line for line in done.path.read_text().splitlines() if "import" in line or "item_entity(" in line
@@ -35,9 +38,7 @@ def test_a_repo_without_items_gets_an_entity(repo):
     write(repo, 'driver = Entity(name="driver", join_keys=["driver_id"])')
     done = init_repo(repo)
     assert (done.action, done.entity, done.online_store) == ("created", None, "sqlite")
-    assert done.views == tuple(
-        f"{name}_item_embeddings{slot}" for name in ("sda", "vanilla") for slot in ("", "_2")
-    )
+    assert list(done.views) == views("sda", "vanilla")
     assert entity_lines(done) == ['item = item_entity("item_id")']
 
 
@@ -160,15 +161,10 @@ def test_an_edited_file_is_kept(repo, edit):
 
 def test_the_command(repo):
     write(repo, ITEM.replace("item_id", "sku").replace("STRING", "INT64"))
-    run = CliRunner().invoke(command, [str(repo), "--join-key", "sku", "--feature-sets", "a, b"])
-    assert run.exit_code == 0
-    assert "yours, definitions:item" in run.output
-    assert "--join-key sku --id-type int64" in run.output
-    again = CliRunner().invoke(
-        command, [str(repo), "--join-key", "sku", "--feature-sets", "a,b", "--slots", "2", "--json"]
-    )
-    result = json.loads(again.output)
+    printed = run("init", repo, "--join-key", "sku", "--feature-sets", "a, b")
+    assert "yours, definitions:item" in printed
+    assert "--join-key sku --id-type int64" in printed
+    again = run("init", repo, "--join-key", "sku", "--feature-sets", "a,b", "--slots", "2", "--json")
+    result = json.loads(again)
     assert (result["action"], result["entity"]) == ("unchanged", "definitions:item")
-    assert result["views"] == [
-        *("a_item_embeddings", "a_item_embeddings_2", "b_item_embeddings", "b_item_embeddings_2")
-    ]
+    assert result["views"] == views("a", "b")

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
+from unittest.mock import DEFAULT, Mock, patch
 
 import numpy as np
 import pyarrow.dataset as pa_dataset
@@ -103,23 +104,10 @@ def test_a_crash_before_any_step_leaves_the_newest_rows(tmp_path, monkeypatch, s
     monkeypatch.setattr(compact_module, "PART_ROWS", 16)
     fill(tmp_path)
     expected = newest(tmp_path)
-    calls = 0
-    real = getattr(compact_module, step)
-
-    class Crash(Exception):
-        pass
-
-    def crash(*arguments):
-        nonlocal calls
-        calls += 1
-        if calls == (2 if step == "write_file" else 1):
-            raise Crash
-        return real(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(compact_module, step, crash)
-        with pytest.raises(Crash):
-            compact(tmp_path)
+    calls = [DEFAULT, ZeroDivisionError] if step == "write_file" else ZeroDivisionError
+    crash = Mock(wraps=getattr(compact_module, step), side_effect=calls)
+    with patch.object(compact_module, step, crash), pytest.raises(ZeroDivisionError):
+        compact(tmp_path)
     plain = [str(path) for path in tmp_path.glob("*.parquet")]
     assert newest(tmp_path, plain) == newest(tmp_path) == expected
     sweep(tmp_path)
