@@ -16,6 +16,8 @@ import pytest
 
 from sda_features.feature_store.init import FILE_NAME, init_repo
 from sda_features.feature_store.repo import quiet_feast
+from sda_features.feature_store.to_online import materialize_view
+from sda_features.feature_store.versions import open_versions, record_version, slot_for
 from sda_features.offline.parts import write_part
 from sda_features.offline.schema import vectors_table
 from sda_features.serving import EmbeddingClient
@@ -24,22 +26,22 @@ FEAST = Path(sys.executable).with_name("feast")
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 
 
-def apply(repo: Path, file: str = FILE_NAME, *, entity: bool = True) -> None:
+def apply(repo: Path, file: str = FILE_NAME, *, with_entity: bool = True) -> None:
     """`feast apply` in this process: register what `sda-features init` wrote into a repo."""
     with quiet_feast():
         from feast import Entity, FeatureStore, FeatureView
 
-        kinds = (FeatureView, Entity) if entity else FeatureView
+        kinds = (FeatureView, Entity) if with_entity else FeatureView
         definitions = runpy.run_path(str(repo / file)).values()
         FeatureStore(repo_path=str(repo)).apply([value for value in definitions if isinstance(value, kinds)])
 
 
-def applied_repo(repo: Path, config: str, *, entity: bool = True, **options) -> Path:
+def applied_repo(repo: Path, config: str, *, with_entity: bool = True, **options) -> Path:
     """A Feast repo with what `sda-features init` writes, applied; without its entity, as some forget it."""
     repo.mkdir(exist_ok=True)
     (repo / "feature_store.yaml").write_text(config)
     init_repo(repo, **options)
-    apply(repo, entity=entity)
+    apply(repo, with_entity=with_entity)
     return repo
 
 
@@ -104,6 +106,14 @@ class Rows:
         """Write the rows as one part; return its name."""
         return write_part(folder, self.table(**options), id_type=id_type)
 
+    def store(self, repo: Path, version: str, *, promote: bool = False, time: datetime = NOON) -> int:
+        """Write the rows as a version, as `materialize` does; return its slot."""
+        with open_versions(repo, "sda") as versions, slot_for(versions.slots, versions, version) as opened:
+            self.write(opened.folder, version=version, time=time)
+            materialize_view(repo, "sda", slot=opened.slot)
+            record_version(versions, opened, version, promote=promote)
+            return opened.slot
+
     def assert_equal(self, vectors) -> None:
         """Bit for bit, masks included."""
         assert vectors.text.tobytes() == self.text.tobytes()
@@ -119,7 +129,7 @@ class Rows:
 
 @pytest.fixture
 def make_repo(tmp_path, redis_server, new_project) -> Callable[..., Path]:
-    """Make an `applied_repo` with views of the feature set `sda`, one a slot."""
+    """Make an `applied_repo` with views of the feature set `sda`, one a slot, and rows in the first."""
 
     def make(
         *,
@@ -127,10 +137,14 @@ def make_repo(tmp_path, redis_server, new_project) -> Callable[..., Path]:
         name: str = "repo",
         slots: int = 1,
         project: str | None = None,
-        entity: bool = True,
+        rows: Rows | None = None,
+        **options,
     ) -> Path:
-        options = {"feature_sets": ["sda"], "slots": slots, "source_folder": "data", "entity": entity}
-        return applied_repo(tmp_path / name, config(project or new_project(), server), **options)
+        options |= {"feature_sets": ["sda"], "slots": slots, "source_folder": "data"}
+        repo = applied_repo(tmp_path / name, config(project or new_project(), server), **options)
+        if rows:
+            rows.write(repo / "data/sda")
+        return repo
 
     return make
 

@@ -135,9 +135,8 @@ class VectorEngine(LocalComputeEngine):  # type: ignore[misc]
             raise Unsupported(f"the online store is {type(store).__name__}")
         if type(store).online_write_batch is not RedisOnlineStore.online_write_batch:
             raise Unsupported(f"{type(store).__name__} writes in its own way")
-        if config.entity_key_serialization_version != 3 or (
-            config.registry.enable_online_feature_view_versioning
-        ):
+        versioned = config.registry.enable_online_feature_view_versioning
+        if config.entity_key_serialization_version != 3 or versioned:
             raise Unsupported("another layout of keys")
 
 

@@ -18,12 +18,7 @@ from typing import Any
 
 from feast import FeatureView, metrics, utils
 from feast.feature_service import FeatureService
-from feast.infra.online_stores.redis import (
-    RedisClient,
-    RedisOnlineStore,
-    RedisOnlineStoreConfig,
-    RedisType,
-)
+from feast.infra.online_stores.redis import RedisClient, RedisOnlineStore, RedisOnlineStoreConfig, RedisType
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
 from feast.repo_config import RepoConfig

@@ -31,32 +31,19 @@ SKIPPED_FOLDERS = {"__pycache__", "node_modules", "site-packages", "venv"}
 OUR_ONLINE_STORE = "sda_features.feast_plugins.online_store.VectorRedisOnlineStore"
 OUR_OFFLINE_STORE = "sda_features.feast_plugins.offline_store.VectorFileOfflineStore"
 OUR_ENGINE = "sda_features.feast_plugins.engine.VectorEngine"
-FILE_STORES = (
-    "file",
-    "dask",
-    "duckdb",
-    OUR_OFFLINE_STORE,
-)  # offline stores that read folders of parquet files
+FILE_STORES = ("file", "dask", "duckdb", OUR_OFFLINE_STORE)  # offline stores that read parquet folders
 ENGINES_HERE = ("local", OUR_ENGINE)  # batch engines that run where the folder is
 
 
 @dataclass(frozen=True)
 class FoundEntity:
-    """A module-level `variable = Entity(...)` in a file of the repo.
+    """A module-level `variable = Entity(...)` in a file of the repo."""
 
-    Attributes:
-        module: dotted module name from the repo's root.
-        variable: name that the module gives it.
-        name: name of the entity; None if it is not written as a literal.
-        join_key: its join key; None if it is not written as a literal.
-        value_type: name of its value type; None if it declares none.
-    """
-
-    module: str
+    module: str  # dotted, from the repo's root
     variable: str
-    name: str | None = None
-    join_key: str | None = None
-    value_type: str | None = None
+    name: str | None = None  # None if it is not written as a literal
+    join_key: str | None = None  # None if it is not written as a literal
+    value_type: str | None = None  # None if it declares none
 
     def __str__(self) -> str:
         return f"{self.module}:{self.variable}"
@@ -131,8 +118,7 @@ def init_repo(
 ) -> Initialized:
     """Write the definitions of item-vector views into a Feast repo.
 
-    Each slot gets a parquet file without rows, because Feast fails on a source that has no file,
-    and on the views that it would materialise afterwards.
+    Each slot gets a parquet file without rows, see offline/empty_slot.py.
 
     Args:
         repo_path: folder with feature_store.yaml.
@@ -306,16 +292,14 @@ def _entities(repo: Path) -> Iterator[FoundEntity]:
         except (SyntaxError, UnicodeDecodeError, ValueError):
             continue  # `feast apply` will say so
         for statement in tree.body:
-            if not isinstance(statement, ast.Assign | ast.AnnAssign):
+            if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+                target = statement.targets[0].id
+            elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                target = statement.target.id
+            else:
                 continue
-            target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
-            call = statement.value
-            if (
-                isinstance(target, ast.Name)
-                and isinstance(call, ast.Call)
-                and _last_name(call.func) == "Entity"
-            ):
-                yield _read_entity(".".join(parts), target.id, call)
+            if isinstance(statement.value, ast.Call) and _last_name(statement.value.func) == "Entity":
+                yield _read_entity(".".join(parts), target, statement.value)
 
 
 def _read_entity(module: str, variable: str, call: ast.Call) -> FoundEntity:

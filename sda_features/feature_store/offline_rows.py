@@ -27,14 +27,7 @@ from sda_features.offline.compact import compact
 from sda_features.offline.empty_slot import keep_readable, slot_schema
 from sda_features.offline.location import Location, is_url, open_folder
 from sda_features.offline.parts import add_rows, cast_ids, next_timestamp, now_or_after, stored_rows
-from sda_features.offline.schema import (
-    CONTENT_HASH,
-    EVENT_TIMESTAMP,
-    ITEM_ID,
-    SCHEMA,
-    check_table,
-    typed_ids,
-)
+from sda_features.offline.schema import CONTENT_HASH, EVENT_TIMESTAMP, ITEM_ID, SCHEMA, check_table, typed_ids
 from sda_features.offline.table import (
     STAGED,
     commit,
@@ -52,20 +45,11 @@ REMOVED = ""  # content hash of an item that is gone
 
 @dataclass(frozen=True)
 class Staging:
-    """Writes rows of a table from any process that sees its folder; they count when one process commits them.
-
-    Until then the files have names that every reader of parquet folders skips. What a killed process
-    has written is deleted with the next run.
-
-    Attributes:
-        location: of the table.
-        id_type: type of the ids.
-        marker: name of a file that is there.
-    """
+    """Writes rows of a table from any process that sees its folder; they count when one process commits them."""
 
     location: Location
     id_type: IdType
-    marker: str
+    marker: str  # name of a file that is there
 
     def is_here(self) -> bool:
         """Whether this process sees the folder: another machine may have none, or another one of that name."""

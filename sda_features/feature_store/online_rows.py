@@ -159,9 +159,7 @@ def orphans_online(server: redis.Redis, opened: FeatureSet, rows: pa.Table) -> I
 
 def sweep_online(opened: FeatureSet, rows: pa.Table) -> int:
     """Delete the rows of a slot online that are not among `rows`; return how many there were."""
-    swept = 0
     with writing_client(opened) as (server, guard):
-        if server is not None:
-            for keys in orphans_online(server, opened, rows):
-                swept += delete_view_keys(server, online_view(opened), keys, guard)
-    return swept
+        assert server is not None  # versions are recorded in Redis alone
+        orphans = orphans_online(server, opened, rows)
+        return sum(delete_view_keys(server, online_view(opened), keys, guard) for keys in orphans)

@@ -32,24 +32,14 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """One slot of a feature set, as the registry of a Feast repo describes it.
-
-    Attributes:
-        name: name of the feature set.
-        config: the repo's feature_store.yaml.
-        store: Feast's store.
-        slot: number of the slot, from 1.
-        view: its feature view.
-        join_key: join key of its entity.
-        id_type: type of its ids.
-    """
+    """One slot of a feature set, as the registry of a Feast repo describes it."""
 
     name: str
-    config: RepoConfig
+    config: RepoConfig  # the repo's feature_store.yaml
     store: FeatureStore
-    slot: int
+    slot: int  # from 1
     view: FeatureView
-    join_key: str
+    join_key: str  # of the view's entity
     id_type: IdType
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,14 +44,12 @@ class Materialized:
         rows: items of the view up to `end`.
         checked: items whose row was looked up in the online store afterwards.
         end: newest event timestamp that was considered.
-        seconds: wall time.
     """
 
     view: str
     rows: int
     checked: int
     end: datetime
-    seconds: float
 
 
 def materialize_view(
@@ -80,7 +77,6 @@ def materialize_view(
         FeatureStoreError: the repo is not applied, lacks the view, or there are no rows.
         OnlineStoreError: the online store cannot be reached, or rows did not arrive.
     """
-    started = time.monotonic()
     end = end or datetime.now(UTC)
     opened = open_feature_set(repo_path, feature_set, slot)
     address = check_online_store(opened)
@@ -111,7 +107,7 @@ def materialize_view(
             "(maxmemory-policy), or does key_ttl_seconds expire them? Correct that and materialize again."
         )
     checked = len(rows) if address else _check_sample(opened, rows)
-    return Materialized(opened.view.name, len(rows), checked, end, time.monotonic() - started)
+    return Materialized(opened.view.name, len(rows), checked, end)
 
 
 def _materialize(opened: FeatureSet, end: datetime) -> None:
@@ -164,14 +160,9 @@ def _newest_rows(opened: FeatureSet, end: datetime) -> pa.Table:
     columns = opened.source_columns(opened.join_key, layout.VERSION)
     table = pull_latest(opened, columns, end)
     ids, versions = table.select(columns).columns
-    times = table[opened.view.batch_source.timestamp_field]
-    return pa.table(
-        {
-            ITEM_ID: ids.cast(ID_TYPES[opened.id_type]),
-            layout.VERSION: versions.cast(pa.string()),
-            EVENT_TIMESTAMP: times.cast(pa.timestamp("us", tz="UTC")),
-        }
-    )
+    times = table[opened.view.batch_source.timestamp_field].cast(pa.timestamp("us", tz="UTC"))
+    narrow = [ids.cast(ID_TYPES[opened.id_type]), versions.cast(pa.string()), times]
+    return pa.table(narrow, [ITEM_ID, layout.VERSION, EVENT_TIMESTAMP])
 
 
 def _missing(opened: FeatureSet, rows: pa.Table) -> list[int]:

@@ -41,21 +41,13 @@ from sda_features.serving.pointer import (
 
 @dataclass(frozen=True)
 class Versions:
-    """A feature set with a version record, and the server that keeps it.
-
-    Attributes:
-        name: name of the feature set.
-        slots: its slots; slot k is `slots[k - 1]`.
-        server: the online store.
-        address: where it is.
-        key: key of the record.
-    """
+    """A feature set with a version record, and the server that keeps it."""
 
     name: str
-    slots: Sequence[FeatureSet]
+    slots: Sequence[FeatureSet]  # slot k is `slots[k - 1]`
     server: redis.Redis
     address: RedisAddress
-    key: bytes
+    key: bytes  # of the record
 
     def record(self) -> Pointer:
         """The record as it is now.

@@ -18,14 +18,7 @@ from sda_features.errors import FeatureMismatchError, FeatureStoreError
 from sda_features.offline.empty_slot import keep_readable
 from sda_features.offline.latest import latest_batches, latest_rows
 from sda_features.offline.location import Location, open_folder
-from sda_features.offline.schema import (
-    CONTENT_HASH,
-    EVENT_TIMESTAMP,
-    ITEM_ID,
-    SCHEMA,
-    check_table,
-    typed_ids,
-)
+from sda_features.offline.schema import CONTENT_HASH, EVENT_TIMESTAMP, ITEM_ID, SCHEMA, check_table, typed_ids
 from sda_features.offline.table import (
     commit,
     dataset_of,

@@ -122,7 +122,14 @@ def check_table(table: pa.Table, *, newest: Callable[[], datetime | None] = lamb
         raise FeatureStoreError(
             f"Expected one row an item; {repeated!r} has several. Deduplicate the catalogue."
         )
-    _check_not_future(table, newest)
+    latest, now = pc.max(table[EVENT_TIMESTAMP]).as_py(), datetime.now(UTC)
+    if latest is not None and latest > now:
+        stored = newest()
+        if stored is None or latest > stored + timedelta(microseconds=1):
+            raise FeatureStoreError(
+                f"Expected event timestamps up to now ({now.isoformat()}), got {latest.isoformat()}: "
+                "Feast leaves rows of the future out. Stamp a run with the time at which it starts."
+            )
     dims = {name: column_dim(table, name) for name in (TEXT, IMAGE)}
     known = {dim for dim in dims.values() if dim is not None}
     if len(known) > 1:
@@ -166,18 +173,6 @@ def column_dim(table: pa.Table, name: str) -> int | None:
                 f"Expected finite numbers in {name}, got a null, a NaN or an infinity."
             )
     return None if low is None else int(low)
-
-
-def _check_not_future(table: pa.Table, newest: Callable[[], datetime | None]) -> None:
-    latest, now = pc.max(table[EVENT_TIMESTAMP]).as_py(), datetime.now(UTC)
-    if latest is None or latest <= now:
-        return
-    stored = newest()
-    if stored is None or latest > stored + timedelta(microseconds=1):
-        raise FeatureStoreError(
-            f"Expected event timestamps up to now ({now.isoformat()}), got {latest.isoformat()}: "
-            "Feast leaves rows of the future out. Stamp a run with the time at which it starts."
-        )
 
 
 def vector_column(matrix: Matrix, found: Mask, store_dtype: StoreDtype = "float32") -> pa.Array:

@@ -146,15 +146,14 @@ def rows(count=12, *, id_type="string", hours=None, seed=0):
     """Rows with a null in each feature."""
     rng = np.random.default_rng(seed)
     matrix = rng.normal(size=(count, 7)).astype(np.float32)
-    packed = [None if row == 2 else value for row, value in enumerate(codec.pack_vectors(matrix, "int8"))]
-    vectors = [None if row == 1 else vector for row, vector in enumerate(matrix)]
+    row = np.arange(count)
     hours = range(count) if hours is None else hours
     return pa.table(
         {
             "item_id": pa.array(range(count)).cast(ID_TYPES[id_type]),
-            "vector": pa.array(vectors, VECTOR),
-            "packed": pa.array(packed, pa.binary()),
-            "name": pa.array([None if row == 3 else f"row {row}" for row in range(count)]),
+            "vector": pa.array(list(matrix), VECTOR, mask=row == 1),
+            "packed": pa.array(codec.pack_vectors(matrix, "int8"), pa.binary(), mask=row == 2),
+            "name": pa.array([f"row {number}" for number in row], mask=row == 3),
             "event_timestamp": pa.array([NOON + timedelta(hours=float(hour)) for hour in hours], TIMES),
         }
     )
@@ -253,6 +252,9 @@ def shout(frame):
 
 
 VECTORS = {"item_id": String, "vector": Array(Float32)}
+SHOPS = rows().append_column("shop", pa.array(list("ab") * 6))
+PRICES = rows().append_column("price", pa.array(range(12)))
+DOUBLES = rows()["vector"].cast(pa.list_(pa.float64()))
 NULLS = pa.array([[1.0, 2.0]] * 11 + [[1.0, None]], VECTOR)
 SHOUTED = {"mode": "pandas", "udf": shout, "udf_string": inspect.getsource(shout)}
 
@@ -260,16 +262,9 @@ SHOUTED = {"mode": "pandas", "udf": shout, "udf_string": inspect.getsource(shout
 @pytest.mark.parametrize(
     ("schema", "table", "options"),
     [
-        pytest.param(
-            SCHEMA | {"shop": String},
-            rows().append_column("shop", pa.array(list("ab") * 6)),
-            {"keys": ["item_id", "shop"]},
-            id="several keys",
-        ),
-        pytest.param(
-            VECTORS | {"price": Int64}, rows().append_column("price", pa.array(range(12))), {}, id="a number"
-        ),
-        pytest.param(VECTORS, with_vectors(rows()["vector"].cast(pa.list_(pa.float64()))), {}, id="doubles"),
+        pytest.param(SCHEMA | {"shop": String}, SHOPS, {"keys": ["item_id", "shop"]}, id="several keys"),
+        pytest.param(VECTORS | {"price": Int64}, PRICES, {}, id="a number"),
+        pytest.param(VECTORS, with_vectors(DOUBLES), {}, id="doubles"),
         pytest.param(VECTORS | {"vector": Array(Float64)}, rows(), {}, id="declared doubles"),
         pytest.param(VECTORS, with_vectors(NULLS), {}, id="nulls in a vector"),
         pytest.param(SCHEMA, rows(), {"view_class": BatchFeatureView, **SHOUTED}, id="transformation"),
@@ -329,8 +324,7 @@ def test_the_feast_command(make_pair):
 
 def test_materialize_view_takes_the_fast_path_in_a_stock_repo(make_repo, caplog, capfd):
     caplog.set_level(logging.INFO, "sda_features.feast_plugins.engine")
-    repo = make_repo()
-    Rows.random(list("abcdefg")).write(open_feature_set(repo, "sda").folder)
+    repo = make_repo(rows=Rows.random(list("abcdefg")))
     done = materialize_view(repo, "sda", progress=True)
     assert (done.rows, done.checked) == (7, 7)
     assert paths_taken(caplog) == ["fast"]

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # stock Feast's dask announce
 END = NOON + timedelta(days=400)
 LOGGER = "sda_features.feast_plugins.offline_store"
 DIM = 3
+LIST, LARGE, FIXED = pa.list_(pa.float32()), pa.large_list(pa.float32()), pa.list_(pa.float32(), DIM)
 
 
 def hours(*values):
@@ -31,21 +32,16 @@ def hours(*values):
     return [None if value is None else NOON + timedelta(hours=float(value)) for value in values]
 
 
-def random_rows(rng, count, *, keys=6, ties=False, id_type="string", kind="list"):
+def random_rows(rng, count, *, keys=6, ties=False, id_type="string", vector=LIST):
     """Rows of a few keys with vectors, nulls among them, at random times; `ties` lets times repeat."""
     numbers = rng.integers(0, keys, count)
     ids = pa.array([f"k{number}" for number in numbers]) if id_type == "string" else pa.array(numbers)
     lists = [None if rng.random() < 0.2 else rng.normal(size=DIM).tolist() for _ in range(count)]
-    vectors = {
-        "list": pa.list_(pa.float32()),
-        "large": pa.large_list(pa.float32()),
-        "fixed": pa.list_(pa.float32(), DIM),
-    }[kind]
     times = rng.integers(0, 5, count) if ties else rng.permutation(count)
     return pa.table(
         {
             "pid": ids,
-            "vector": pa.array(lists, vectors),
+            "vector": pa.array(lists, vector),
             "label": pa.array([None if rng.random() < 0.2 else f"l{row}" for row in range(count)]),
             "size": pa.array(np.arange(count)),
             "share": pa.array(np.where(rng.random(count) < 0.2, np.nan, rng.random(count))),
@@ -70,10 +66,6 @@ class Repo:
         self.folder = folder
         stock, ours = open_stores(folder, "p", server, STOCK, OURS)
         self.stores = {"stock": stock, "ours": ours}
-        self.entities = {
-            "string": Entity(name="item", join_keys=["item_id"], value_type=ValueType.STRING),
-            "int64": Entity(name="number", join_keys=["item_id"], value_type=ValueType.INT64),
-        }
 
     def apply(self, *objects):
         with quiet_feast():
@@ -96,7 +88,8 @@ class Repo:
         )
         dtypes = {"item_id": String if id_type == "string" else Int64, **FEATURES}
         schema = [Field(name=field, dtype=dtype) for field, dtype in dtypes.items()]
-        entity, ttl = self.entities[id_type], timedelta(hours=ttl)
+        entity = Entity(name="item", join_keys=["item_id"], value_type=ValueType[id_type.upper()])
+        ttl = timedelta(hours=ttl)
         view = FeatureView(name=name, entities=[entity], source=source, ttl=ttl, schema=schema)
         self.apply(entity, source, view)
         return source
@@ -147,39 +140,39 @@ def plain(value):
     return None if value is None or value != value else value
 
 
-@pytest.fixture
-def fast_only(caplog):
-    """Fails a test whose reads fell back to the stock store: it would compare stock with itself."""
-    with caplog.at_level(logging.DEBUG, LOGGER):
-        yield
-        records = caplog.get_records("call")
-    assert not [record.getMessage() for record in records if record.name == LOGGER]
+def reasons(caplog):
+    return [record.getMessage() for record in caplog.get_records("call") if record.name == LOGGER]
 
 
 @pytest.fixture
 def fallbacks(caplog):
     """Reasons for which reads fell back."""
+    return lambda: reasons(caplog)
+
+
+@pytest.fixture(autouse=True)
+def fast_only(request, caplog):
+    """Fails a test whose reads fell back, unless it asks for `fallbacks`: it would compare stock with itself."""
     with caplog.at_level(logging.DEBUG, LOGGER):
-        yield lambda: [record.getMessage() for record in caplog.records if record.name == LOGGER]
+        yield
+    assert "fallbacks" in request.fixturenames or not reasons(caplog)
 
 
-@pytest.mark.usefixtures("fast_only")
-@pytest.mark.parametrize("kind", ["list", "large", "fixed"])
+@pytest.mark.parametrize("vector", [LIST, LARGE, FIXED], ids=["list", "large", "fixed"])
 @pytest.mark.parametrize("id_type", ["string", "int64"])
-def test_latest_rows_over_several_parts(repo, kind, id_type):
+def test_latest_rows_over_several_parts(repo, vector, id_type):
     rng = np.random.default_rng(1)
-    rows = random_rows(rng, 60, kind=kind, id_type=id_type)
+    rows = random_rows(rng, 60, vector=vector, id_type=id_type)
     source = repo.add("view", *(rows.slice(start, 20) for start in (0, 20, 40)), id_type=id_type)
     for end in (END, *hours(30.5, 12)):
         stock, ours = repo.pull(source, end=end)
         assert_same(stock, ours)
-        assert ours["vector"].type == pa.list_(pa.float32())
+        assert ours["vector"].type == LIST
         assert len(stock) < 60
     assert_same(*repo.pull(source, start=hours(20)[0], created=False, columns=["vector"]))
     assert_same(*repo.pull(source, start=hours(20)[0], end=hours(30)[0], latest=False))
 
 
-@pytest.mark.usefixtures("fast_only")
 def test_ties_are_decided_by_created_then_by_the_order_of_rows(repo):
     for seed in range(4):
         rng = np.random.default_rng(seed)
@@ -189,7 +182,6 @@ def test_ties_are_decided_by_created_then_by_the_order_of_rows(repo):
         assert_same(*repo.pull(source, created=False))
 
 
-@pytest.mark.usefixtures("fast_only")
 def test_created_decides_where_stock_feast_leaves_it_to_chance(repo):
     """Sorted twice without keeping order, many rows of one time come in any order from stock Feast."""
     rows = random_rows(np.random.default_rng(0), 90, keys=4, ties=True)
@@ -200,7 +192,6 @@ def test_created_decides_where_stock_feast_leaves_it_to_chance(repo):
     assert sorted(ours["size"].to_pylist()) == sorted(expected["size"])
 
 
-@pytest.mark.usefixtures("fast_only")
 def test_timestamps_without_a_zone_are_utc(repo):
     rows = random_rows(np.random.default_rng(2), 30)
     for name in ("event_timestamp", "created"):
@@ -215,12 +206,11 @@ def test_timestamps_without_a_zone_are_utc(repo):
     assert_same(*repo.history(entities, ["view:vector"]))
 
 
-@pytest.mark.usefixtures("fast_only")
 @pytest.mark.parametrize("id_type", ["string", "int64"])
 @pytest.mark.parametrize("ttl", [0, 7])
 def test_point_in_time_joins(repo, id_type, ttl):
     rng = np.random.default_rng(3)
-    rows = random_rows(rng, 60, id_type=id_type, kind="fixed")
+    rows = random_rows(rng, 60, id_type=id_type, vector=FIXED)
     repo.add("first", *(rows.slice(start, 20) for start in (0, 20, 40)), id_type=id_type, ttl=ttl)
     repo.add("second", random_rows(rng, 40, keys=8, id_type=id_type), id_type=id_type, created=False)
     keys = [f"k{number}" for number in range(9)] if id_type == "string" else list(range(9))
@@ -243,7 +233,6 @@ def test_point_in_time_joins(repo, id_type, ttl):
     assert list(ours.columns) == [*entities.columns, "first__vector", "second__vector", "second__label"]
 
 
-@pytest.mark.usefixtures("fast_only")
 def test_missing_ids_match_missing_ids(repo):
     rows = random_rows(np.random.default_rng(4), 20, keys=3)
     ids = pa.array([None if item_id == "k1" else item_id for item_id in rows["pid"].to_pylist()])
@@ -255,7 +244,6 @@ def test_missing_ids_match_missing_ids(repo):
     assert_same(*repo.history(entities, ["view:vector", "view:size"]))
 
 
-@pytest.mark.usefixtures("fast_only")
 def test_a_result_has_one_chunk_whatever_the_number_of_files(repo):
     """Feast's converters drop what comes after the first batch of a table."""
     rows = random_rows(np.random.default_rng(5), 60, keys=40)
@@ -287,13 +275,14 @@ def test_what_is_outside_the_fast_path_is_stock_feast(repo, fallbacks):
         assert len(fallbacks()) == count, name
 
 
-def test_a_source_without_files_fails_as_in_stock_feast(repo):
+def test_a_source_without_files_fails_as_in_stock_feast(repo, fallbacks):
     source = repo.add("view", random_rows(np.random.default_rng(0), 5))
     pulled = repo.pull(source)
     next(pulled)  # stock reads; then the folder goes
     shutil.rmtree(repo.folder / "view")
     with pytest.raises(FileNotFoundError):
         next(pulled)
+    assert len(fallbacks()) == 1
 
 
 def test_entity_rows_that_repeat_are_stock_feasts_to_choose_from(repo, fallbacks):

@@ -189,11 +189,10 @@ def test_new_vectors_replace_old_ones_and_end_is_kept(make_repo, later):
 
 
 def test_a_catalogue_without_pictures(make_repo):
-    repo = make_repo()
     rows = Rows.random(list("abc"))
     rows.image_found[:] = False
     rows.image[:] = 0
-    rows.write(repo / "data/sda")
+    repo = make_repo(rows=rows)
     materialize_view(repo, "sda")
     rows.assert_equal(load_vectors(repo, "sda", rows.ids))
     rows.assert_served(repo)
@@ -201,9 +200,7 @@ def test_a_catalogue_without_pictures(make_repo):
 
 def test_another_project_is_left_alone_and_the_run_is_quiet(make_repo, redis_server, capfd):
     rows = Rows.random(list("abc"))
-    ours, other = make_repo(name="ours"), make_repo(name="other")
-    for repo in (other, ours):
-        rows.write(repo / "data/sda")
+    ours, other = (make_repo(name=name, rows=rows) for name in ("ours", "other"))
     materialize_view(other, "sda")
     keys = layout.redis_keys(rows.ids, project=open_feature_set(other, "sda").config.project)
     with redis.Redis(*redis_server) as server:
@@ -218,24 +215,21 @@ def test_another_project_is_left_alone_and_the_run_is_quiet(make_repo, redis_ser
 def test_rows_are_written_in_batches(make_repo, monkeypatch):
     for module in ("to_online", "online_rows"):
         monkeypatch.setattr(f"sda_features.feature_store.{module}.BATCH_ROWS", 7)
-    repo = make_repo()
     rows = Rows.random([f"i{number}" for number in range(23)])
-    rows.write(repo / "data/sda")
+    repo = make_repo(rows=rows)
     done = materialize_view(repo, "sda")
     assert (done.rows, done.checked) == (23, 23)
     rows.assert_served(repo)
 
 
 def test_an_entity_that_was_not_registered(make_repo):
-    repo = make_repo(entity=False)
-    Rows.random(list("abc")).write(repo / "data/sda")
+    repo = make_repo(with_entity=False, rows=Rows.random(list("abc")))
     with pytest.raises(FeatureStoreError, match="could not materialize .* import it by name"):
         materialize_view(repo, "sda")
 
 
 def test_a_server_that_is_not_there(make_repo):
-    repo = make_repo()
-    Rows.random(list("abc")).write(repo / "data/sda")
+    repo = make_repo(rows=Rows.random(list("abc")))
     path = repo / "feature_store.yaml"
     path.write_text(re.sub(r"'.*:\d+'", "'127.0.0.1:1,password=s3cret'", path.read_text()))
     with pytest.raises(
@@ -247,9 +241,8 @@ def test_a_server_that_is_not_there(make_repo):
 
 def test_rows_that_a_full_server_drops(make_repo):
     with embedded_redis() as server:
-        repo = make_repo(server=server)
         rows = Rows.random([f"i{number}" for number in range(60)], dim=20_000)
-        rows.write(repo / "data/sda")
+        repo = make_repo(server=server, rows=rows)
         with redis.Redis(*server) as admin:
             admin.config_set("maxmemory-policy", "allkeys-random")
             admin.config_set("maxmemory", admin.info("memory")["used_memory"] + 4_000_000)
@@ -258,9 +251,8 @@ def test_rows_that_a_full_server_drops(make_repo):
 
 
 def test_an_online_store_that_is_not_redis(make_repo):
-    repo = make_repo(server=None)
     rows = Rows.random(list("abc"))
-    rows.write(repo / "data/sda")
+    repo = make_repo(server=None, rows=rows)
     assert materialize_view(repo, "sda").checked == 3
     assert_feast_reads(repo, rows)
     with pytest.raises(OnlineStoreError, match="got sqlite"):

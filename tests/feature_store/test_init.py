@@ -109,9 +109,17 @@ def test_an_entity_that_does_not_fit(repo, source, options, message):
     assert not (repo / FILE_NAME).exists()
 
 
-def test_a_feature_set_needs_a_plain_name(repo):
-    with pytest.raises(SettingsError, match="letters, digits and underscores"):
-        init_repo(repo, feature_sets=["a; import os"])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a; import os"], "letters, digits and underscores"),
+        (["sda:fp8"], "float32, float16, int8 in 'sda:fp8', got 'fp8'"),
+        (["sda", "sda_2"], "'sda' and feature set 'sda_2' would share the folder"),
+    ],
+)
+def test_feature_sets_that_do_not_fit(repo, names, message):
+    with pytest.raises(SettingsError, match=message):
+        init_repo(repo, feature_sets=names)
 
 
 def test_again_is_the_same_and_other_options_update(repo):
@@ -141,9 +149,7 @@ sda_item_embeddings_3 = embedding_view("sda", sda_source_3, item, slot=3)
     )
 
 
-def test_slots_of_one_set_do_not_meet_another_set(repo):
-    with pytest.raises(SettingsError, match="'sda' and feature set 'sda_2' would share the folder"):
-        init_repo(repo, feature_sets=["sda", "sda_2"])
+def test_sets_of_one_slot_do_not_meet(repo):
     init_repo(repo, feature_sets=["sda", "sda_2"], slots=1)
 
 

@@ -42,7 +42,9 @@ def test_a_restart_is_noticed_and_the_next_run_completes(tmp_path: Path) -> None
     rows = Rows([f"item {row}" for row in range(ITEMS)], vectors, there, -vectors, there)
     rows.write(open_feature_set(tmp_path, "sda").folder)
     server = start(port)
-    calm = materialize_view(tmp_path, "sda").seconds
+    started = time.monotonic()
+    materialize_view(tmp_path, "sda")
+    calm = time.monotonic() - started
     within = 0
     moments = random.Random(0)
     for _ in range(RESTARTS):

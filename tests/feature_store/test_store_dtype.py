@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sda_features.errors import FeatureMismatchError, SettingsError
-from sda_features.feature_store.init import init_repo
+from sda_features.errors import FeatureMismatchError
 from sda_features.feature_store.matrices import load_vectors
 from sda_features.feature_store.repo import open_feature_set, quiet_feast
 from sda_features.feature_store.to_online import materialize_view
@@ -66,8 +65,3 @@ def test_a_folder_stores_vectors_in_one_way(repo: Path) -> None:
         opened = open_feature_set(repo, feature_set)
         with pytest.raises(FeatureMismatchError, match=f"store vectors as {opened.store_dtype}, got {other}"):
             ROWS.write(opened.folder, store_dtype=other)
-
-
-def test_an_unknown_dtype_is_refused(repo: Path) -> None:
-    with pytest.raises(SettingsError, match="float32, float16, int8 in 'sda:fp8', got 'fp8'"):
-        init_repo(repo, feature_sets=["sda:fp8"], force=True)

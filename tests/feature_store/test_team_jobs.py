@@ -15,7 +15,7 @@ from sda_features.feature_store.init import FILE_NAME, init_repo
 from sda_features.feature_store.lifecycle import prune, rollback
 from sda_features.feature_store.repo import open_slots, quiet_feast
 from sda_features.feature_store.to_online import materialize_view
-from sda_features.feature_store.versions import open_versions, record_version
+from sda_features.feature_store.versions import open_versions
 from tests.feast_repo import NOON, Rows, config
 from tests.feast_repo import apply as apply_ours
 from tests.shop import run
@@ -108,14 +108,6 @@ def nightly(repo, price):
     assert [found["aaa__price"], found["zzz__price"]] == [[price], [price]]
 
 
-def write_version(repo, version, slot, promote=False):
-    with open_versions(repo, "sda") as versions:
-        opened = versions.slots[slot - 1]
-        Rows.random(["a", "b"], seed=slot).write(opened.folder, version=version)
-        materialize_view(repo, "sda", slot=slot)
-        record_version(versions, opened, version, promote=promote)
-
-
 def test_the_teams_job_runs_in_every_state(repo):
     apply(repo)
     nightly(repo, 1.0)
@@ -123,9 +115,10 @@ def test_the_teams_job_runs_in_every_state(repo):
     (repo / "services.py").write_text(SERVICE)
     apply(repo)
     nightly(repo, 2.0)
-    write_version(repo, "v1", 1)
+    rows = Rows.random(["a", "b"])
+    assert rows.store(repo, "v1") == 1
     nightly(repo, 3.0)
-    write_version(repo, "v2", 2, promote=True)
+    assert rows.store(repo, "v2", promote=True) == 2
     nightly(repo, 4.0)
     with quiet_feast():
         store = FeatureStore(repo_path=str(repo))
@@ -141,7 +134,7 @@ def test_the_teams_job_runs_in_every_state(repo):
         rollback(versions)
         assert [state.version for state in prune(versions)] == ["v2"]
     nightly(repo, 6.0)
-    write_version(repo, "v3", 2)
+    assert rows.store(repo, "v3") == 2
     nightly(repo, 7.0)
 
 

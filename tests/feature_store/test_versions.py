@@ -5,6 +5,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from itertools import product
 from unittest.mock import patch
 
 import pytest
@@ -49,12 +50,8 @@ def server():
 
 
 def store(repo, version, *, rows=None, promoted=False, hours=0):
-    """Write a version as `materialize` does, without a model; return its slot."""
-    with open_versions(repo, "sda") as versions, slot_for(versions.slots, versions, version) as opened:
-        (rows or ROWS[version]).write(opened.folder, version=version, time=NOON + timedelta(hours=hours))
-        materialize_view(repo, "sda", slot=opened.slot)
-        record_version(versions, opened, version, promote=promoted)
-        return opened.slot
+    rows = rows or ROWS[version]
+    return rows.store(repo, version, promote=promoted, time=NOON + timedelta(hours=hours))
 
 
 def manage(repo, action, *arguments, **options):
@@ -206,9 +203,8 @@ def neighbours(make_repo, server):
     repos = [
         make_repo(slots=2, server=server, project=project, name=project) for project in ("shop", "coffeeshop")
     ]
-    for repo in repos:
-        for version in (A, B):
-            store(repo, version)
+    for repo, version in product(repos, (A, B)):
+        store(repo, version)
     return repos
 
 
@@ -288,33 +284,24 @@ def test_what_prune_refuses_and_keeps(make_repo):
     repo = make_repo(slots=3)
     for version in (A, B, C):
         store(repo, version)
-    with open_versions(repo, "sda") as versions:
-        with pytest.raises(FeatureStoreError, match=f"Version {A} is live. Promote another version"):
-            prune(versions, [A])
-        with pytest.raises(FeatureStoreError, match="begins with 'x', found 0"):
-            prune(versions, ["x"])
-        with (
-            slot_for(versions.slots, versions, C),
-            pytest.raises(FeatureStoreError, match="Another run is writing"),
-        ):
-            prune(versions, [C])
-        assert states(repo) == {A: (1, "live"), B: (2, "stored"), C: (3, "stored")}
-        assert [state.version for state in prune(versions, keep=["ab"])] == [C]
-        assert [state.version for state in prune(versions)] == [B]
-        assert prune(versions) == []
+    with pytest.raises(FeatureStoreError, match=f"Version {A} is live. Promote another version"):
+        pruned(repo, A)
+    with pytest.raises(FeatureStoreError, match="begins with 'x', found 0"):
+        pruned(repo, "x")
+    refused = pytest.raises(FeatureStoreError, match="Another run is writing")
+    with open_versions(repo, "sda") as versions, slot_for(versions.slots, versions, C), refused:
+        prune(versions, [C])
+    assert states(repo) == {A: (1, "live"), B: (2, "stored"), C: (3, "stored")}
+    assert pruned(repo, keep=["ab"]) == [C]
+    assert pruned(repo) == [B]
+    assert pruned(repo) == []
     assert states(repo) == {A: (1, "live")}
-
-
-def fill_slot_1(repo, *, online=True):
-    """Rows in slot 1 without a record, as they were before there were versions."""
-    ROWS[A].write(open_feature_set(repo, "sda").folder, version=A)
-    if online:
-        materialize_view(repo, "sda")
 
 
 def test_rows_from_before_the_record_stay_live(make_repo):
     repo = make_repo(slots=2)
-    fill_slot_1(repo)
+    ROWS[A].write(repo / "data/sda", version=A)
+    materialize_view(repo, "sda")
     assert states(repo) == {A: (1, "unrecorded")}
     assert pruned(repo) == []  # it is served
     assert store(repo, B) == 2
@@ -324,7 +311,7 @@ def test_rows_from_before_the_record_stay_live(make_repo):
 
 def test_an_incomplete_first_version_is_not_taken_for_a_live_one(make_repo):
     repo = make_repo(slots=2)
-    fill_slot_1(repo, online=False)
+    ROWS[A].write(repo / "data/sda", version=A)
     assert store(repo, B) == 2
     assert states(repo) == {A: (1, "unrecorded"), B: (2, "live")}
     with pytest.raises(FeatureStoreError, match="found 0; stored: abbb"):

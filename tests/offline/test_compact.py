@@ -139,12 +139,9 @@ def test_stock_feast_and_load_vectors_do_not_mind_equal_rows(make_repo):
         from feast import FeatureStore
 
         entities = pd.DataFrame({"item_id": ids, "event_timestamp": [NOON + timedelta(days=1)] * len(ids)})
-        found = (
-            FeatureStore(repo_path=str(repo))
-            .get_historical_features(entities, features=["sda_item_embeddings:text_embedding"])
-            .to_df()
-            .sort_values("item_id")
-        )
+        features = ["sda_item_embeddings:text_embedding"]
+        history = FeatureStore(repo_path=str(repo)).get_historical_features(entities, features=features)
+        found = history.to_df().sort_values("item_id")
     assert found["item_id"].tolist() == ids  # one row an item
     vectors = [vector for vector in found["text_embedding"] if vector is not None]
     assert np.array(vectors, np.float32).tobytes() == before.text[before.text_found].tobytes()

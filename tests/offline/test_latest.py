@@ -16,11 +16,8 @@ def random_table(rng, count, *, zone="UTC", unit="us"):
     def times(share_of_nulls):
         hours = rng.integers(-4, 5, count)
         nulls = rng.random(count) < share_of_nulls
-        stamps = [
-            None if null else NOON + timedelta(hours=int(hour))
-            for hour, null in zip(hours, nulls, strict=True)
-        ]
-        return pa.array(stamps, pa.timestamp("us", tz="UTC")).cast(pa.timestamp(unit, tz=zone))
+        stamps = [NOON + timedelta(hours=int(hour)) for hour in hours]
+        return pa.array(stamps, pa.timestamp("us", tz="UTC"), mask=nulls).cast(pa.timestamp(unit, tz=zone))
 
     return pa.table(
         {
@@ -65,21 +62,16 @@ def test_rows_are_those_of_a_loop(tmp_path, keys, created, keep):
         dataset = pa_dataset.dataset(folder)
         for start, end in [(None, None), (NOON, None), (None, NOON), (NOON - timedelta(hours=1), NOON)]:
             expected = slow_latest(table, keys, created, start, end, keep)
-            options = {
-                "keys": keys,
-                "timestamp": "event",
-                "created": created,
-                "start": start,
-                "end": end.replace(tzinfo=None) if end and turn % 2 else end,
-                "keep": keep,
-            }
-            batches = list(latest_batches(dataset, columns=["vector", "row"], batch_rows=4, **options))
+            end = end.replace(tzinfo=None) if end and turn % 2 else end
+            options = {"keys": keys, "timestamp": "event", "created": created, "start": start, "end": end}
+            batches = list(
+                latest_batches(dataset, columns=["vector", "row"], batch_rows=4, keep=keep, **options)
+            )
             assert all(0 < len(batch) <= 4 for batch in batches)
             found = pa.Table.from_batches(batches)
             assert found["row"].to_pylist() == expected
             assert found.equals(table.select(["vector", "row"]).take(expected))
             if keep == "last":
-                del options["keep"]
                 assert latest_rows(dataset, columns=["row"], **options)["row"].to_pylist() == expected
 
 

@@ -14,13 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from sda_features.errors import FeatureMismatchError, FeatureStoreError
-from sda_features.offline.parts import (
-    newest_timestamp,
-    next_timestamp,
-    part_paths,
-    stored_rows,
-    write_part,
-)
+from sda_features.offline.parts import newest_timestamp, next_timestamp, part_paths, stored_rows, write_part
 from sda_features.offline.schema import SCHEMA, check_table
 from sda_features.offline.table import commit, publish, sweep, write_file
 from tests.feast_repo import NOON, Rows
