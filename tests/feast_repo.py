@@ -11,33 +11,37 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from sda_features.feature_store.init import FILE_NAME, init_repo
 from sda_features.feature_store.repo import quiet_feast
+from sda_features.feature_store.to_online import materialize_view
+from sda_features.feature_store.versions import open_versions, record_version, slot_for
 from sda_features.offline.parts import write_part
 from sda_features.offline.schema import vectors_table
+from sda_features.serving import EmbeddingClient
 
 FEAST = Path(sys.executable).with_name("feast")
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 
 
-def apply(repo: Path) -> None:
+def apply(repo: Path, file: str = FILE_NAME, *, with_entity: bool = True) -> None:
     """`feast apply` in this process: register what `sda-features init` wrote into a repo."""
     with quiet_feast():
         from feast import Entity, FeatureStore, FeatureView
 
-        definitions = runpy.run_path(str(repo / FILE_NAME)).values()
-        objects = [value for value in definitions if isinstance(value, Entity | FeatureView)]
-        FeatureStore(repo_path=str(repo)).apply(objects)
+        kinds = (FeatureView, Entity) if with_entity else FeatureView
+        definitions = runpy.run_path(str(repo / file)).values()
+        FeatureStore(repo_path=str(repo)).apply([value for value in definitions if isinstance(value, kinds)])
 
 
-def applied_repo(repo: Path, config: str, **options) -> Path:
-    """A Feast repo with what `sda-features init` writes, applied."""
+def applied_repo(repo: Path, config: str, *, with_entity: bool = True, **options) -> Path:
+    """A Feast repo with what `sda-features init` writes, applied; without its entity, as some forget it."""
     repo.mkdir(exist_ok=True)
     (repo / "feature_store.yaml").write_text(config)
     init_repo(repo, **options)
-    apply(repo)
+    apply(repo, with_entity=with_entity)
     return repo
 
 
@@ -84,11 +88,9 @@ class Rows:
         text[~text_found] = image[~image_found] = 0
         return cls(ids, text, text_found, image, image_found)
 
-    def write(
-        self, folder: Path, *, version: str = "v1", time: datetime = NOON, id_type: str = "string"
-    ) -> str:
-        """Write the rows as one part; return its name."""
-        table = vectors_table(
+    def table(self, version: str = "v1", time: datetime = NOON, store_dtype: str = "float32") -> pa.Table:
+        """The rows of the offline store."""
+        return vectors_table(
             self.ids,
             text=self.text,
             text_found=self.text_found,
@@ -97,8 +99,20 @@ class Rows:
             adapter_version=version,
             content_hashes=[f"hash of {item_id}" for item_id in self.ids],
             event_timestamp=time,
+            store_dtype=store_dtype,
         )
-        return write_part(folder, table, id_type=id_type)
+
+    def write(self, folder: Path, *, id_type: str = "string", **options) -> str:
+        """Write the rows as one part; return its name."""
+        return write_part(folder, self.table(**options), id_type=id_type)
+
+    def store(self, repo: Path, version: str, *, promote: bool = False, time: datetime = NOON) -> int:
+        """Write the rows as a version, as `materialize` does; return its slot."""
+        with open_versions(repo, "sda") as versions, slot_for(versions.slots, versions, version) as opened:
+            self.write(opened.folder, version=version, time=time)
+            materialize_view(repo, "sda", slot=opened.slot)
+            record_version(versions, opened, version, promote=promote)
+            return opened.slot
 
     def assert_equal(self, vectors) -> None:
         """Bit for bit, masks included."""
@@ -107,33 +121,29 @@ class Rows:
         assert vectors.text_found.tolist() == self.text_found.tolist()
         assert vectors.image_found.tolist() == self.image_found.tolist()
 
+    def assert_served(self, repo: Path) -> None:
+        """As `assert_equal`, of what a client reads."""
+        with EmbeddingClient.from_repo(repo, "sda") as client:
+            self.assert_equal(client.get(self.ids))
+
 
 @pytest.fixture
 def make_repo(tmp_path, redis_server, new_project) -> Callable[..., Path]:
-    """Make a repo with views of the feature set `sda`, one a slot, applied in this process."""
+    """Make an `applied_repo` with views of the feature set `sda`, one a slot, and rows in the first."""
 
     def make(
         *,
         server: tuple[str, int] | None = redis_server,
         name: str = "repo",
-        entity: bool = True,
         slots: int = 1,
         project: str | None = None,
+        rows: Rows | None = None,
+        **options,
     ) -> Path:
-        from feast import FeatureStore
-
-        from sda_features.feature_store.definitions import embedding_source, embedding_view, item_entity
-
-        repo = tmp_path / name
-        repo.mkdir()
-        (repo / "feature_store.yaml").write_text(config(project or new_project(), server))
-        item = item_entity()
-        folders = {slot: "data/sda" + (f"_{slot}" if slot > 1 else "") for slot in range(1, slots + 1)}
-        sources = {slot: embedding_source("sda", path, item, slot=slot) for slot, path in folders.items()}
-        views = [embedding_view("sda", source, item, slot=slot) for slot, source in sources.items()]
-        with quiet_feast():
-            objects = [*sources.values(), *views, *([item] if entity else [])]
-            FeatureStore(repo_path=str(repo)).apply(objects)
+        options |= {"feature_sets": ["sda"], "slots": slots, "source_folder": "data"}
+        repo = applied_repo(tmp_path / name, config(project or new_project(), server), **options)
+        if rows:
+            rows.write(repo / "data/sda")
         return repo
 
     return make

@@ -16,7 +16,7 @@ from sda_features.feature_store.init import FILE_NAME
 from sda_features.feature_store.matrices import load_vectors
 from sda_features.offline.schema import SCHEMA
 from sda_features.serving import EmbeddingClient
-from sda_features.workflows import MaterializeResult, materialize
+from sda_features.workflows import materialize
 from tests.feast_repo import apply
 from tests.shop import catalog, tiny_encoder
 
@@ -34,15 +34,15 @@ def test_rows_go_through_feast_to_its_own_offline_store(
     make_catalogue(20).write(tmp_path / "first.parquet")
     load = tiny_encoder(tmp_path / "model")
 
-    def run(name: str) -> MaterializeResult:
+    def run(name: str) -> tuple[int, int, int]:
         items = catalog(tmp_path / f"{name}.parquet", max_bad_rows=0.5)
-        return materialize(repo, "sda", items, load, shard_rows=8, progress=False)
+        done = materialize(repo, "sda", items, load, shard_rows=8, progress=False)
+        return done.encoded, done.unchanged, done.removed
 
     with pytest.raises(FeatureStoreError, match="Feast cannot read the FileSource of sda_item_embeddings"):
         run("first")
     pq.write_table(SCHEMA.empty_table(), repo / "data/rows.parquet")
-    first = run("first")
-    assert (first.encoded, first.unchanged, first.removed) == (20, 0, 0)
+    assert run("first") == (20, 0, 0)
 
     table = pq.read_table(tmp_path / "first.parquet")
     ids = table["item_id"].to_pylist()[:20]
@@ -51,17 +51,14 @@ def test_rows_go_through_feast_to_its_own_offline_store(
     pq.write_table(pa.concat_tables([changed.slice(0, 1), changed.slice(2)]), tmp_path / "second.parquet")
     with EmbeddingClient.from_repo(repo) as client:
         before = client.get(ids)
-        second = run("second")
-        assert (second.encoded, second.unchanged, second.removed) == (1, 18, 1)
+        assert run("second") == (1, 18, 1)
         after = client.get(ids)
         assert not after.text_found[1]
         assert not after.image_found[1]
         differs = (after.text != before.text).any(axis=1)
         assert np.flatnonzero(differs).tolist() == [1, 3]
-        again = run("second")
-        assert (again.encoded, again.unchanged, again.removed) == (0, 19, 0)
-        back = run("first")
-        assert (back.encoded, back.unchanged, back.removed) == (2, 18, 0)
+        assert run("second") == (0, 19, 0)
+        assert run("first") == (2, 18, 0)
         np.testing.assert_array_equal(client.get(ids).text, before.text)
     offline = load_vectors(repo, "sda", ids)
     np.testing.assert_array_equal(offline.text, before.text)

@@ -54,6 +54,7 @@ class VectorEngine(LocalComputeEngine):  # type: ignore[misc]
 
     def _materialize_one(self, registry: Any, task: MaterializationTask, **options: Any) -> Any:
         context = self.get_execution_context(registry, task)
+        job_id = f"{task.feature_view.name}-{task.start_time}-{task.end_time}"
         try:
             rows = self._write(task, [entity.join_key for entity in context.entity_defs])
         except (Unsupported, UnsupportedRows, pa.ArrowException) as reason:
@@ -61,9 +62,9 @@ class VectorEngine(LocalComputeEngine):  # type: ignore[misc]
             logger.info("%s goes through Feast's local engine: %s", task.feature_view.name, reason)
             return super()._materialize_one(registry, task, **options)
         except Exception as error:
-            return LocalMaterializationJob(_job_id(task), MaterializationJobStatus.ERROR, error)
+            return LocalMaterializationJob(job_id, MaterializationJobStatus.ERROR, error)
         logger.info("%s: %d rows written", task.feature_view.name, rows)
-        return LocalMaterializationJob(_job_id(task), MaterializationJobStatus.SUCCEEDED)
+        return LocalMaterializationJob(job_id, MaterializationJobStatus.SUCCEEDED)
 
     def _write(self, task: MaterializationTask, join_keys: list[str]) -> int:
         """Write the newest rows of a view; return how many were newer than what was stored.
@@ -134,9 +135,8 @@ class VectorEngine(LocalComputeEngine):  # type: ignore[misc]
             raise Unsupported(f"the online store is {type(store).__name__}")
         if type(store).online_write_batch is not RedisOnlineStore.online_write_batch:
             raise Unsupported(f"{type(store).__name__} writes in its own way")
-        if config.entity_key_serialization_version != 3 or (
-            config.registry.enable_online_feature_view_versioning
-        ):
+        versioned = config.registry.enable_online_feature_view_versioning
+        if config.entity_key_serialization_version != 3 or versioned:
             raise Unsupported("another layout of keys")
 
 
@@ -192,7 +192,3 @@ def _check_types(schema: pa.Schema, columns: list[str], view: FeatureView, onlin
     for column, feature in zip(columns[1:-1], view.features, strict=True):
         if value_kind(schema.field(column).type) != _KINDS[feature.dtype]:
             raise Unsupported(f"{feature.name} of type {schema.field(column).type}")
-
-
-def _job_id(task: MaterializationTask) -> str:
-    return f"{task.feature_view.name}-{task.start_time}-{task.end_time}"

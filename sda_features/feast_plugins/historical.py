@@ -18,9 +18,9 @@ from sda_features.feast_plugins.local_parquet import (
     key_kind,
     read_rows,
     read_source,
-    to_feast,
 )
 from sda_features.feast_plugins.point_in_time import NO_KEY, NOT_YET, Integers, key_codes, point_in_time_rows
+from sda_features.offline.latest import epoch_nanoseconds
 
 ENTITY_TIME = DEFAULT_ENTITY_DF_EVENT_TIMESTAMP_COL
 
@@ -50,8 +50,11 @@ def join_features(
     (join_key,) = join_keys
     if join_key not in frame.column_names:
         raise Unsupported("an entity frame without the join key")
-    _check_repeats(frame, join_key)
-    wanted_times = _nanoseconds(frame[ENTITY_TIME])
+    if len(frame.group_by([join_key, ENTITY_TIME]).aggregate([])) < len(frame):
+        raise Unsupported(
+            "entity rows that repeat"
+        )  # stock Feast keeps one, which is a matter of its sorting
+    wanted_times = epoch_nanoseconds(frame[ENTITY_TIME])
     kept = np.ones(len(frame), np.bool_)
     found: list[tuple[str, pa.Table, str, Integers]] = []
     for view, names in features.items():
@@ -68,7 +71,7 @@ def join_features(
         chosen = index[positions]
         column = rows[feature].take(pa.array(chosen, mask=chosen == NO_KEY))
         table = table.append_column(name, column)
-    return to_feast(table)
+    return table
 
 
 def _view_rows(
@@ -97,7 +100,7 @@ def _view_rows(
             raise Unsupported("nulls among timestamps")
         if key_kind(narrow[key].type) != key_kind(wanted_keys.type):
             raise Unsupported("keys of two types")
-        instants = [_nanoseconds(narrow[name]) for name in times]
+        instants = [epoch_nanoseconds(narrow[name]) for name in times]
         codes, wanted_codes = key_codes(narrow[key], wanted_keys)
         index = point_in_time_rows(
             codes, instants[0], instants[-1], wanted_codes, wanted_times, view.ttl or None
@@ -126,14 +129,3 @@ def _join_key(view: FeatureView) -> str:
         raise Unsupported("a view without an entity, or with several")
     name = view.entity_columns[0].name
     return str(view.projection.join_key_map.get(name, name))
-
-
-def _check_repeats(frame: pa.Table, join_key: str) -> None:
-    """Of entity rows with one key and time stock Feast keeps one, and which is a matter of its sorting."""
-    if len(frame.group_by([join_key, ENTITY_TIME]).aggregate([])) < len(frame):
-        raise Unsupported("entity rows that repeat")
-
-
-def _nanoseconds(column: pa.ChunkedArray) -> Integers:
-    """Instants as nanoseconds since 1970; without a time zone they are in UTC."""
-    return column.cast(pa.timestamp("ns", tz=column.type.tz)).cast(pa.int64()).to_numpy()  # type: ignore[no-any-return]

@@ -22,6 +22,8 @@ from sda_features.offline.table import dataset_of, open_table, read_table
 
 T = TypeVar("T")
 
+FLOATS = {pa.float32(), pa.float64()}
+
 
 class Unsupported(Exception):
     """The stock store has to read this; the message says why. It never reaches a user."""
@@ -143,21 +145,12 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _is_plain(data_type: pa.DataType) -> bool:
     """Whether pandas keeps values of the type."""
     if _is_list(data_type):
-        value = data_type.value_type
-        return bool(pa.types.is_integer(value) or pa.types.is_float32(value) or pa.types.is_float64(value))
-    binary = pa.types.is_binary(data_type) or pa.types.is_large_binary(data_type)
-    number = (
-        pa.types.is_float32(data_type) or pa.types.is_float64(data_type) or pa.types.is_boolean(data_type)
-    )
-    return bool(binary or number or key_kind(data_type))
+        return pa.types.is_integer(data_type.value_type) or data_type.value_type in FLOATS
+    return data_type in FLOATS | {pa.bool_(), pa.binary(), pa.large_binary()} or bool(key_kind(data_type))
 
 
 def _is_list(data_type: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_list(data_type)
-        or pa.types.is_large_list(data_type)
-        or pa.types.is_fixed_size_list(data_type)
-    )
+    return isinstance(data_type, pa.ListType | pa.LargeListType | pa.FixedSizeListType)
 
 
 def _is_part(entry: Path) -> bool:

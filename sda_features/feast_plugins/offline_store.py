@@ -43,25 +43,15 @@ class VectorFileOfflineStoreConfig(DaskOfflineStoreConfig):  # type: ignore[misc
 
 
 class VectorRetrievalJob(DaskRetrievalJob):  # type: ignore[misc]
-    """Feast's lazy job, answered from Arrow where that is possible, else by the stock job.
-
-    A result has one chunk a column, because Feast's own converters read the first batch of a table
-    and drop the others; only a column that passes 2**31 numbers has several.
-    """
+    """Feast's lazy job, answered from Arrow where that is possible, else by the stock job."""
 
     def __init__(self, stock: DaskRetrievalJob, fast: Callable[[], pa.Table]) -> None:
-        super().__init__(
-            stock.evaluation_function,
-            stock.full_feature_names,
-            stock.repo_path,
-            stock.on_demand_feature_views,
-            stock.metadata,
-        )
+        self.__dict__.update(stock.__dict__)
         self._fast = fast
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
         try:
-            return self._fast()
+            return to_feast(self._fast())
         except (Unsupported, pa.ArrowException) as reason:
             logger.debug("Read through stock Feast: %s", reason)
         return super()._to_arrow_internal(timeout)
@@ -74,22 +64,16 @@ class VectorFileOfflineStore(DaskOfflineStore):  # type: ignore[misc]
     """`type: file` with a fast path for vectors. Rows come in the order of files, or of the entity frame."""
 
     @staticmethod
-    def pull_latest_from_table_or_query(
-        config: RepoConfig, data_source: DataSource, *arguments: Any, **named: Any
-    ) -> VectorRetrievalJob:
+    def pull_latest_from_table_or_query(*arguments: Any, **named: Any) -> VectorRetrievalJob:
         """The newest row of each key within a time window; arguments as for stock Feast."""
-        stock = DaskOfflineStore.pull_latest_from_table_or_query(config, data_source, *arguments, **named)
-        pull = _Pull(config, data_source, *arguments, **named)
-        return VectorRetrievalJob(stock, lambda: to_feast(pull.latest()))
+        stock = DaskOfflineStore.pull_latest_from_table_or_query(*arguments, **named)
+        return VectorRetrievalJob(stock, _Pull(*arguments, **named).latest)
 
     @staticmethod
-    def pull_all_from_table_or_query(
-        config: RepoConfig, data_source: DataSource, *arguments: Any, **named: Any
-    ) -> VectorRetrievalJob:
+    def pull_all_from_table_or_query(*arguments: Any, **named: Any) -> VectorRetrievalJob:
         """All rows within a time window; arguments as for stock Feast."""
-        stock = DaskOfflineStore.pull_all_from_table_or_query(config, data_source, *arguments, **named)
-        pull = _Pull(config, data_source, *arguments, **named)
-        return VectorRetrievalJob(stock, lambda: to_feast(pull.all()))
+        stock = DaskOfflineStore.pull_all_from_table_or_query(*arguments, **named)
+        return VectorRetrievalJob(stock, _Pull(*arguments, **named).all)
 
     @staticmethod
     def get_historical_features(
@@ -100,21 +84,14 @@ class VectorFileOfflineStore(DaskOfflineStore):  # type: ignore[misc]
         *arguments: Any,
         **named: Any,
     ) -> VectorRetrievalJob:
-        """The rows that were known at the times of an entity frame; arguments as for stock Feast.
-
-        As in stock Feast, an entity row whose key has rows, but none that is valid at its time, is
-        left out; one whose key has none is kept, with nulls.
-        """
+        """The rows known at the times of an entity frame, see `join_features`; arguments as for stock Feast."""
         stock = DaskOfflineStore.get_historical_features(
             config, feature_views, feature_refs, entity_df, *arguments, **named
         )
 
         def fast() -> pa.Table:
-            if (
-                stock.on_demand_feature_views
-                or named.get("filter_by_created_timestamp")
-                or len(arguments) > 3
-            ):
+            created_cut_off = named.get("filter_by_created_timestamp") or len(arguments) > 3
+            if stock.on_demand_feature_views or created_cut_off:
                 raise Unsupported("on-demand views, or a cut-off on created timestamps")
             features, _ = _get_requested_feature_views_to_features_dict(feature_refs, feature_views, [])
             return join_features(config, features, entity_df, stock.full_feature_names)

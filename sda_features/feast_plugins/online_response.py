@@ -21,37 +21,21 @@ from sda_features.serving.wire import Row
 
 @dataclass(frozen=True)
 class Recorded:
-    """What Redis sent for a request of n ids.
+    """What Redis sent for a request of n ids."""
 
-    Attributes:
-        join_key: name of the ids in the response.
-        ids: the n ids.
-        features: names in the response -> position in a row.
-        rows: values of each id, [n]; None where the hash has no such field. A block: all are there.
-        to_proto: makes of the rows what stock Feast makes of them.
-    """
-
-    join_key: str
-    ids: Sequence[str | int]
-    features: Mapping[str, int]
-    rows: Sequence[Row] | Block
-    to_proto: Callable[[], GetOnlineFeaturesResponse]
+    join_key: str  # name of the ids in the response
+    ids: Sequence[str | int]  # n
+    features: Mapping[str, int]  # names in the response -> position in a row
+    rows: (
+        Sequence[Row] | Block
+    )  # values of each id, [n]; None where the hash has no such field. A block has all
+    to_proto: Callable[[], GetOnlineFeaturesResponse]  # makes of the rows what stock Feast makes of them
 
 
 class VectorOnlineResponse(OnlineResponse):  # type: ignore[misc]
-    """Feast's response with `to_matrix`. Everything else gives what it gives in stock Feast.
-
-    Args:
-        proto: the response as stock Feast makes it.
-        feature_types: names in the response -> their types in Feast.
-    """
+    """Feast's response with `to_matrix`. Everything else gives what it gives in stock Feast."""
 
     _recorded: Recorded | None = None
-
-    def __init__(
-        self, proto: GetOnlineFeaturesResponse, feature_types: Mapping[str, ValueType] | None = None
-    ) -> None:
-        super().__init__(proto, dict(feature_types or {}))
 
     @classmethod
     def lazy(cls, recorded: Recorded, feature_types: Mapping[str, ValueType]) -> VectorOnlineResponse:

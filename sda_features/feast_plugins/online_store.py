@@ -18,12 +18,7 @@ from typing import Any
 
 from feast import FeatureView, metrics, utils
 from feast.feature_service import FeatureService
-from feast.infra.online_stores.redis import (
-    RedisClient,
-    RedisOnlineStore,
-    RedisOnlineStoreConfig,
-    RedisType,
-)
+from feast.infra.online_stores.redis import RedisClient, RedisOnlineStore, RedisOnlineStoreConfig, RedisType
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
 from feast.repo_config import RepoConfig
@@ -56,76 +51,43 @@ class VectorRedisOnlineStore(RedisOnlineStore):  # type: ignore[misc]
         nodes, options = RedisOnlineStore._parse_connection_string(connection_string)
         return nodes, {"socket_timeout": TIMEOUT, **options}
 
-    def get_online_features(
-        self,
-        config: RepoConfig,
-        features: list[str] | FeatureService,
-        entity_rows: list[dict[str, Any]] | Mapping[str, Any],
-        registry: BaseRegistry,
-        project: str,
-        full_feature_names: bool = False,
-        include_feature_view_version_metadata: bool = False,
-    ) -> VectorOnlineResponse:
+    def get_online_features(self, *arguments: Any, **named: Any) -> VectorOnlineResponse:
         """Features of entities; arguments and errors as in stock Feast."""
-        arguments = (config, features, entity_rows, registry, project, full_feature_names)
-        request = _request(*arguments, include_feature_view_version_metadata)
+        request = _request(*arguments, **named)
         if request is None:
-            stock = super().get_online_features(*arguments, include_feature_view_version_metadata)
+            stock = super().get_online_features(*arguments, **named)
             return VectorOnlineResponse(stock.proto, stock._feature_types)
-        server = self._get_client(config.online_store)
+        server = self._get_client(request.config.online_store)
         server.connection_pool.connection_kwargs.setdefault("socket_read_size", wire.READ_BYTES)
         rows, _ = wire.fetch_sized(server, request.keys, request.fields, self._sizes.get(request.fields, ()))
         self._sizes[request.fields] = _sizes(rows)
         return request.response(rows)
 
-    async def get_online_features_async(
-        self,
-        config: RepoConfig,
-        features: list[str] | FeatureService,
-        entity_rows: list[dict[str, Any]] | Mapping[str, Any],
-        registry: BaseRegistry,
-        project: str,
-        full_feature_names: bool = False,
-        include_feature_view_version_metadata: bool = False,
-    ) -> VectorOnlineResponse:
+    async def get_online_features_async(self, *arguments: Any, **named: Any) -> VectorOnlineResponse:
         """`get_online_features` for asyncio."""
-        arguments = (config, features, entity_rows, registry, project, full_feature_names)
-        request = _request(*arguments, include_feature_view_version_metadata)
+        request = _request(*arguments, **named)
         if request is None:
-            stock = await super().get_online_features_async(*arguments, include_feature_view_version_metadata)
+            stock = await super().get_online_features_async(*arguments, **named)
             return VectorOnlineResponse(stock.proto, stock._feature_types)
-        server = await self._get_client_async(config.online_store)
+        server = await self._get_client_async(request.config.online_store)
         rows, _ = await aio.fetch_fields(server, request.keys, request.fields)
         return request.response(rows)
 
 
 @dataclass(frozen=True)
 class _Request:
-    """A request of n ids for features of views that share one entity.
-
-    Attributes:
-        config: of the Feast repo.
-        join_key: the join key of the entity.
-        value_type: type of its ids.
-        ids: the n ids; they may repeat.
-        keys: Redis keys of the different ids, in the order of their first appearance.
-        views: views with the features asked of each.
-        fields: hash fields of all views, one after the other: features, then the event timestamp.
-        names: features as the response names them.
-        full_names: whether these names begin with the view.
-        with_versions: whether the response says which version of each view was read.
-    """
+    """A request of n ids for features of views that share one entity."""
 
     config: RepoConfig
     join_key: str
     value_type: ValueType
-    ids: Sequence[str | int]
-    keys: Sequence[bytes]
-    views: Sequence[tuple[FeatureView, Sequence[str]]]
-    fields: tuple[bytes, ...]
-    names: frozenset[str]
-    full_names: bool
-    with_versions: bool
+    ids: Sequence[str | int]  # n; they may repeat
+    keys: Sequence[bytes]  # of the different ids, in the order of their first appearance
+    views: Sequence[tuple[FeatureView, Sequence[str]]]  # with the features asked of each
+    fields: tuple[bytes, ...]  # of all views, one after the other: features, then the event timestamp
+    names: frozenset[str]  # of the features in the response
+    full_names: bool  # whether these begin with the view
+    with_versions: bool  # whether the response says which version of each view was read
 
     def response(self, rows: list[Row] | Block) -> VectorOnlineResponse:
         """The response made of the rows of the different ids."""
@@ -185,10 +147,10 @@ def _request(
     entity_rows: list[dict[str, Any]] | Mapping[str, Any],
     registry: BaseRegistry,
     project: str,
-    full_feature_names: bool,
-    with_versions: bool,
+    full_feature_names: bool = False,
+    include_feature_view_version_metadata: bool = False,
 ) -> _Request | None:
-    """The request in terms of Redis; None where the stock store has to answer it.
+    """The request, of Feast's arguments, in terms of Redis; None where the stock store has to answer it.
 
     Raises:
         FeastError: what stock Feast raises for features that do not exist.
@@ -214,10 +176,10 @@ def _request(
     id_type = layout.ID_TYPES.get(value_type.name) if value_type else None
     if id_type is None or not ids:
         return None
-    if set(map(type, ids)) != {str if id_type == "string" else int} or any(
-        _is_renamed(view) for view, _ in views
-    ):
+    if set(map(type, ids)) != {str if id_type == "string" else int}:
         return None
+    if any(view.projection.join_key_map or view.projection.version_tag is not None for view, _ in views):
+        return None  # another name of the entity, or a version of the view
     fields: list[bytes] = []
     for view, asked in views:
         fields += [layout.hash_field(view.name, feature) for feature in asked]
@@ -233,7 +195,7 @@ def _request(
         tuple(fields),
         names,
         full_feature_names,
-        with_versions,
+        include_feature_view_version_metadata,
     )
 
 
@@ -245,11 +207,6 @@ def _ids(entity_rows: list[dict[str, Any]] | Mapping[str, Any], join_key: str) -
         return [row[join_key] for row in entity_rows]
     values = entity_rows.get(join_key)
     return list(values) if isinstance(values, Sequence) and len(entity_rows) == 1 else None
-
-
-def _is_renamed(view: FeatureView) -> bool:
-    """Whether the request gives the view's entity another name, or asks for a version of the view."""
-    return bool(view.projection.join_key_map or view.projection.version_tag is not None)
 
 
 def _sizes(rows: list[Row] | Block) -> tuple[int, ...]:

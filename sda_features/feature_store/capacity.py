@@ -6,11 +6,10 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from redis.cluster import RedisCluster
 from redis.exceptions import ResponseError
 
 from sda_features.errors import FeatureStoreError, OnlineStoreError
-from sda_features.feature_store.online_rows import online_server
+from sda_features.feature_store.online_rows import nodes_of, online_server
 from sda_features.feature_store.repo import FeatureSet
 from sda_features.offline.location import is_url
 
@@ -44,7 +43,8 @@ def check_space(opened: FeatureSet, items: int, row: int) -> None:
         OnlineStoreError: Redis has less. Under a policy that evicts keys it would drop others instead.
     """
     if opened.has_folder and not is_url(opened.folder):
-        free = shutil.disk_usage(_existing(Path(opened.folder))).free
+        folder = Path(opened.folder)
+        free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
         if items * row > free:
             raise FeatureStoreError(
                 f"Expected room for {items:,} rows in {opened.folder}, about {items * row:,} bytes; the disk has "
@@ -68,11 +68,8 @@ def check_space(opened: FeatureSet, items: int, row: int) -> None:
 
 def memory_of(server: Any) -> dict[str, Memory]:
     """Memory by node; empty if the user may not ask."""
-    nodes = {"server": server}
-    if isinstance(server, RedisCluster):
-        nodes = {node.name: server.get_redis_connection(node) for node in server.get_primaries()}  # type: ignore[no-untyped-call]
     try:
-        infos = {name: node.info("memory") for name, node in nodes.items()}
+        infos = {name: node.info("memory") for name, node in nodes_of(server).items()}
     except ResponseError:
         return {}
     return {
@@ -83,7 +80,3 @@ def memory_of(server: Any) -> dict[str, Memory]:
         )
         for name, info in infos.items()
     }
-
-
-def _existing(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.parents) if path.exists())

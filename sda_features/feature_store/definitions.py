@@ -23,10 +23,6 @@ from sda_features.offline.schema import EVENT_TIMESTAMP, ITEM_ID, STORE_DTYPE_TA
 from sda_features.serving.codec import StoreDtype
 from sda_features.serving.layout import ID_TYPES, IMAGE, TEXT, VERSION, IdType, view_name
 
-_VALUE_TYPES = {id_type: ValueType[name] for name, id_type in ID_TYPES.items()}
-_FIELD_TYPES = {value_type: from_value_type(value_type) for value_type in _VALUE_TYPES.values()}
-_FIELD_TYPES[ValueType.UNKNOWN] = String  # an entity without a value type
-
 
 def item_entity(join_key: str = ITEM_ID, *, name: str = "item", id_type: IdType = "string") -> Entity:
     """The entity of items, for a repo that has none.
@@ -36,7 +32,9 @@ def item_entity(join_key: str = ITEM_ID, *, name: str = "item", id_type: IdType 
         name: name of the entity.
         id_type: type of the ids in Feast.
     """
-    return Entity(name=name, join_keys=[join_key], value_type=_VALUE_TYPES[id_type], description="An item.")
+    return Entity(
+        name=name, join_keys=[join_key], value_type=ValueType[id_type.upper()], description="An item."
+    )
 
 
 def embedding_source(feature_set: str, path: str, entity: Entity, *, slot: int = 1) -> FileSource:
@@ -87,10 +85,11 @@ def embedding_view(
         FeatureStoreError: the entity's ids have another type.
     """
     vector = Array(Float32) if store_dtype == "float32" else Bytes
-    if entity.value_type not in _FIELD_TYPES:
+    value_type = ValueType.STRING if entity.value_type is ValueType.UNKNOWN else entity.value_type
+    if value_type.name not in ID_TYPES:
         raise FeatureStoreError(
             f"Expected the entity {entity.name!r} to have value_type {', '.join(ID_TYPES)}, "
-            f"got {entity.value_type.name}. Define an item entity of one of these types."
+            f"got {value_type.name}. Define an item entity of one of these types."
         )
     return FeatureView(
         name=view_name(feature_set, slot),
@@ -99,7 +98,7 @@ def embedding_view(
         ttl=timedelta(0),
         online=online,
         schema=[
-            Field(name=entity.join_key, dtype=_FIELD_TYPES[entity.value_type]),
+            Field(name=entity.join_key, dtype=from_value_type(value_type)),
             Field(name=TEXT, dtype=vector, description="Vector of the item's text."),
             Field(name=IMAGE, dtype=vector, description="Vector of the item's picture."),
             Field(name=VERSION, dtype=String, description="Version of the checkpoint that made the vectors."),

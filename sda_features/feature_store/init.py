@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,32 +31,19 @@ SKIPPED_FOLDERS = {"__pycache__", "node_modules", "site-packages", "venv"}
 OUR_ONLINE_STORE = "sda_features.feast_plugins.online_store.VectorRedisOnlineStore"
 OUR_OFFLINE_STORE = "sda_features.feast_plugins.offline_store.VectorFileOfflineStore"
 OUR_ENGINE = "sda_features.feast_plugins.engine.VectorEngine"
-FILE_STORES = (
-    "file",
-    "dask",
-    "duckdb",
-    OUR_OFFLINE_STORE,
-)  # offline stores that read folders of parquet files
+FILE_STORES = ("file", "dask", "duckdb", OUR_OFFLINE_STORE)  # offline stores that read parquet folders
 ENGINES_HERE = ("local", OUR_ENGINE)  # batch engines that run where the folder is
 
 
 @dataclass(frozen=True)
 class FoundEntity:
-    """A module-level `variable = Entity(...)` in a file of the repo.
+    """A module-level `variable = Entity(...)` in a file of the repo."""
 
-    Attributes:
-        module: dotted module name from the repo's root.
-        variable: name that the module gives it.
-        name: name of the entity; None if it is not written as a literal.
-        join_key: its join key; None if it is not written as a literal.
-        value_type: name of its value type; None if it declares none.
-    """
-
-    module: str
+    module: str  # dotted, from the repo's root
     variable: str
-    name: str | None = None
-    join_key: str | None = None
-    value_type: str | None = None
+    name: str | None = None  # None if it is not written as a literal
+    join_key: str | None = None  # None if it is not written as a literal
+    value_type: str | None = None  # None if it declares none
 
     def __str__(self) -> str:
         return f"{self.module}:{self.variable}"
@@ -130,8 +118,7 @@ def init_repo(
 ) -> Initialized:
     """Write the definitions of item-vector views into a Feast repo.
 
-    Each slot gets a parquet file without rows, because Feast fails on a source that has no file,
-    and on the views that it would materialise afterwards.
+    Each slot gets a parquet file without rows, see offline/empty_slot.py.
 
     Args:
         repo_path: folder with feature_store.yaml.
@@ -160,7 +147,7 @@ def init_repo(
         raise FeatureStoreError(
             f"Expected at least one feature set and one slot, got {len(names)} and {slots}."
         )
-    views = tuple(view_name(name, slot) for name in names for slot in range(1, slots + 1))
+    views = tuple(view_name(name, slot) for name, slot in product(names, range(1, slots + 1)))
     _refuse_shared_folders(names, slots, source_folder)
     found = _choose_entity(list(_entities(repo)), entity, join_key)
     if feast_materialize is None:
@@ -171,7 +158,7 @@ def init_repo(
     if path.exists():
         existing = path.read_text(encoding="utf-8")
         action = "unchanged" if existing == content else "updated"
-        if action == "updated" and not force and not _is_sealed(existing):
+        if action == "updated" and not force and existing != _seal(existing.partition("\n")[2]):
             raise FeatureStoreError(
                 f"{path} exists and was edited, or was not written by `sda-features init`. Move your changes to "
                 "another file of the repo, or replace it with --force."
@@ -180,10 +167,9 @@ def init_repo(
         with atomic_file(path) as temporary:
             temporary.write_text(content, encoding="utf-8")
     id_type = ID_TYPES[(found and found.value_type) or "STRING"]
-    for name, dtype in dtypes.items():
-        for slot in range(1, slots + 1):
-            folder = _slot_folder(source_folder, name, slot)
-            keep_readable(folder if is_url(folder) else repo / folder, id_type, dtype)
+    for name, slot in product(names, range(1, slots + 1)):
+        folder = _slot_folder(source_folder, name, slot)
+        keep_readable(folder if is_url(folder) else repo / folder, id_type, dtypes[name])
     return Initialized(path, action, found, views, config.online_type, feast_materialize, join_key)
 
 
@@ -194,15 +180,14 @@ def _slot_folder(source_folder: str, feature_set: str, slot: int) -> str:
 def _refuse_shared_folders(names: Sequence[str], slots: int, source_folder: str) -> None:
     """`sda` with two slots and a set named `sda_2` would write to one folder, and prune one another's rows."""
     owner: dict[str, str] = {}
-    for name in names:
-        for slot in range(1, slots + 1):
-            folder = _slot_folder(source_folder, name, slot)
-            if folder in owner:
-                raise SettingsError(
-                    f"Feature set {owner[folder]!r} and feature set {name!r} would share the folder {folder}: slot "
-                    "numbers are appended to names. Rename one of them."
-                )
-            owner[folder] = name
+    for name, slot in product(names, range(1, slots + 1)):
+        folder = _slot_folder(source_folder, name, slot)
+        if folder in owner:
+            raise SettingsError(
+                f"Feature set {owner[folder]!r} and feature set {name!r} would share the folder {folder}: slot "
+                "numbers are appended to names. Rename one of them."
+            )
+        owner[folder] = name
 
 
 def _name_and_dtype(feature_set: str) -> tuple[str, StoreDtype]:
@@ -256,11 +241,6 @@ def _source(
 
 def _seal(text: str) -> str:
     return f"{SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
-
-
-def _is_sealed(text: str) -> bool:
-    """Whether `_seal` wrote the text and nobody has edited it since."""
-    return text == _seal(text.partition("\n")[2])
 
 
 def _choose_entity(entities: list[FoundEntity], wanted: str | None, join_key: str) -> FoundEntity | None:

@@ -94,26 +94,13 @@ class Pruned(Result):
 def list_versions(versions: Versions) -> list[VersionState]:
     """What every slot that is not empty holds, in the order of the slots."""
     record = versions.record()
+    states: dict[str | None, Literal["live", "previous"]] = {record.previous: "previous", record.live: "live"}
     listed = []
     for opened in versions.slots:
         held, writer = held_versions(opened), record.writers.get(opened.slot)
         stored = record.in_slot(opened.slot)
         if stored:
-            names: dict[str | None, Literal["live", "previous"]] = {
-                record.previous: "previous",
-                record.live: "live",
-            }
-            listed.append(
-                VersionState(
-                    stored.version,
-                    stored.slot,
-                    names.get(stored.version, "stored"),
-                    stored.items,
-                    stored.dim,
-                    stored.store_dtype,
-                    stored.written,
-                )
-            )
+            listed.append(VersionState(state=states.get(stored.version, "stored"), **vars(stored)))
         elif held or writer:
             names_held = held or (writer.version,) if writer else held
             items, dim = len(stored_rows(opened.folder)), stored_dim(opened.folder) or 0

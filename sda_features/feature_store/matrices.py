@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pa_dataset
 
 from sda_features.errors import FeatureMismatchError, FeatureStoreError
-from sda_features.feature_store.repo import FeatureSet, quiet_feast
+from sda_features.feature_store.repo import FeatureSet
 from sda_features.feature_store.versions import open_version
 from sda_features.offline.latest import latest_batches
-from sda_features.offline.schema import (
-    EVENT_TIMESTAMP,
-    ID_TYPES,
-    ITEM_ID,
-    column_dim,
-    matrix_of,
-    vector_column,
-)
+from sda_features.offline.schema import ID_TYPES, column_dim, matrix_of, vector_column
 from sda_features.offline.table import read_table
 from sda_features.serving.codec import Mask, Matrix
 from sda_features.serving.layout import IMAGE, TEXT, VERSION, parse_item_id
 
-T = TypeVar("T")
+Gathered: TypeAlias = tuple[tuple[Matrix, Mask], tuple[Matrix, Mask], tuple[str, ...]]
 
 END_OF_TIME = datetime(2200, 1, 1, tzinfo=UTC)  # pandas counts nanoseconds and ends in 2262
 
@@ -103,130 +96,88 @@ def read_matrices(
     *,
     end: datetime | None = None,
     folder: Path | None = None,
-) -> tuple[tuple[Matrix, Mask], tuple[Matrix, Mask], tuple[str, ...]]:
+) -> Gathered:
     """What `load_vectors` returns for the items of a slot that `rows` names, each in its row.
 
     Returns:
         Text and image vectors, float32 [n, d] each with found [n]; and their versions.
     """
+    columns = opened.source_columns(opened.join_key, TEXT, IMAGE, VERSION)
+    end = end or END_OF_TIME
 
-    def make(name: str, shape: tuple[int, ...]) -> Matrix:
-        if folder is None or not all(shape):  # no file of nothing can be mapped
-            return np.zeros(shape, np.float32)
-        path = folder / f"{name.removesuffix('_embedding')}.npy"
-        return np.lib.format.open_memmap(path, "w+", np.float32, shape)
-
-    return _read_latest(opened, end or END_OF_TIME, lambda tables: _gather(opened, tables, rows, make))
-
-
-def pull_latest(opened: FeatureSet, *, end: datetime) -> pa.Table:
-    """The newest row of each item up to `end`, from the offline store that the repo names.
-
-    Returns:
-        Columns item_id (string or integer), text_embedding and image_embedding (list<float32>),
-        adapter_version and event_timestamp.
-    """
-    return _read_latest(opened, end, lambda tables: pa.concat_tables([*tables]))
-
-
-def _read_latest(opened: FeatureSet, end: datetime, consume: Callable[[Iterator[pa.Table]], T]) -> T:
-    """`consume` what `pull_latest` returns, a table a batch of the store, at least one."""
-    source = opened.view.batch_source
-    source_names = {field: column for column, field in source.field_mapping.items()}
-    names = [source_names.get(name, name) for name in (opened.join_key, TEXT, IMAGE, VERSION)]
-
-    def normalised(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-        for batch in batches:
-            table = pa.Table.from_batches([batch])
-            ids, text, image, versions = (table[name] for name in names)
-            yield pa.table(
-                {
-                    ITEM_ID: ids.cast(ID_TYPES[opened.id_type]),
-                    TEXT: _vectors(text),
-                    IMAGE: _vectors(image),
-                    VERSION: versions.cast(pa.string()),
-                    EVENT_TIMESTAMP: table[source.timestamp_field].cast(pa.timestamp("us", tz="UTC")),
-                }
-            )
-
-    def read(dataset: pa_dataset.FileSystemDataset | None) -> T:
-        columns = [*dict.fromkeys([*names, source.timestamp_field])]
-        batches = (
-            ()
-            if dataset is None
-            else latest_batches(
-                dataset, keys=names[:1], timestamp=source.timestamp_field, columns=columns, end=end
-            )
-        )
-        return consume(normalised(batches))
+    def read(dataset: pa_dataset.FileSystemDataset | None) -> Gathered:
+        batches: Iterable[pa.RecordBatch] = ()
+        if dataset is not None:
+            timestamp = opened.view.batch_source.timestamp_field
+            batches = latest_batches(dataset, keys=columns[:1], timestamp=timestamp, columns=columns, end=end)
+        return _gather(opened, batches, rows, folder)
 
     if opened.has_folder:
         return read_table(opened.folder, read)
-    with quiet_feast():
-        from feast.infra.offline_stores.offline_utils import get_offline_store_from_config
+    return _gather(opened, pull_latest(opened, columns, end).select(columns).to_batches(), rows, folder)
 
-        offline_store = get_offline_store_from_config(opened.store.config.offline_store)
-        job = offline_store.pull_latest_from_table_or_query(
-            config=opened.store.config,
-            data_source=source,
-            join_key_columns=names[:1],
-            feature_name_columns=names[1:],
-            timestamp_field=source.timestamp_field,
-            created_timestamp_column=source.created_timestamp_column or None,
-            start_date=datetime(1970, 1, 1, tzinfo=UTC),
-            end_date=end,
-        )
 
-        try:
-            table = job.to_arrow()
-        except FileNotFoundError:
-            raise FeatureStoreError(
-                f"The offline store has no rows of {opened.view.name}: {source.name} names no existing file. "
-                "Write them with `sda-features materialize`."
-            ) from None
-    return consume(normalised(table.to_batches() or [pa.RecordBatch.from_pylist([], table.schema)]))
+def pull_latest(opened: FeatureSet, columns: Sequence[str], end: datetime) -> pa.Table:
+    """See `FeatureSet.pull_latest`.
+
+    Raises:
+        FeatureStoreError: the source names no existing file.
+    """
+    try:
+        return opened.pull_latest(columns, end)
+    except FileNotFoundError:
+        raise FeatureStoreError(
+            f"The offline store has no rows of {opened.view.name}: {opened.view.batch_source.name} names no existing "
+            "file. Write them with `sda-features materialize`."
+        ) from None
 
 
 def _gather(
     opened: FeatureSet,
-    tables: Iterable[pa.Table],
+    batches: Iterable[pa.RecordBatch],
     rows: Mapping[str | int, int],
-    make: Callable[[str, tuple[int, ...]], Matrix],
-) -> tuple[tuple[Matrix, Mask], tuple[Matrix, Mask], tuple[str, ...]]:
-    """Vectors of the items that `rows` names, each in its row, [n, d] and found [n]; and their versions."""
+    folder: Path | None,
+) -> Gathered:
+    """What `read_matrices` returns, of batches with ids, text and image vectors and versions in this order."""
     matrices = {TEXT: np.zeros((len(rows), 0), np.float32), IMAGE: np.zeros((len(rows), 0), np.float32)}
     found = {name: np.zeros(len(rows), np.bool_) for name in matrices}
     dims: set[int] = set()
     versions: set[str] = set()
     count = 0
-    for table in tables:
-        count += len(table)
+    for batch in batches:
+        count += len(batch)
+        ids, text, image, version = pa.Table.from_batches([batch]).columns
+        table = pa.table({TEXT: _vectors(text), IMAGE: _vectors(image)})
         dims |= {dim for name in matrices if (dim := column_dim(table, name)) is not None}
         if len(dims) > 1:
             raise FeatureMismatchError(
                 f"{opened.view.name} holds vectors of several dimensions: {sorted(dims)}."
             )
-        target = np.fromiter(
-            (rows.get(item_id, -1) for item_id in table[ITEM_ID].to_pylist()), np.int64, len(table)
-        )
-        versions.update(table[VERSION].filter(pa.array(target >= 0)).unique().drop_null().to_pylist())
-        for name, matrix in matrices.items():
-            if dims and not matrix.shape[1]:
-                matrices[name] = matrix = make(name, (len(rows), *dims))
-            column = table[name]
-            place = target[column.is_valid().to_numpy()]
+        items = ids.cast(ID_TYPES[opened.id_type]).to_pylist()
+        target = np.fromiter((rows.get(item_id, -1) for item_id in items), np.int64, len(batch))
+        named = version.cast(pa.string()).filter(pa.array(target >= 0))
+        versions.update(named.unique().drop_null().to_pylist())
+        for name, matrix in matrices.items() if dims else ():
+            if not matrix.shape[1]:
+                matrices[name] = matrix = _zeros(name, (len(rows), *dims), folder)
+            place = target[table[name].is_valid().to_numpy()]
             wanted = place >= 0
-            start = 0
-            for chunk in column.chunks if dims else ():
-                block = chunk.flatten().to_numpy().reshape(-1, *dims)
-                here = slice(start, start := start + len(block))
-                matrix[place[here][wanted[here]]] = block if wanted[here].all() else block[wanted[here]]
+            block = table[name].chunk(0).flatten().to_numpy().reshape(-1, *dims)
+            matrix[place[wanted]] = block if wanted.all() else block[wanted]
             found[name][place[wanted]] = True
     if not count:
         raise FeatureStoreError(
             f"The offline store has no rows of {opened.view.name}. Write them with `sda-features materialize`."
         )
     return (matrices[TEXT], found[TEXT]), (matrices[IMAGE], found[IMAGE]), tuple(sorted(versions))
+
+
+def _zeros(name: str, shape: tuple[int, ...], folder: Path | None) -> Matrix:
+    if folder is None or not all(shape):  # no file of nothing can be mapped
+        return np.zeros(shape, np.float32)
+    return np.lib.format.open_memmap(
+        folder / f"{name.removesuffix('_embedding')}.npy", "w+", np.float32, shape
+    )
 
 
 def _vectors(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -12,11 +12,10 @@ import uuid
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake.transaction import AddAction
@@ -27,16 +26,8 @@ from sda_features.feature_store.repo import FeatureSet, quiet_feast
 from sda_features.offline.compact import compact
 from sda_features.offline.empty_slot import keep_readable, slot_schema
 from sda_features.offline.location import Location, is_url, open_folder
-from sda_features.offline.parts import add_rows, cast_ids, next_timestamp, stored_rows
-from sda_features.offline.schema import (
-    CONTENT_HASH,
-    EVENT_TIMESTAMP,
-    ID_TYPES,
-    ITEM_ID,
-    SCHEMA,
-    check_table,
-    vectors_table,
-)
+from sda_features.offline.parts import add_rows, cast_ids, next_timestamp, now_or_after, stored_rows
+from sda_features.offline.schema import CONTENT_HASH, EVENT_TIMESTAMP, ITEM_ID, SCHEMA, check_table, typed_ids
 from sda_features.offline.table import (
     STAGED,
     commit,
@@ -47,60 +38,18 @@ from sda_features.offline.table import (
     write_file,
 )
 from sda_features.online.lease import current_lease
-from sda_features.serving.layout import VERSION, IdType, parse_item_id
+from sda_features.serving.layout import VERSION, IdType
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 REMOVED = ""  # content hash of an item that is gone
-
-
-class OfflineRows(Protocol):
-    """What `materialize` does with the rows of a slot."""
-
-    def stored(self) -> pa.Table:
-        """Newest rows: item_id, adapter_version, content_hash and event_timestamp, in no order."""
-
-    def next_timestamp(self) -> datetime:
-        """Event timestamp for new rows, later than all stored ones."""
-
-    def write(self, table: pa.Table) -> None:
-        """Add rows of `schema.SCHEMA`, one an item."""
-
-    def staging(self) -> AbstractContextManager[Staging | None]:
-        """Where other processes may write rows until the block ends; None if only this one can."""
-
-    def commit(self, files: Sequence[AddAction]) -> None:
-        """Let files count that `Staging.write` has written."""
-
-    def remove(self, item_ids: Collection[str | int], version: str, stamp: datetime) -> None:
-        """Take items out, with rows of that version and time where nothing can be deleted."""
-
-
-def offline_rows(opened: FeatureSet, *, repair: bool = False) -> OfflineRows:
-    """The rows of a slot, wherever they are; with `repair` without those in damaged files of a table of our own."""
-    if not opened.has_folder:
-        return FeastRows(opened)
-    if repair and (damaged := damaged_files(opened.folder)):
-        prepare_table(opened.folder, SCHEMA)
-        commit(opened.folder, [], damaged)
-    return FolderRows(opened)
 
 
 @dataclass(frozen=True)
 class Staging:
-    """Writes rows of a table from any process that sees its folder; they count when one process commits them.
-
-    Until then the files have names that every reader of parquet folders skips. What a killed process
-    has written is deleted with the next run.
-
-    Attributes:
-        location: of the table.
-        id_type: type of the ids.
-        marker: name of a file that is there.
-    """
+    """Writes rows of a table from any process that sees its folder; they count when one process commits them."""
 
     location: Location
     id_type: IdType
-    marker: str
+    marker: str  # name of a file that is there
 
     def is_here(self) -> bool:
         """Whether this process sees the folder: another machine may have none, or another one of that name."""
@@ -124,29 +73,26 @@ class FolderRows:
         sweep(self.opened.folder)
 
     def stored(self) -> pa.Table:
-        """See `OfflineRows`."""
+        """Newest rows: item_id, adapter_version, content_hash and event_timestamp, in no order."""
         return stored_rows(self.opened.folder)
 
     def next_timestamp(self) -> datetime:
-        """See `OfflineRows`."""
+        """Event timestamp for new rows, later than all stored ones."""
         return next_timestamp(self.opened.folder)
 
     def write(self, table: pa.Table) -> None:
-        """Add a file; its rows are newer than all that were stored when the run began."""
+        """Add rows of `schema.SCHEMA`, one an item, newer than all that were stored when the run began."""
         _check_lease()
         add_rows(self.opened.folder, cast_ids(self.opened.folder, table, self.opened.id_type))
 
     @contextlib.contextmanager
     def staging(self) -> Iterator[Staging]:
-        """See `OfflineRows`."""
+        """Where other processes may write rows until the block ends."""
         folder = self.opened.folder
-        place = Staging(
-            folder if is_url(folder) else Path(folder).resolve(),
-            self.opened.id_type,
-            f"{STAGED}{uuid.uuid4().hex}",
-        )
         if not is_url(folder):
-            Path(folder).mkdir(parents=True, exist_ok=True)
+            folder = Path(folder).resolve()
+            folder.mkdir(parents=True, exist_ok=True)
+        place = Staging(folder, self.opened.id_type, f"{STAGED}{uuid.uuid4().hex}")
         files = open_folder(folder)
         files.open_output_stream(place.marker).close()
         try:
@@ -155,7 +101,7 @@ class FolderRows:
             files.delete_file(place.marker)
 
     def commit(self, files: Sequence[AddAction]) -> None:
-        """See `OfflineRows`; a file gets its name first, so that all that count are there."""
+        """Let files count that `Staging.write` has written; they get names first, so that all that count are there."""
         _check_lease()
         prepare_table(self.opened.folder, slot_schema(self.opened.id_type, self.opened.store_dtype))
         publish(self.opened.folder, files)
@@ -163,7 +109,7 @@ class FolderRows:
         keep_readable(self.opened.folder)
 
     def remove(self, item_ids: Collection[str | int], version: str, stamp: datetime) -> None:
-        """Delete the rows, and put files together if there are many."""
+        """Delete the rows of items, and put files together if there are many."""
         _check_lease()
         compact(self.opened.folder, remove=item_ids)
         keep_readable(self.opened.folder, self.opened.id_type, self.opened.store_dtype)
@@ -186,7 +132,7 @@ class FeastRows:
     opened: FeatureSet
 
     def stored(self) -> pa.Table:
-        """See `OfflineRows`; items that are gone are left out.
+        """As `FolderRows.stored`; items that are gone are left out.
 
         Raises:
             FeatureStoreError: Feast cannot read the source.
@@ -195,9 +141,8 @@ class FeastRows:
         return rows.filter(pc.not_equal(rows[CONTENT_HASH], REMOVED))
 
     def next_timestamp(self) -> datetime:
-        """See `OfflineRows`."""
-        now, newest = datetime.now(UTC), pc.max(self._newest()[EVENT_TIMESTAMP]).as_py()
-        return now if newest is None else max(now, newest + timedelta(microseconds=1))
+        """As `FolderRows.next_timestamp`."""
+        return now_or_after(pc.max(self._newest()[EVENT_TIMESTAMP]).as_py())
 
     def write(self, table: pa.Table) -> None:
         """Give the rows to Feast's `write_to_offline_store`.
@@ -206,8 +151,7 @@ class FeastRows:
             FeatureStoreError: the table breaks the schema, or Feast cannot write it.
         """
         check_table(table)
-        ids = [parse_item_id(item_id, self.opened.id_type) for item_id in table[ITEM_ID].to_pylist()]
-        table = table.set_column(0, ITEM_ID, pa.array(ids, ID_TYPES[self.opened.id_type]))
+        table = table.set_column(0, ITEM_ID, typed_ids(table, self.opened.id_type))
         try:
             with quiet_feast():
                 self.opened.store.write_to_offline_store(self.opened.view.name, table.to_pandas())
@@ -215,53 +159,25 @@ class FeastRows:
             raise self._error("write", error) from error
 
     def staging(self) -> AbstractContextManager[None]:
-        """See `OfflineRows`: Feast's writers are asked by one process."""
+        """None: Feast's writers are asked by one process."""
         return contextlib.nullcontext()
 
     def commit(self, files: Sequence[AddAction]) -> None:
-        """See `OfflineRows`: there are none."""
+        """There are none to let count."""
 
     def remove(self, item_ids: Collection[str | int], version: str, stamp: datetime) -> None:
-        """Write a row without vectors for each item."""
-        if not item_ids:
-            return
-        nothing, none = np.zeros((len(item_ids), 0), np.float32), np.zeros(len(item_ids), np.bool_)
-        self.write(
-            vectors_table(
-                [str(item_id) for item_id in item_ids],
-                text=nothing,
-                text_found=none,
-                image=nothing,
-                image_found=none,
-                adapter_version=version,
-                content_hashes=[REMOVED] * len(item_ids),
-                event_timestamp=stamp,
-                store_dtype=self.opened.store_dtype,
-            )
-        )
+        """Write a row of that version and time without vectors for each item."""
+        if item_ids:
+            gone = {VERSION: version, CONTENT_HASH: REMOVED, EVENT_TIMESTAMP: stamp}
+            rows = [{ITEM_ID: str(item_id), **gone} for item_id in item_ids]
+            self.write(pa.Table.from_pylist(rows, slot_schema("string", self.opened.store_dtype)))
 
     def _newest(self) -> pa.Table:
-        source, store = self.opened.view.batch_source, self.opened.store
         try:
-            with quiet_feast():
-                from feast.infra.offline_stores.offline_utils import get_offline_store_from_config
-
-                job = get_offline_store_from_config(
-                    store.config.offline_store
-                ).pull_latest_from_table_or_query(
-                    config=store.config,
-                    data_source=source,
-                    join_key_columns=[ITEM_ID],
-                    feature_name_columns=[VERSION, CONTENT_HASH],
-                    timestamp_field=EVENT_TIMESTAMP,
-                    created_timestamp_column=source.created_timestamp_column or None,
-                    start_date=EPOCH,
-                    end_date=datetime.now(UTC),
-                )
-                table = job.to_arrow()
+            table = self.opened.pull_latest([ITEM_ID, VERSION, CONTENT_HASH], datetime.now(UTC))
+            stamps = table[EVENT_TIMESTAMP].cast(pa.timestamp("us", tz="UTC"))
         except Exception as error:  # of whatever client the store uses
             raise self._error("read", error) from error
-        stamps = table[EVENT_TIMESTAMP].cast(pa.timestamp("us", tz="UTC"))
         texts = {name: table[name].cast(pa.string()) for name in (VERSION, CONTENT_HASH)}
         return pa.table({ITEM_ID: table[ITEM_ID], **texts, EVENT_TIMESTAMP: stamps})
 
@@ -271,3 +187,16 @@ class FeastRows:
             f"Feast cannot {verb} the {source} of {self.opened.view.name} ({type(error).__name__}). Expected a source "
             "that exists and has the columns of feature_store/schema.py, and no other; see docs/scale-out.md."
         )
+
+
+OfflineRows: TypeAlias = FolderRows | FeastRows
+
+
+def offline_rows(opened: FeatureSet, *, repair: bool = False) -> OfflineRows:
+    """The rows of a slot, wherever they are; with `repair` without those in damaged files of a table of our own."""
+    if not opened.has_folder:
+        return FeastRows(opened)
+    if repair and (damaged := damaged_files(opened.folder)):
+        prepare_table(opened.folder, SCHEMA)
+        commit(opened.folder, [], damaged)
+    return FolderRows(opened)

@@ -13,7 +13,7 @@ import redis
 from redis.cluster import RedisCluster
 
 from sda_features.feature_store.repo import FeatureSet
-from sda_features.offline.schema import EVENT_TIMESTAMP, ID_TYPES, ITEM_ID
+from sda_features.offline.schema import EVENT_TIMESTAMP, ITEM_ID, typed_ids
 from sda_features.online.lease import RETRIES, TIMEOUT, current_lease
 from sda_features.online.pipelines import Guard, patience
 from sda_features.online.writer import OnlineView, delete_view_keys, delete_view_rows, write_batches
@@ -21,7 +21,7 @@ from sda_features.serving import codec, layout
 from sda_features.serving.connection import RedisAddress, redis_errors
 from sda_features.serving.wire import fetch_fields
 
-BATCH_KEYS = 10_000
+BATCH_ROWS = 10_000
 
 
 def check_online_store(opened: FeatureSet) -> RedisAddress | None:
@@ -63,6 +63,13 @@ def online_server(opened: FeatureSet) -> Iterator[redis.Redis | None]:
         yield server
 
 
+def nodes_of(server: Any) -> dict[str, Any]:
+    """A client of each node of a cluster, by its address; of one server, that server's."""
+    if isinstance(server, RedisCluster):
+        return {node.name: server.get_redis_connection(node) for node in server.get_primaries()}  # type: ignore[no-untyped-call]
+    return {"server": server}
+
+
 def missing_online(server: redis.Redis, opened: FeatureSet, rows: pa.Table) -> tuple[list[int], list[int]]:
     """Rows that are not in Redis as they should be.
 
@@ -76,20 +83,21 @@ def missing_online(server: redis.Redis, opened: FeatureSet, rows: pa.Table) -> t
         those that are there with another version, which are among the first.
     """
     view = online_view(opened)
-    keys = view.keys(rows[ITEM_ID].to_pylist())
-    expected = pc.cast(rows[EVENT_TIMESTAMP], pa.int64()).to_pylist()  # microseconds
-    versions = list(map(codec.encode_string, rows[layout.VERSION].to_pylist()))
     fields = [view.time_field, layout.hash_field(view.view, layout.VERSION)]
     missing, foreign = [], []
-    for start in range(0, len(keys), BATCH_KEYS):
-        read = partial(fetch_fields, server, keys[start : start + BATCH_KEYS], fields)
+    for start in range(0, len(rows), BATCH_ROWS):
+        batch = rows.slice(start, BATCH_ROWS)
+        read = partial(fetch_fields, server, view.keys(batch[ITEM_ID].to_pylist()), fields)
         is_cluster = isinstance(server, RedisCluster)  # redis-py's other clients wait by themselves
         stored, _ = patience().call_with_retry(read, lambda _: None) if is_cluster else read()
-        for row, (value, version) in enumerate(stored, start):
+        times = pc.cast(batch[EVENT_TIMESTAMP], pa.int64()).to_pylist()  # microseconds
+        versions = map(codec.encode_string, batch[layout.VERSION].to_pylist())
+        answers = zip(stored, times, versions, strict=True)
+        for row, ((value, version), time, expected) in enumerate(answers, start):
             nanoseconds = codec.decode_timestamp(value)
-            if version and version != versions[row]:
+            if version and version != expected:
                 foreign.append(row)
-            elif nanoseconds is not None and nanoseconds // 1000 >= expected[row] and version:
+            elif nanoseconds is not None and nanoseconds // 1000 >= time and version:
                 continue
             missing.append(row)
     return missing, foreign
@@ -113,12 +121,8 @@ def delete_online(opened: FeatureSet, item_ids: Sequence[str | int]) -> int:
 def write_online(opened: FeatureSet, table: pa.Table) -> bool:
     """Write rows of `schema.SCHEMA` past Feast, by its rule; False, and nothing, if the store is not Redis."""
     view = online_view(opened)
-    ids = [layout.parse_item_id(item_id, opened.id_type) for item_id in table[ITEM_ID].to_pylist()]
-    columns = [
-        pa.array(ids, ID_TYPES[opened.id_type]),
-        *(table[name] for name in (*view.features, EVENT_TIMESTAMP)),
-    ]
-    rows = pa.table(columns, names=[view.join_key, *view.features, EVENT_TIMESTAMP])
+    rows = table.select([*view.features, EVENT_TIMESTAMP])
+    rows = rows.append_column(view.join_key, typed_ids(table, opened.id_type))
     with writing_client(opened) as (server, guard):
         if server is None:
             return False
@@ -137,17 +141,15 @@ def writing_client(opened: FeatureSet) -> Iterator[tuple[redis.Redis | None, Gua
             yield server, None
 
 
-def view_keys(server: redis.Redis, opened: FeatureSet) -> Iterator[list[bytes]]:
-    """Keys of all hashes that hold a row of a slot, some at a time: a scan of the whole server."""
+def orphans_online(server: redis.Redis, opened: FeatureSet, rows: pa.Table) -> Iterator[list[bytes]]:
+    """Keys that hold a row of a slot which is not among `rows`, some at a time: a scan of the whole server."""
     view = online_view(opened)
-    nodes: list[Any] = [server]
-    if isinstance(server, RedisCluster):
-        nodes = [server.get_redis_connection(node) for node in server.get_primaries()]
-    for node in nodes:
+    known = set(view.keys(rows[ITEM_ID].to_pylist()))
+    for node in nodes_of(server).values():
         cursor = -1
         while cursor:
-            cursor, keys = node.scan(max(cursor, 0), match=view.key_pattern, count=BATCH_KEYS, _type="hash")
-            keys = [key for key in keys if view.owns(key)]
+            cursor, keys = node.scan(max(cursor, 0), match=view.key_pattern, count=BATCH_ROWS, _type="hash")
+            keys = [key for key in keys if view.owns(key) and key not in known]
             stored, _ = fetch_fields(server, keys, [view.time_field, *view.fields])
             if found := [
                 key for key, row in zip(keys, stored, strict=True) if any(v is not None for v in row)
@@ -155,19 +157,9 @@ def view_keys(server: redis.Redis, opened: FeatureSet) -> Iterator[list[bytes]]:
                 yield found
 
 
-def orphans_online(server: redis.Redis, opened: FeatureSet, rows: pa.Table) -> Iterator[list[bytes]]:
-    """Keys that hold a row of a slot which the offline store does not have, some at a time."""
-    known = set(online_view(opened).keys(rows[ITEM_ID].to_pylist()))
-    for keys in view_keys(server, opened):
-        if orphans := [key for key in keys if key not in known]:
-            yield orphans
-
-
 def sweep_online(opened: FeatureSet, rows: pa.Table) -> int:
     """Delete the rows of a slot online that are not among `rows`; return how many there were."""
-    swept = 0
     with writing_client(opened) as (server, guard):
-        if server is not None:
-            for keys in orphans_online(server, opened, rows):
-                swept += delete_view_keys(server, online_view(opened), keys, guard)
-    return swept
+        assert server is not None  # versions are recorded in Redis alone
+        orphans = orphans_online(server, opened, rows)
+        return sum(delete_view_keys(server, online_view(opened), keys, guard) for keys in orphans)

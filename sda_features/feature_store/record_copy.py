@@ -13,9 +13,7 @@ FILE = ".versions.json"  # readers of parquet folders skip names with a dot
 
 
 def write_copy(first: FeatureSet, record: Pointer) -> None:
-    """Keep a record in the folder of slot 1; nothing happens if its rows are not in a folder."""
-    if not first.has_folder:
-        return
+    """Keep a record in the folder of slot 1."""
     if is_url(first.folder):
         with open_folder(first.folder).open_output_stream(FILE) as stream:
             stream.write(record.serialize())
@@ -30,8 +28,6 @@ def read_copy(first: FeatureSet) -> Pointer | None:
     Raises:
         OnlineStoreError: it is damaged.
     """
-    if not first.has_folder:
-        return None
     try:
         with open_folder(first.folder).open_input_stream(FILE, compression=None) as stream:
             return Pointer.parse(stream.read())

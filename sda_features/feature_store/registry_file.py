@@ -16,11 +16,7 @@ from sda_features.artifacts import atomic_file
 
 
 class WholeFileRegistryStore(FileRegistryStore):  # type: ignore[misc]
-    """Feast's store of a registry file, which replaces the file in one step.
-
-    Args:
-        path: the registry file.
-    """
+    """Feast's store of a registry file, which replaces the file in one step."""
 
     def __init__(self, path: Path):
         self._filepath = path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sda_features.errors import FeatureStoreError
+from sda_features.errors import FeatureStoreError, OnlineStoreError
 from sda_features.feature_store.online_rows import missing_online
 from sda_features.feature_store.record_copy import read_copy
 from sda_features.feature_store.versions import Versions, held_versions, match_version, stored_version
@@ -26,8 +26,12 @@ def repair(versions: Versions, live: str | None = None) -> Pointer:
     """
     key, server = versions.key, versions.server
     found: bytes | None = server.get(key)  # type: ignore[assignment]
-    if found is not None and _readable(found):
-        return Pointer.parse(found)
+    if found is not None:
+        try:
+            return Pointer.parse(found)
+        except OnlineStoreError as error:
+            if "has format" in str(error):
+                raise  # of a later release: not ours to replace
     copy = read_copy(versions.slots[0]) or Pointer()
     record = Pointer()
     for opened in versions.slots:
@@ -56,13 +60,3 @@ def repair(versions: Versions, live: str | None = None) -> Pointer:
         server.delete(key)  # it cannot be read
     move_pointer(server, key, lambda stored: stored if stored != Pointer() else record, "repair")
     return versions.move(lambda stored: stored, "")
-
-
-def _readable(record: bytes) -> bool:
-    try:
-        Pointer.parse(record)
-    except Exception as error:
-        if "has format" in str(error):
-            raise  # of a later release: not ours to replace
-        return False
-    return True

@@ -6,10 +6,14 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from sda_features.errors import FeatureStoreError, SDAError
 from sda_features.offline.location import Location, is_url
@@ -23,27 +27,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """One slot of a feature set, as the registry of a Feast repo describes it.
-
-    Attributes:
-        name: name of the feature set.
-        config: the repo's feature_store.yaml.
-        store: Feast's store.
-        slot: number of the slot, from 1.
-        view: its feature view.
-        join_key: join key of its entity.
-        id_type: type of its ids.
-    """
+    """One slot of a feature set, as the registry of a Feast repo describes it."""
 
     name: str
-    config: RepoConfig
+    config: RepoConfig  # the repo's feature_store.yaml
     store: FeatureStore
-    slot: int
+    slot: int  # from 1
     view: FeatureView
-    join_key: str
+    join_key: str  # of the view's entity
     id_type: IdType
 
     @property
@@ -75,6 +71,37 @@ class FeatureSet:
             )
         path = str(source.path).removeprefix("file://")
         return path if is_url(path) else Path(self.store.repo_path, path)
+
+    def source_columns(self, *names: str) -> list[str]:
+        """What the view's source calls features and the join key."""
+        columns = {field: column for column, field in self.view.batch_source.field_mapping.items()}
+        return [columns.get(name, name) for name in names]
+
+    def pull_latest(self, columns: Sequence[str], end: datetime) -> pa.Table:
+        """The newest row of each item up to `end`, from the offline store that the repo names.
+
+        Args:
+            columns: of the source, see `source_columns`: the ids, then features.
+            end: with a time zone.
+
+        Returns:
+            These columns and the event timestamps, as the store has them.
+        """
+        with quiet_feast():
+            from feast.infra.offline_stores.offline_utils import get_offline_store_from_config
+
+            config, source = self.store.config, self.view.batch_source
+            job = get_offline_store_from_config(config.offline_store).pull_latest_from_table_or_query(
+                config=config,
+                data_source=source,
+                join_key_columns=[columns[0]],
+                feature_name_columns=list(columns[1:]),
+                timestamp_field=source.timestamp_field,
+                created_timestamp_column=source.created_timestamp_column or None,
+                start_date=EPOCH,
+                end_date=end,
+            )
+            return job.to_arrow()
 
 
 def open_feature_set(repo_path: Path | str, feature_set: str, slot: int = 1) -> FeatureSet:
@@ -130,18 +157,13 @@ def open_slots(repo_path: Path | str, feature_set: str) -> list[FeatureSet]:
 
 def _refuse_shared_folders(slots: list[FeatureSet], views: dict[str, FeatureView]) -> None:
     """Two views on one folder would overwrite and prune one another's rows."""
-    ours = {opened.view.name: getattr(opened.view.batch_source, "path", None) for opened in slots}
-    for name, path in ours.items():
-        for other, view in views.items():
-            if (
-                path
-                and other != name
-                and getattr(view.batch_source, "path", "").rstrip("/") == path.rstrip("/")
-            ):
-                raise FeatureStoreError(
-                    f"The feature views {name} and {other} both have their rows in {path}. Give each a folder of its "
-                    "own (embedding_source in the definitions), move the rows of one there, and run `feast apply`."
-                )
+    for opened, (other, view) in product(slots, views.items()):
+        name, path = opened.view.name, getattr(opened.view.batch_source, "path", "")
+        if path and name != other and getattr(view.batch_source, "path", "").rstrip("/") == path.rstrip("/"):
+            raise FeatureStoreError(
+                f"The feature views {name} and {other} both have their rows in {path}. Give each a folder of its "
+                "own (embedding_source in the definitions), move the rows of one there, and run `feast apply`."
+            )
 
 
 @contextlib.contextmanager

@@ -137,7 +137,7 @@ def status(versions: Versions, *, max_age: float | None = None, orphans: bool = 
                 problems.append(f"{name}: {entry.offline} rows offline, {stored.items} by the record")
         if writer and not entry.writing:
             problems.append(f"{name}: {writer.owner} did not complete version {writer.version}")
-        if not stored and not writer and held_versions(opened) and pointer.versions:
+        if not stored and not writer and len(rows) and pointer.versions:
             problems.append(f"{name}: rows of a version that is not recorded")
         if unknown:
             problems.append(f"{name}: {unknown} rows online that are not offline; remove them with --sweep")

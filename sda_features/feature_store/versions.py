@@ -38,26 +38,16 @@ from sda_features.serving.pointer import (
     read_pointer,
 )
 
-Held = Mapping[int, Collection[str]]
-
 
 @dataclass(frozen=True)
 class Versions:
-    """A feature set with a version record, and the server that keeps it.
-
-    Attributes:
-        name: name of the feature set.
-        slots: its slots; slot k is `slots[k - 1]`.
-        server: the online store.
-        address: where it is.
-        key: key of the record.
-    """
+    """A feature set with a version record, and the server that keeps it."""
 
     name: str
-    slots: Sequence[FeatureSet]
+    slots: Sequence[FeatureSet]  # slot k is `slots[k - 1]`
     server: redis.Redis
     address: RedisAddress
-    key: bytes
+    key: bytes  # of the record
 
     def record(self) -> Pointer:
         """The record as it is now.
@@ -136,7 +126,7 @@ def open_record(slots: Sequence[FeatureSet]) -> Iterator[Versions | None]:
             yield Versions(name, slots, server, config.redis_address(), pointer_key(config.project, name))
 
 
-def choose_slot(record: Pointer, version: str, held: Held) -> int:
+def choose_slot(record: Pointer, version: str, held: Mapping[int, Collection[str]]) -> int:
     """The slot to write a version to: the one that holds it, else an empty one.
 
     Args:
@@ -189,7 +179,6 @@ def slot_for(slots: Sequence[FeatureSet], versions: Versions | None, version: st
             yield slots[0]
         return
     adopt(versions)
-    versions.record()
     held = versions.held()
     with (
         versions.lease(version, lambda record, now: choose_slot(record, version, held)) as lease,
@@ -203,9 +192,7 @@ def record_version(versions: Versions, opened: FeatureSet, version: str, *, prom
 
     The first version of a feature set becomes live, a later one only with `promote`.
     """
-    stored = stored_version(opened, version)
-
-    lease = current_lease()
+    stored, lease = stored_version(opened, version), current_lease()
 
     def change(record: Pointer) -> Pointer:
         entered = record.with_version(stored)
@@ -290,14 +277,16 @@ def held_versions(opened: FeatureSet) -> tuple[str, ...]:
 
 
 def adopt(versions: Versions) -> None:
-    """Record what slot 1 holds as live if there is no record and all of it is online, as one version."""
+    """Record what slot 1 holds as live if there is no record and all of it is online, as one version.
+
+    Raises:
+        FeatureStoreError: the record is lost, or names a slot that the repo lacks.
+    """
+    if versions.record() != Pointer():
+        return
     first = versions.slots[0]
-    if read_pointer(versions.server, versions.key) != Pointer():
-        return
     held = held_versions(first)
-    if len(held) != 1 or versions.record() != Pointer():
-        return
-    if missing_online(versions.server, first, stored_rows(first.folder))[0]:
+    if len(held) != 1 or missing_online(versions.server, first, stored_rows(first.folder))[0]:
         return
     stored = stored_version(first, held[0])
     versions.move(

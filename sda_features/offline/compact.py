@@ -8,12 +8,10 @@ nor this package tells two equal rows from one.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pa_dataset
-from deltalake.transaction import AddAction
 
 from sda_features.offline.empty_slot import keep_readable
 from sda_features.offline.latest import latest_batches
@@ -27,51 +25,27 @@ MANY_PARTS = 32  # small files, beyond which they are put together
 SUPERSEDED = 0.25  # share of superseded rows that is put up with
 
 
-@dataclass(frozen=True)
-class Compacted:
-    """What `compact` did.
-
-    Attributes:
-        parts_before, parts: files before and after.
-        rows_before, rows: rows before and after.
-    """
-
-    parts_before: int
-    parts: int
-    rows_before: int
-    rows: int
-
-
-def compact(location: Location, *, remove: Collection[str | int] = ()) -> Compacted | None:
+def compact(location: Location, *, remove: Collection[str | int] = ()) -> None:
     """Rewrite the newest rows of files that are too small, hold removed items, or too many old rows.
 
-    Memory holds one new file, and keys and times of all rows. The caller is the only writer.
+    Nothing is done if there are few files, few superseded rows, and nothing to remove. Memory holds
+    one new file, and keys and times of all rows. The caller is the only writer.
 
     Args:
         location: of the rows.
         remove: ids of items that go, in the type in which they are stored.
-
-    Returns:
-        What was done; None if there are few files, few superseded rows, and nothing to remove.
     """
     if not row_files(location):
-        return None
+        return
     prepare_table(location, SCHEMA)
     files = row_files(location)
     dataset = dataset_of(location, [file.name for file in files])
     chosen = _chosen(files, dataset, remove)
     if not chosen:
-        return None
-    new: list[AddAction] = []
-    kept = 0
-    for table in _tables(dataset, remove, {file.name for file in chosen}):
-        new.append(write_file(location, table))
-        kept += len(table)
-    commit(location, new, chosen)
+        return
+    tables = _tables(dataset, remove, {file.name for file in chosen})
+    commit(location, [write_file(location, table) for table in tables], chosen)
     keep_readable(location)
-    rows = sum(file.rows for file in files)
-    unchanged = sum(file.rows for file in files if file not in chosen)
-    return Compacted(len(files), len(files) - len(chosen) + len(new), rows, unchanged + kept)
 
 
 def clear(location: Location) -> None:
@@ -116,11 +90,7 @@ def _tables(
         waiting.append(batch)
         size = sum(piece.nbytes for piece in waiting)
         if size + batch.nbytes > PART_BYTES or sum(map(len, waiting)) + len(batch) > PART_ROWS:
-            yield _table(waiting)
+            yield pa.Table.from_batches(waiting).combine_chunks()
             waiting = []
     if sum(map(len, waiting)):
-        yield _table(waiting)
-
-
-def _table(batches: list[pa.RecordBatch]) -> pa.Table:
-    return pa.Table.from_batches(batches).combine_chunks()
+        yield pa.Table.from_batches(waiting).combine_chunks()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -26,21 +26,10 @@ BUFFER_BYTES = 1 << 20  # of a column that are read at once
 NO_TIME = np.iinfo(np.int64).min  # before any time
 
 
-def latest_rows(
-    dataset: pa_dataset.FileSystemDataset,
-    *,
-    keys: Sequence[str],
-    timestamp: str,
-    columns: Sequence[str],
-    created: str | None = None,
-    start: datetime | None = None,
-    end: datetime | None = None,
-) -> pa.Table:
-    """The rows of `latest_batches` as one table."""
-    batches = latest_batches(
-        dataset, keys=keys, timestamp=timestamp, columns=columns, created=created, start=start, end=end
-    )
-    return pa.Table.from_batches(list(batches), pa.schema([dataset.schema.field(name) for name in columns]))
+def latest_rows(dataset: pa_dataset.FileSystemDataset, *, columns: Sequence[str], **options: Any) -> pa.Table:
+    """The rows of `latest_batches`, whose options these are, as one table."""
+    batches = latest_batches(dataset, columns=columns, **options)
+    return pa.Table.from_batches(batches, pa.schema([dataset.schema.field(name) for name in columns]))
 
 
 def latest_batches(

@@ -16,16 +16,9 @@ import pyarrow.parquet as pq
 
 from sda_features.errors import FeatureMismatchError, FeatureStoreError
 from sda_features.offline.empty_slot import keep_readable
-from sda_features.offline.latest import latest_batches
+from sda_features.offline.latest import latest_batches, latest_rows
 from sda_features.offline.location import Location, open_folder
-from sda_features.offline.schema import (
-    CONTENT_HASH,
-    EVENT_TIMESTAMP,
-    ID_TYPES,
-    ITEM_ID,
-    SCHEMA,
-    check_table,
-)
+from sda_features.offline.schema import CONTENT_HASH, EVENT_TIMESTAMP, ITEM_ID, SCHEMA, check_table, typed_ids
 from sda_features.offline.table import (
     commit,
     dataset_of,
@@ -36,7 +29,7 @@ from sda_features.offline.table import (
     write_file,
 )
 from sda_features.serving import codec
-from sda_features.serving.layout import IMAGE, TEXT, VERSION, IdType, parse_item_id
+from sda_features.serving.layout import IMAGE, TEXT, VERSION, IdType
 
 NARROW_ROWS = 100_000
 MILLISECOND = timedelta(milliseconds=1)
@@ -68,9 +61,7 @@ def write_part(location: Location, table: pa.Table, *, id_type: IdType = "string
 def cast_ids(location: Location, table: pa.Table, id_type: IdType) -> pa.Table:
     """Check rows as for `write_part`, but for their times; return them with ids of their type."""
     dim = check_table(table, newest=lambda: newest_timestamp(location))
-    ids = pa.array(
-        [parse_item_id(item_id, id_type) for item_id in table[ITEM_ID].to_pylist()], ID_TYPES[id_type]
-    )
+    ids = typed_ids(table, id_type)
     table = table.set_column(0, pa.field(ITEM_ID, ids.type, nullable=False), ids)
     if not len(table):
         raise FeatureStoreError("Expected rows to write, got an empty table.")
@@ -136,7 +127,12 @@ def newest_timestamp(location: Location) -> datetime | None:
 
 def next_timestamp(location: Location) -> datetime:
     """Event timestamp for new rows: now, or just after the newest stored row if the clock is behind it."""
-    now, newest = datetime.now(UTC), newest_timestamp(location)
+    return now_or_after(newest_timestamp(location))
+
+
+def now_or_after(newest: datetime | None) -> datetime:
+    """Now, or just after `newest` if the clock is behind it."""
+    now = datetime.now(UTC)
     return now if newest is None else max(now, newest + timedelta(microseconds=1))
 
 
@@ -154,16 +150,8 @@ def stored_rows(location: Location, *, end: datetime | None = None) -> pa.Table:
     def read(dataset: pa_dataset.FileSystemDataset | None) -> pa.Table:
         if dataset is None:
             return pa.schema([SCHEMA.field(name) for name in NARROW]).empty_table()
-        batches = latest_batches(
-            dataset,
-            keys=[ITEM_ID],
-            timestamp=EVENT_TIMESTAMP,
-            columns=NARROW,
-            end=end,
-            batch_rows=NARROW_ROWS,
-        )
-        schema = pa.schema([dataset.schema.field(name) for name in NARROW])
-        return pa.Table.from_batches(batches, schema)
+        options = {"keys": [ITEM_ID], "timestamp": EVENT_TIMESTAMP, "batch_rows": NARROW_ROWS}
+        return latest_rows(dataset, columns=NARROW, end=end, **options)
 
     return read_table(location, read)
 
@@ -172,8 +160,7 @@ def newest_batches(
     location: Location, *, end: datetime | None = None, columns: Collection[str] = SCHEMA.names
 ) -> Iterator[pa.RecordBatch]:
     """The newest row of each item, with its vectors, some thousand rows at a time."""
-    files = row_files(location)
-    if files:
+    if files := row_files(location):
         dataset = dataset_of(location, [file.name for file in files])
         yield from latest_batches(
             dataset, keys=[ITEM_ID], timestamp=EVENT_TIMESTAMP, columns=list(columns), end=end
@@ -188,19 +175,16 @@ def _form_of(batches: Iterable[pa.RecordBatch | pa.Table]) -> tuple[str, int] | 
                 if pa.types.is_list(column.type):
                     return "float32", len(value)
                 packed = value.as_py()
-                described = codec.describe_vector(
-                    codec.value_header("bytes", len(packed)) + packed, "of the part"
-                )
-                return described[0], described[1]
+                return codec.describe_vector(codec.value_header("bytes", len(packed)) + packed, "of the part")
     return None
 
 
 def _check_later(folder: Location, table: pa.Table) -> None:
     """Every item of `table` that has rows in `folder` must be newer than all of them."""
-    names = [file.name for file in row_files(folder)]
-    if not names:
+    files = row_files(folder)
+    if not files:
         return
-    stored = dataset_of(folder, names)
+    stored = dataset_of(folder, [file.name for file in files])
     stored_type = stored.schema.field(ITEM_ID).type
     if stored_type != table[ITEM_ID].type:
         raise FeatureStoreError(

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from sda_features.errors import FeatureMismatchError, FeatureStoreError
 from sda_features.serving.codec import Mask, Matrix, StoreDtype, pack_vectors, unpack_vectors
-from sda_features.serving.layout import IMAGE, TEXT, VERSION
+from sda_features.serving.layout import IMAGE, TEXT, VERSION, IdType, parse_item_id
 
 ITEM_ID = "item_id"
 CONTENT_HASH = "content_hash"
@@ -122,12 +122,30 @@ def check_table(table: pa.Table, *, newest: Callable[[], datetime | None] = lamb
         raise FeatureStoreError(
             f"Expected one row an item; {repeated!r} has several. Deduplicate the catalogue."
         )
-    _check_not_future(table, newest)
+    latest, now = pc.max(table[EVENT_TIMESTAMP]).as_py(), datetime.now(UTC)
+    if latest is not None and latest > now:
+        stored = newest()
+        if stored is None or latest > stored + timedelta(microseconds=1):
+            raise FeatureStoreError(
+                f"Expected event timestamps up to now ({now.isoformat()}), got {latest.isoformat()}: "
+                "Feast leaves rows of the future out. Stamp a run with the time at which it starts."
+            )
     dims = {name: column_dim(table, name) for name in (TEXT, IMAGE)}
     known = {dim for dim in dims.values() if dim is not None}
     if len(known) > 1:
         raise FeatureMismatchError(f"Expected text and image vectors of one dimension, got {dims}.")
     return known.pop() if known else None
+
+
+def typed_ids(table: pa.Table, id_type: IdType) -> pa.Array:
+    """The ids of rows in the type that they have in Feast.
+
+    Raises:
+        FeatureMismatchError: an id is not of `id_type`.
+    """
+    return pa.array(
+        [parse_item_id(item_id, id_type) for item_id in table[ITEM_ID].to_pylist()], ID_TYPES[id_type]
+    )
 
 
 def column_dim(table: pa.Table, name: str) -> int | None:
@@ -155,18 +173,6 @@ def column_dim(table: pa.Table, name: str) -> int | None:
                 f"Expected finite numbers in {name}, got a null, a NaN or an infinity."
             )
     return None if low is None else int(low)
-
-
-def _check_not_future(table: pa.Table, newest: Callable[[], datetime | None]) -> None:
-    latest, now = pc.max(table[EVENT_TIMESTAMP]).as_py(), datetime.now(UTC)
-    if latest is None or latest <= now:
-        return
-    stored = newest()
-    if stored is None or latest > stored + timedelta(microseconds=1):
-        raise FeatureStoreError(
-            f"Expected event timestamps up to now ({now.isoformat()}), got {latest.isoformat()}: "
-            "Feast leaves rows of the future out. Stamp a run with the time at which it starts."
-        )
 
 
 def vector_column(matrix: Matrix, found: Mask, store_dtype: StoreDtype = "float32") -> pa.Array:
@@ -202,10 +208,9 @@ def matrix_of(column: pa.Array | pa.ChunkedArray) -> tuple[Matrix, Mask]:
     Raises:
         FeatureMismatchError: packed vectors differ in dimension or dtype.
     """
-    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    found = np.concatenate([np.zeros(0, np.bool_), *(np.asarray(chunk.is_valid()) for chunk in chunks)])
+    found = np.asarray(column.is_valid())
     if pa.types.is_list(column.type):
-        numbers = np.concatenate([np.zeros(0, np.float32), *(chunk.flatten().to_numpy() for chunk in chunks)])
+        numbers = np.asarray(pc.list_flatten(column))
         rows = numbers.reshape(int(found.sum()), -1) if len(numbers) else np.zeros((0, 0), np.float32)
     else:
         rows = unpack_vectors(column.drop_null().to_pylist())

@@ -49,13 +49,7 @@ SETTINGS = {"delta.dataSkippingStatsColumns": f"{ITEM_ID},{EVENT_TIMESTAMP}"}
 
 @dataclass(frozen=True)
 class RowFile:
-    """A parquet file of a table.
-
-    Attributes:
-        name: its name in the folder.
-        rows: its rows.
-        size: its bytes.
-    """
+    """A parquet file of a table: its name in the folder, its rows, its bytes."""
 
     name: str
     rows: int
@@ -162,12 +156,13 @@ def write_file(location: Location, table: pa.Table, *, staged: bool = False) -> 
     bounds = {column: pc.min_max(table[column]).as_py() for column in (ITEM_ID, EVENT_TIMESTAMP)}
     stats = {
         "numRecords": len(table),
-        "minValues": {column: _stat(value["min"]) for column, value in bounds.items()},
-        "maxValues": {column: _stat(value["max"]) for column, value in bounds.items()},
+        "minValues": {column: value["min"] for column, value in bounds.items()},
+        "maxValues": {column: value["max"] for column, value in bounds.items()},
         "nullCount": dict.fromkeys(bounds, 0),
     }
+    statistics = json.dumps(stats, default=datetime.isoformat)
     size = open_folder(location).get_file_info(path).size
-    return AddAction(name, size, {}, time.time_ns() // 1_000_000, True, json.dumps(stats))
+    return AddAction(name, size, {}, time.time_ns() // 1_000_000, True, statistics)
 
 
 def publish(location: Location, actions: Iterable[AddAction]) -> None:
@@ -177,19 +172,19 @@ def publish(location: Location, actions: Iterable[AddAction]) -> None:
         folder.move(HIDDEN + action.path, action.path)
 
 
-def prepare_table(location: Location, schema: pa.Schema) -> DeltaTable:
-    """The table at a location, made where there is none; parquet files without a log become its first rows."""
-    if (table := open_table(location)) is not None:
-        return table
+def prepare_table(location: Location, schema: pa.Schema) -> None:
+    """Make a table where there is none; parquet files without a log become its first rows."""
+    if open_table(location) is not None:
+        return
     folder, names = open_folder(location), parquet_names(location)
     if names and set(names) != {EMPTY_FILE}:
         if EMPTY_FILE in names:
             folder.delete_file(EMPTY_FILE)
         convert_to_deltalake(str(location), configuration=SETTINGS)
-        return DeltaTable(str(location))
+        return
     if not is_url(location):
         Path(location).mkdir(parents=True, exist_ok=True)
-    return DeltaTable.create(str(location), Schema.from_arrow(schema), mode="ignore", configuration=SETTINGS)
+    DeltaTable.create(str(location), Schema.from_arrow(schema), mode="ignore", configuration=SETTINGS)
 
 
 def commit(location: Location, add: Iterable[AddAction], remove: Sequence[RowFile] = ()) -> None:
@@ -238,18 +233,13 @@ def sweep(location: Location) -> None:
     hours = ORPHAN_HOURS if is_url(location) else 0
     folder, ends = open_folder(location), time.time() - 3600 * hours
     for file in folder.get_file_info(FileSelector("", allow_not_found=True)):
-        if (
-            file.base_name.startswith(STAGED)
-            and file.type == FileType.File
-            and file.mtime.timestamp() <= ends
-        ):
+        staged = file.type == FileType.File and file.base_name.startswith(STAGED)
+        if staged and file.mtime.timestamp() <= ends:
             with contextlib.suppress(FileNotFoundError):
                 folder.delete_file(file.path)
+    known = {EMPTY_FILE, *(file.name for file in row_files(location))}
     table = open_table(location)
-    if table is not None and set(parquet_names(location)) - {
-        EMPTY_FILE,
-        *(file.name for file in _counting(table)),
-    }:
+    if table is not None and not known.issuperset(parquet_names(location)):
         table.vacuum(hours, dry_run=False, enforce_retention_duration=False, full=True)
 
 
@@ -261,7 +251,3 @@ def _counting(table: DeltaTable) -> list[RowFile]:
     actions = pa.table(table.get_add_actions(flatten=True)).select(["path", "num_records", "size_bytes"])
     files = [RowFile(row["path"], row["num_records"] or 0, row["size_bytes"]) for row in actions.to_pylist()]
     return sorted(files, key=lambda file: file.name)
-
-
-def _stat(value: str | int | datetime) -> str | int:
-    return value.isoformat() if isinstance(value, datetime) else value

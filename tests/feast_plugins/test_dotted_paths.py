@@ -16,24 +16,15 @@ from tests.feast_repo import applied_repo, config
 
 
 @pytest.mark.parametrize(
-    ("engine", "online", "offline"),
-    [
-        ("feature_store.engine", "feature_store.online", "feature_store.offline_store"),
-        ("feast_plugins.engine", "feast_plugins.online_store", "feast_plugins.offline_store"),
-    ],
+    ("folder", "online"), [("feature_store", "online"), ("feast_plugins", "online_store")]
 )
 def test_every_path_leads_to_the_class(
-    tmp_path: Path,
-    redis_server: tuple[str, int],
-    new_project: Callable[[], str],
-    engine: str,
-    online: str,
-    offline: str,
+    tmp_path: Path, redis_server: tuple[str, int], new_project: Callable[[], str], folder: str, online: str
 ) -> None:
     settings = (
-        config(new_project(), redis_server, f"sda_features.{online}.VectorRedisOnlineStore")
-        + f"offline_store: {{type: sda_features.{offline}.VectorFileOfflineStore}}\n"
-        + f"batch_engine: {{type: sda_features.{engine}.VectorEngine}}\n"
+        config(new_project(), redis_server, f"sda_features.{folder}.{online}.VectorRedisOnlineStore")
+        + f"offline_store: {{type: sda_features.{folder}.offline_store.VectorFileOfflineStore}}\n"
+        + f"batch_engine: {{type: sda_features.{folder}.engine.VectorEngine}}\n"
     )
     applied_repo(tmp_path, settings, feature_sets=["sda"], slots=1)
     store, found = open_feature_set(tmp_path, "sda").store, read_repo_config(tmp_path)

@@ -1,6 +1,7 @@
 """Feast with the fast engine leaves in Redis what stock Feast leaves there, byte for byte."""
 
 import inspect
+import json
 import logging
 from datetime import UTC, datetime, timedelta
 
@@ -17,15 +18,16 @@ from feast.value_type import ValueType
 
 from sda_features.feature_store.repo import open_feature_set, quiet_feast
 from sda_features.feature_store.to_online import materialize_view
+from sda_features.offline.schema import ID_TYPES
 from sda_features.serving import codec
 from tests.feast_repo import NOON, Rows, run_feast
 from tests.serving.servers import cluster, sentinel
 
 ENGINE = "sda_features.feast_plugins.engine.VectorEngine"
-STOCK_DB, OUR_DB = 7, 8  # one project, two databases: keys and values can be compared as they are
+DATABASES = 7, 8  # of stock Feast and ours, in one project: keys and values can be compared as they are
 EPOCH, END = datetime(1970, 1, 1, tzinfo=UTC), NOON + timedelta(days=400)
-FEATURES = {"vector": Array(Float32), "packed": Bytes, "name": String}
-TIMES = pa.timestamp("us", tz="UTC")
+SCHEMA = {"item_id": String, "vector": Array(Float32), "packed": Bytes, "name": String}
+TIMES, VECTOR = pa.timestamp("us", tz="UTC"), pa.list_(pa.float32())
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # stock Feast's dask announces its own deprecations
 
@@ -71,27 +73,18 @@ class Pair:
     """Two Feast stores over one registry and folder that differ in engine and database."""
 
     def __init__(
-        self,
-        folder,
-        server,
-        project,
-        *,
-        online="redis",
-        offline="file",
-        master=None,
-        dbs=(STOCK_DB, OUR_DB),
-        **settings,
+        self, folder, caplog, project, server, *, master=None, dbs=DATABASES, offline="file", **online
     ):
-        self.folder = folder
+        self.folder, self.caplog = folder, caplog
         self.servers = [redis.Redis(*(master or server), db=db) for db in dbs]
         self.stores = []
-        more = "".join(f", {name}: {value}" for name, value in settings.items())
         for db, engine in zip(dbs, ("local", ENGINE), strict=True):
-            path, database = folder / f"{engine}.yaml", f",db={db}" if db else ""
+            path = folder / f"{engine}.yaml"
+            address = f"{server[0]}:{server[1]}" + (f",db={db}" if db else "")
             path.write_text(
                 f"project: {project}\nprovider: local\nregistry: registry.db\nbatch_engine: {{type: {engine}}}\n"
                 f"offline_store: {{type: {offline}}}\n"
-                f"online_store: {{type: {online}, connection_string: '{server[0]}:{server[1]}{database}'{more}}}\n"
+                f"online_store: {json.dumps({'type': 'redis', 'connection_string': address} | online)}\n"
             )
             with quiet_feast():
                 self.stores.append(FeatureStore(repo_path=str(folder), fs_yaml_file=path))
@@ -102,40 +95,34 @@ class Pair:
         self, schema, *, keys=("item_id",), value_type=ValueType.STRING, view_class=FeatureView, **more
     ):
         names = ("created_timestamp_column", "field_mapping")
-        source = FileSource(
-            name="source",
-            path="rows",
-            timestamp_field="event_timestamp",
-            **{name: more.pop(name) for name in names if name in more},
-        )
+        renamed = {name: more.pop(name) for name in names if name in more}
+        source = FileSource(name="source", path="rows", timestamp_field="event_timestamp", **renamed)
         entities = [Entity(name=f"e_{key}", join_keys=[key], value_type=value_type) for key in keys]
         schema = [Field(name=name, dtype=dtype) for name, dtype in schema.items()]
-        view = view_class(
-            name="view",
-            entities=entities,
-            schema=schema,
-            source=source,
-            ttl=timedelta(0),
-            online=True,
-            **more,
-        )
+        more |= {"ttl": timedelta(0), "online": True}
+        view = view_class(name="view", entities=entities, schema=schema, source=source, **more)
         with quiet_feast():
             self.stores[0].apply([source, *entities, view])
 
-    def fill(self):
-        self.apply({"item_id": String, **FEATURES})
-        self.write(rows())
+    def fill(self, table=None, schema=None, **options):
+        self.apply(schema or SCHEMA, **options)
+        self.write(rows() if table is None else table)
+        return self
 
     def write(self, table, name="part"):
         (self.folder / "rows").mkdir(exist_ok=True)
         pq.write_table(table, self.folder / "rows" / f"{name}.parquet", row_group_size=5)
 
-    def materialize(self, start=EPOCH, end=END):
-        """What lies in the databases of stock Feast and of ours, after both have materialized."""
+    def materialize(self, start=EPOCH, end=END, *, path="fast"):
+        """What both databases hold after stock Feast and ours, on this path, have materialized: the same."""
+        self.caplog.clear()
         with quiet_feast():
             for store in self.stores:
                 store.materialize(start, end, feature_views=["view"])
-        return tuple(map(contents, self.servers))
+        stock, ours = map(contents, self.servers)
+        assert ours == stock
+        assert paths_taken(self.caplog) == [path]
+        return ours
 
 
 def contents(server):
@@ -144,9 +131,9 @@ def contents(server):
 
 
 @pytest.fixture
-def make_pair(tmp_path, redis_server, new_project, caplog):
+def make_pair(tmp_path, caplog, redis_server, new_project):
     caplog.set_level(logging.INFO, "sda_features.feast_plugins.engine")
-    return lambda **settings: Pair(tmp_path, redis_server, new_project(), **settings)
+    return lambda server=redis_server, **options: Pair(tmp_path, caplog, new_project(), server, **options)
 
 
 def paths_taken(caplog):
@@ -159,64 +146,45 @@ def rows(count=12, *, id_type="string", hours=None, seed=0):
     """Rows with a null in each feature."""
     rng = np.random.default_rng(seed)
     matrix = rng.normal(size=(count, 7)).astype(np.float32)
-    packed = [None if row == 2 else value for row, value in enumerate(codec.pack_vectors(matrix, "int8"))]
+    row = np.arange(count)
     hours = range(count) if hours is None else hours
-    ids = pa.array(range(count)).cast(
-        {"string": pa.string(), "int32": pa.int32(), "int64": pa.int64()}[id_type]
-    )
     return pa.table(
         {
-            "item_id": ids,
-            "vector": pa.array(
-                [None if row == 1 else matrix[row] for row in range(count)], pa.list_(pa.float32())
-            ),
-            "packed": pa.array(packed, pa.binary()),
-            "name": pa.array([None if row == 3 else f"row {row}" for row in range(count)]),
+            "item_id": pa.array(range(count)).cast(ID_TYPES[id_type]),
+            "vector": pa.array(list(matrix), VECTOR, mask=row == 1),
+            "packed": pa.array(codec.pack_vectors(matrix, "int8"), pa.binary(), mask=row == 2),
+            "name": pa.array([f"row {number}" for number in row], mask=row == 3),
             "event_timestamp": pa.array([NOON + timedelta(hours=float(hour)) for hour in hours], TIMES),
         }
     )
 
 
-@pytest.mark.parametrize("id_type", ["string", "int32", "int64"])
-def test_hashes_are_those_of_stock_feast(make_pair, caplog, id_type):
-    pair = make_pair()
-    key = {"string": String, "int32": Int32, "int64": Int64}[id_type]
-    pair.apply({"item_id": key, **FEATURES}, value_type=ValueType[id_type.upper()])
-    pair.write(rows(id_type=id_type))
-    stock, ours = pair.materialize()
-    assert ours == stock
-    assert len(ours) == 12
+@pytest.mark.parametrize(("id_type", "key"), [("string", String), ("int32", Int32), ("int64", Int64)])
+def test_hashes_are_those_of_stock_feast(make_pair, id_type, key):
+    schema, value_type = SCHEMA | {"item_id": key}, ValueType[id_type.upper()]
+    pair = make_pair().fill(rows(id_type=id_type), schema, value_type=value_type)
+    assert len(pair.materialize()) == 12
     # Older, as new, and newer rows in a second part, of which the newest win.
     hours = [-1, 1, 3, 3, 3, 5, 7, 7, 7, 9, 11, 11]
     pair.write(rows(id_type=id_type, hours=hours, seed=1).slice(0, 10), name="second")
     for end in (NOON + timedelta(hours=4), END):
-        stock, ours = pair.materialize(end=end)
-        assert ours == stock
-    assert paths_taken(caplog) == ["fast"] * 3
+        pair.materialize(end=end)
 
 
-def test_rows_of_one_time(make_pair, caplog):
+def test_rows_of_one_time(make_pair):
     """Which row wins is a matter of stock Feast's sorting; in a small table it is the first."""
-    pair = make_pair()
-    pair.apply({"item_id": String, **FEATURES})
-    pair.write(rows(4, hours=[0] * 4))
+    pair = make_pair().fill(rows(4, hours=[0] * 4))
     pair.write(rows(4, hours=[0] * 4, seed=1), name="second")
-    stock, ours = pair.materialize()
-    assert ours == stock
-    assert paths_taken(caplog) == ["fast"]
+    pair.materialize()
 
 
-def test_windows_include_both_ends(make_pair, caplog):
-    pair = make_pair()
-    pair.fill()
-    stock, ours = pair.materialize(NOON + timedelta(hours=3), NOON + timedelta(hours=6))
-    assert ours == stock
-    assert len(ours) == 4
-    assert paths_taken(caplog) == ["fast"]
+def test_windows_include_both_ends(make_pair):
+    written = make_pair().fill().materialize(NOON + timedelta(hours=3), NOON + timedelta(hours=6))
+    assert len(written) == 4
 
 
-def test_created_timestamps_renamed_columns_and_settings(make_pair, caplog):
-    pair = make_pair(key_ttl_seconds=1000, skip_dedup="true")
+def test_created_timestamps_renamed_columns_and_settings(make_pair):
+    pair = make_pair(key_ttl_seconds=1000, skip_dedup=True)
     pair.apply(
         {"pid": String, "embedding": Array(Float32), "name": String},
         keys=["pid"],
@@ -226,10 +194,7 @@ def test_created_timestamps_renamed_columns_and_settings(make_pair, caplog):
     for part, created in enumerate([5, 9, 7]):
         stamps = pa.array([NOON + timedelta(hours=created)] * 12, TIMES)
         pair.write(rows(seed=part, hours=[0] * 12).append_column("created", stamps), name=f"part{part}")
-    stock, ours = pair.materialize()
-    assert ours == stock
-    assert len(ours) == 12
-    assert paths_taken(caplog) == ["fast"]
+    assert len(pair.materialize()) == 12
     assert all(900 < server.ttl(key) <= 1000 for server in pair.servers for key in server.scan_iter())
 
 
@@ -240,37 +205,26 @@ def test_created_timestamps_renamed_columns_and_settings(make_pair, caplog):
         ("sda_features.feast_plugins.offline_store.VectorFileOfflineStore", False),
     ],
 )
-def test_other_offline_stores(make_pair, caplog, offline, fewer):
-    pair = make_pair(offline=offline)
-    pair.fill()
-    stock, ours = pair.materialize()
-    assert ours == stock
-    assert len(ours) > 0
-    assert (len(ours) < 12) == fewer
-    assert paths_taken(caplog) == ["fast"]
+def test_other_offline_stores(make_pair, offline, fewer):
+    written = make_pair(offline=offline).fill().materialize()
+    assert len(written) > 0
+    assert (len(written) < 12) == fewer
 
 
 @pytest.mark.slow
-def test_a_master_that_a_sentinel_names(tmp_path, redis_server, new_project, caplog):
-    caplog.set_level(logging.INFO, "sda_features.feast_plugins.engine")
+def test_a_master_that_a_sentinel_names(make_pair, tmp_path, redis_server):
     with sentinel(tmp_path, redis_server[1], "shop_master") as port:
         options = {"redis_type": "redis_sentinel", "sentinel_master": "shop_master"}
-        pair = Pair(tmp_path, (redis_server[0], port), new_project(), master=redis_server, **options)
-        pair.fill()
-        stock, ours = pair.materialize()
-    assert ours == stock
-    assert len(ours) == 12
-    assert paths_taken(caplog) == ["fast"]
+        pair = make_pair((redis_server[0], port), master=redis_server, **options).fill()
+        assert len(pair.materialize()) == 12
 
 
 @pytest.mark.slow
-def test_a_cluster(tmp_path, new_project, caplog):
+def test_a_cluster(make_pair, caplog):
     """Stock Feast and the engine write the same rows, which lie on all nodes."""
-    caplog.set_level(logging.INFO, "sda_features.feast_plugins.engine")
     with cluster() as ports:
         nodes = [redis.Redis("127.0.0.1", port) for port in ports]
-        pair = Pair(tmp_path, ("127.0.0.1", ports[0]), new_project(), dbs=(0, 0), redis_type="redis_cluster")
-        pair.fill()
+        pair = make_pair(("127.0.0.1", ports[0]), dbs=(0, 0), redis_type="redis_cluster").fill()
         written = []
         for store in pair.stores:
             with quiet_feast():
@@ -284,115 +238,73 @@ def test_a_cluster(tmp_path, new_project, caplog):
     assert paths_taken(caplog) == ["fast"]
 
 
-def test_an_online_store_that_writes_in_its_own_way(make_pair, caplog):
-    pair = make_pair(online=f"{__name__}.LoudRedisOnlineStore")
-    pair.fill()
-    stock, ours = pair.materialize()
-    assert ours == stock
-    assert any(b"ROW 5" in value for fields in ours.values() for _, value in fields)
-    assert paths_taken(caplog) == ["stock"]
+def test_an_online_store_that_writes_in_its_own_way(make_pair):
+    written = make_pair(type=f"{__name__}.LoudRedisOnlineStore").fill().materialize(path="stock")
+    assert any(b"ROW 5" in value for fields in written.values() for _, value in fields)
 
 
-def _several_keys(pair):
-    pair.apply({"item_id": String, "shop": String, **FEATURES}, keys=["item_id", "shop"])
-    pair.write(rows().append_column("shop", pa.array(list("ab") * 6)))
-
-
-def _number_feature(pair):
-    pair.apply({"item_id": String, "vector": Array(Float32), "price": Int64})
-    pair.write(rows().append_column("price", pa.array(range(12))))
-
-
-def _doubles(pair):
-    pair.apply({"item_id": String, "vector": Array(Float32)})
-    table = rows()
-    pair.write(table.set_column(1, "vector", table["vector"].cast(pa.list_(pa.float64()))))
-
-
-def _declared_doubles(pair):
-    pair.apply({"item_id": String, "vector": Array(Float64)})
-    pair.write(rows())
-
-
-def _nulls_in_a_vector(pair):
-    pair.apply({"item_id": String, "vector": Array(Float32)})
-    vectors = pa.array([[1.0, 2.0]] * 11 + [[1.0, None]], pa.list_(pa.float32()))
-    pair.write(rows().set_column(1, "vector", vectors))
-
-
-def _vector_index(pair):
-    pair.apply({"item_id": String, "name": String})
-    view = pair.stores[0].get_feature_view("view")
-    view.schema.append(Field(name="vector", dtype=Array(Float32), vector_index=True, vector_length=7))
-    view.features.append(view.schema[-1])
-    pair.stores[0].apply([view])
-    pair.write(rows())
+def with_vectors(vectors):
+    return rows().set_column(1, "vector", vectors)
 
 
 def shout(frame):
     return frame.assign(name=frame["name"].str.upper())
 
 
-def _transformation(pair):
-    options = {"mode": "pandas", "udf": shout, "udf_string": inspect.getsource(shout)}
-    pair.apply({"item_id": String, **FEATURES}, view_class=BatchFeatureView, **options)
-    pair.write(rows())
-
-
-def _validation(pair):
-    pair.apply({"item_id": String, **FEATURES}, enable_validation=True)
-    pair.write(rows())
-
-
-def _other_files(pair):
-    pair.fill()
-    (pair.folder / "rows" / "README.md").write_text("a note")
+VECTORS = {"item_id": String, "vector": Array(Float32)}
+SHOPS = rows().append_column("shop", pa.array(list("ab") * 6))
+PRICES = rows().append_column("price", pa.array(range(12)))
+DOUBLES = rows()["vector"].cast(pa.list_(pa.float64()))
+NULLS = pa.array([[1.0, 2.0]] * 11 + [[1.0, None]], VECTOR)
+SHOUTED = {"mode": "pandas", "udf": shout, "udf_string": inspect.getsource(shout)}
 
 
 @pytest.mark.parametrize(
-    "prepare",
+    ("schema", "table", "options"),
     [
-        _several_keys,
-        _number_feature,
-        _doubles,
-        _declared_doubles,
-        _nulls_in_a_vector,
-        _vector_index,
-        _transformation,
-        _validation,
-        _other_files,
+        pytest.param(SCHEMA | {"shop": String}, SHOPS, {"keys": ["item_id", "shop"]}, id="several keys"),
+        pytest.param(VECTORS | {"price": Int64}, PRICES, {}, id="a number"),
+        pytest.param(VECTORS, with_vectors(DOUBLES), {}, id="doubles"),
+        pytest.param(VECTORS | {"vector": Array(Float64)}, rows(), {}, id="declared doubles"),
+        pytest.param(VECTORS, with_vectors(NULLS), {}, id="nulls in a vector"),
+        pytest.param(SCHEMA, rows(), {"view_class": BatchFeatureView, **SHOUTED}, id="transformation"),
+        pytest.param(SCHEMA, rows(), {"enable_validation": True}, id="validation"),
     ],
 )
-def test_what_lies_outside_the_fast_path_goes_through_stock_feast(make_pair, caplog, prepare):
-    pair = make_pair()
-    prepare(pair)
-    stock, ours = pair.materialize()
-    assert ours == stock
-    assert len(ours) == 12
-    assert paths_taken(caplog) == ["stock"]
+def test_other_views_go_through_stock_feast(make_pair, schema, table, options):
+    pair = make_pair().fill(table, schema, **options)
+    assert len(pair.materialize(path="stock")) == 12
+
+
+def test_a_vector_index_goes_through_stock_feast(make_pair):
+    pair = make_pair().fill(schema={"item_id": String, "name": String})
+    view = pair.stores[0].get_feature_view("view")
+    view.schema.append(Field(name="vector", dtype=Array(Float32), vector_index=True, vector_length=7))
+    view.features.append(view.schema[-1])
+    pair.stores[0].apply([view])
+    assert len(pair.materialize(path="stock")) == 12
+
+
+def test_folders_with_other_files_go_through_stock_feast(make_pair):
+    pair = make_pair().fill()
+    (pair.folder / "rows" / "README.md").write_text("a note")
+    assert len(pair.materialize(path="stock")) == 12
 
 
 def test_views_without_online_rows_and_entities_without_keys(make_pair):
-    pair = make_pair()
-    pair.apply({"vector": Array(Float32), "name": String}, keys=())
-    pair.write(rows())
-    stock, ours = pair.materialize()
-    assert ours == stock
-    assert len(ours) == 1
+    pair = make_pair().fill(schema={"vector": Array(Float32), "name": String}, keys=())
+    assert len(pair.materialize(path="stock")) == 1
 
 
 def test_errors_are_those_of_stock_feast(make_pair):
-    pair = make_pair()
-    pair.fill()
-    for server in pair.servers:
-        server.flushdb()
-    _, ours = pair.materialize()
+    pair = make_pair().fill()
+    key = next(iter(pair.materialize()))
     for store, server in zip(pair.stores, pair.servers, strict=True):
         server.flushdb()
-        server.set(next(iter(ours)), "no hash")
+        server.set(key, "no hash")
         with pytest.raises(redis.ResponseError, match="WRONGTYPE"), quiet_feast():
             store.materialize(EPOCH, END, feature_views=["view"])
-        server.delete(next(iter(ours)))
+        server.delete(key)
         with quiet_feast():
             store.materialize(EPOCH, END, feature_views=["view"])
         assert len(server.keys()) == 12
@@ -401,9 +313,8 @@ def test_errors_are_those_of_stock_feast(make_pair):
 @pytest.mark.slow
 def test_the_feast_command(make_pair):
     """`feast materialize` in a repo that names the engine."""
-    pair = make_pair()
-    pair.fill()
-    stock, _ = pair.materialize()
+    pair = make_pair().fill()
+    stock = pair.materialize()
     pair.servers[1].flushdb()
     ends = "1970-01-01T00:00:00", "2030-01-01T00:00:00"
     printed = run_feast("-f", f"{ENGINE}.yaml", "materialize", *ends, cwd=pair.folder)
@@ -413,8 +324,7 @@ def test_the_feast_command(make_pair):
 
 def test_materialize_view_takes_the_fast_path_in_a_stock_repo(make_repo, caplog, capfd):
     caplog.set_level(logging.INFO, "sda_features.feast_plugins.engine")
-    repo = make_repo()
-    Rows.random(list("abcdefg")).write(open_feature_set(repo, "sda").folder)
+    repo = make_repo(rows=Rows.random(list("abcdefg")))
     done = materialize_view(repo, "sda", progress=True)
     assert (done.rows, done.checked) == (7, 7)
     assert paths_taken(caplog) == ["fast"]

@@ -2,25 +2,29 @@
 
 import logging
 import shutil
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
+from feast.infra.offline_stores.dask import DaskOfflineStore
+from feast.on_demand_feature_view import on_demand_feature_view
+from feast.types import Array, Bytes, Float32, Float64, Int64, String
 
 from sda_features.feast_plugins.offline_store import VectorFileOfflineStore
 from sda_features.feast_plugins.point_in_time import NO_KEY, NOT_YET, point_in_time_rows
 from sda_features.feature_store.repo import quiet_feast
+from tests.contracts.stores import EPOCH, NOON, OURS, STOCK, open_stores
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # stock Feast's dask announces its own deprecations
 
-NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
-EPOCH, END = datetime(1970, 1, 1, tzinfo=UTC), NOON + timedelta(days=400)
-OURS = "sda_features.feast_plugins.offline_store.VectorFileOfflineStore"
+END = NOON + timedelta(days=400)
 LOGGER = "sda_features.feast_plugins.offline_store"
 DIM = 3
+LIST, LARGE, FIXED = pa.list_(pa.float32()), pa.large_list(pa.float32()), pa.list_(pa.float32(), DIM)
 
 
 def hours(*values):
@@ -28,21 +32,16 @@ def hours(*values):
     return [None if value is None else NOON + timedelta(hours=float(value)) for value in values]
 
 
-def random_rows(rng, count, *, keys=6, ties=False, id_type="string", kind="list"):
+def random_rows(rng, count, *, keys=6, ties=False, id_type="string", vector=LIST):
     """Rows of a few keys with vectors, nulls among them, at random times; `ties` lets times repeat."""
     numbers = rng.integers(0, keys, count)
     ids = pa.array([f"k{number}" for number in numbers]) if id_type == "string" else pa.array(numbers)
     lists = [None if rng.random() < 0.2 else rng.normal(size=DIM).tolist() for _ in range(count)]
-    vectors = {
-        "list": pa.list_(pa.float32()),
-        "large": pa.large_list(pa.float32()),
-        "fixed": pa.list_(pa.float32(), DIM),
-    }[kind]
     times = rng.integers(0, 5, count) if ties else rng.permutation(count)
     return pa.table(
         {
             "pid": ids,
-            "vector": pa.array(lists, vectors),
+            "vector": pa.array(lists, vector),
             "label": pa.array([None if rng.random() < 0.2 else f"l{row}" for row in range(count)]),
             "size": pa.array(np.arange(count)),
             "share": pa.array(np.where(rng.random(count) < 0.2, np.nan, rng.random(count))),
@@ -53,36 +52,29 @@ def random_rows(rng, count, *, keys=6, ties=False, id_type="string", kind="list"
     )
 
 
-FEATURES = ["vector", "label", "size", "share", "raw"]
+FEATURES = {"vector": Array(Float32), "label": String, "size": Int64, "share": Float64, "raw": Bytes}
 
 
 @pytest.fixture
-def repo(tmp_path):
+def repo(tmp_path, redis_server):
     """Two Feast stores over one folder and registry, stock and ours, and a writer of their views."""
-    return Repo(tmp_path)
+    return Repo(tmp_path, redis_server)
 
 
 class Repo:
-    def __init__(self, folder):
-        from feast import Entity, FeatureStore, ValueType
-
+    def __init__(self, folder, server):
         self.folder = folder
-        text = "project: p\nprovider: local\nregistry: registry.db\nonline_store: {path: online.db}\n"
-        self.stores = {}
-        for name, kind in (("stock", "file"), ("ours", OURS)):
-            path = folder / f"{name}.yaml"
-            path.write_text(f"{text}offline_store: {{type: {kind}}}\n")
-            self.stores[name] = FeatureStore(repo_path=str(folder), fs_yaml_file=path)
-        self.entities = {
-            "string": Entity(name="item", join_keys=["item_id"], value_type=ValueType.STRING),
-            "int64": Entity(name="number", join_keys=["item_id"], value_type=ValueType.INT64),
-        }
+        stock, ours = open_stores(folder, "p", server, STOCK, OURS)
+        self.stores = {"stock": stock, "ours": ours}
 
-    def add(self, name, *tables, id_type="string", ttl=0, created=True, mapping=None):
+    def apply(self, *objects):
+        with quiet_feast():
+            self.stores["stock"].apply([*objects])
+        for store in self.stores.values():
+            store.refresh_registry()
+
+    def add(self, name, *tables, id_type="string", ttl=0, created=True):
         """Write `tables` as parts of a view and apply it."""
-        from feast import FeatureView, Field, FileSource
-        from feast.types import Array, Bytes, Float32, Float64, Int64, String
-
         parts = self.folder / name
         parts.mkdir()
         for number, table in enumerate(tables):
@@ -92,45 +84,32 @@ class Repo:
             path=name,
             timestamp_field="event_timestamp",
             created_timestamp_column="created" if created else "",
-            field_mapping={"pid": "item_id"} if mapping is None else mapping,
+            field_mapping={"pid": "item_id"},
         )
-        dtypes = [Array(Float32), String, Int64, Float64, Bytes]
-        entity = self.entities[id_type]
-        view = FeatureView(
-            name=name,
-            entities=[entity],
-            source=source,
-            ttl=timedelta(hours=ttl),
-            schema=[
-                Field(name="item_id", dtype=String if id_type == "string" else Int64),
-                *(Field(name=feature, dtype=dtype) for feature, dtype in zip(FEATURES, dtypes, strict=True)),
-            ],
-        )
-        with quiet_feast():
-            self.stores["stock"].apply([entity, source, view])
-        for store in self.stores.values():
-            store.refresh_registry()
+        dtypes = {"item_id": String if id_type == "string" else Int64, **FEATURES}
+        schema = [Field(name=field, dtype=dtype) for field, dtype in dtypes.items()]
+        entity = Entity(name="item", join_keys=["item_id"], value_type=ValueType[id_type.upper()])
+        ttl = timedelta(hours=ttl)
+        view = FeatureView(name=name, entities=[entity], source=source, ttl=ttl, schema=schema)
+        self.apply(entity, source, view)
         return source
 
-    def pull(self, source, *, latest=True, start=EPOCH, end=END, created=True, columns=FEATURES):
+    def pull(self, source, *, latest=True, start=EPOCH, end=END, created=True, columns=(*FEATURES,)):
         """What both stores pull, as tables."""
-        from feast.infra.offline_stores.dask import DaskOfflineStore
-
         for name, store in (("stock", DaskOfflineStore), ("ours", VectorFileOfflineStore)):
-            kind = "latest" if latest else "all"
+            pull = store.pull_latest_from_table_or_query if latest else store.pull_all_from_table_or_query
             with quiet_feast():
-                yield (
-                    getattr(store, f"pull_{kind}_from_table_or_query")(
-                        config=self.stores[name].config,
-                        data_source=source,
-                        join_key_columns=["pid"],
-                        feature_name_columns=columns,
-                        timestamp_field="event_timestamp",
-                        created_timestamp_column="created" if created else None,
-                        start_date=start,
-                        end_date=end,
-                    ).to_arrow()
+                job = pull(
+                    config=self.stores[name].config,
+                    data_source=source,
+                    join_key_columns=["pid"],
+                    feature_name_columns=list(columns),
+                    timestamp_field="event_timestamp",
+                    created_timestamp_column="created" if created else None,
+                    start_date=start,
+                    end_date=end,
                 )
+                yield job.to_arrow()
 
     def history(self, entities, features, **options):
         """What both stores join to an entity frame, as data frames."""
@@ -161,39 +140,39 @@ def plain(value):
     return None if value is None or value != value else value
 
 
-@pytest.fixture
-def fast_only(caplog):
-    """Fails a test whose reads fell back to the stock store: it would compare stock with itself."""
-    with caplog.at_level(logging.DEBUG, LOGGER):
-        yield
-        records = caplog.get_records("call")
-    assert not [record.getMessage() for record in records if record.name == LOGGER]
+def reasons(caplog):
+    return [record.getMessage() for record in caplog.get_records("call") if record.name == LOGGER]
 
 
 @pytest.fixture
 def fallbacks(caplog):
     """Reasons for which reads fell back."""
+    return lambda: reasons(caplog)
+
+
+@pytest.fixture(autouse=True)
+def fast_only(request, caplog):
+    """Fails a test whose reads fell back, unless it asks for `fallbacks`: it would compare stock with itself."""
     with caplog.at_level(logging.DEBUG, LOGGER):
-        yield lambda: [record.getMessage() for record in caplog.records if record.name == LOGGER]
+        yield
+    assert "fallbacks" in request.fixturenames or not reasons(caplog)
 
 
-@pytest.mark.usefixtures("fast_only")
-@pytest.mark.parametrize("kind", ["list", "large", "fixed"])
+@pytest.mark.parametrize("vector", [LIST, LARGE, FIXED], ids=["list", "large", "fixed"])
 @pytest.mark.parametrize("id_type", ["string", "int64"])
-def test_latest_rows_over_several_parts(repo, kind, id_type):
+def test_latest_rows_over_several_parts(repo, vector, id_type):
     rng = np.random.default_rng(1)
-    rows = random_rows(rng, 60, kind=kind, id_type=id_type)
+    rows = random_rows(rng, 60, vector=vector, id_type=id_type)
     source = repo.add("view", *(rows.slice(start, 20) for start in (0, 20, 40)), id_type=id_type)
     for end in (END, *hours(30.5, 12)):
         stock, ours = repo.pull(source, end=end)
         assert_same(stock, ours)
-        assert ours["vector"].type == pa.list_(pa.float32())
+        assert ours["vector"].type == LIST
         assert len(stock) < 60
     assert_same(*repo.pull(source, start=hours(20)[0], created=False, columns=["vector"]))
     assert_same(*repo.pull(source, start=hours(20)[0], end=hours(30)[0], latest=False))
 
 
-@pytest.mark.usefixtures("fast_only")
 def test_ties_are_decided_by_created_then_by_the_order_of_rows(repo):
     for seed in range(4):
         rng = np.random.default_rng(seed)
@@ -203,7 +182,6 @@ def test_ties_are_decided_by_created_then_by_the_order_of_rows(repo):
         assert_same(*repo.pull(source, created=False))
 
 
-@pytest.mark.usefixtures("fast_only")
 def test_created_decides_where_stock_feast_leaves_it_to_chance(repo):
     """Sorted twice without keeping order, many rows of one time come in any order from stock Feast."""
     rows = random_rows(np.random.default_rng(0), 90, keys=4, ties=True)
@@ -214,7 +192,6 @@ def test_created_decides_where_stock_feast_leaves_it_to_chance(repo):
     assert sorted(ours["size"].to_pylist()) == sorted(expected["size"])
 
 
-@pytest.mark.usefixtures("fast_only")
 def test_timestamps_without_a_zone_are_utc(repo):
     rows = random_rows(np.random.default_rng(2), 30)
     for name in ("event_timestamp", "created"):
@@ -229,12 +206,11 @@ def test_timestamps_without_a_zone_are_utc(repo):
     assert_same(*repo.history(entities, ["view:vector"]))
 
 
-@pytest.mark.usefixtures("fast_only")
 @pytest.mark.parametrize("id_type", ["string", "int64"])
 @pytest.mark.parametrize("ttl", [0, 7])
 def test_point_in_time_joins(repo, id_type, ttl):
     rng = np.random.default_rng(3)
-    rows = random_rows(rng, 60, id_type=id_type, kind="fixed")
+    rows = random_rows(rng, 60, id_type=id_type, vector=FIXED)
     repo.add("first", *(rows.slice(start, 20) for start in (0, 20, 40)), id_type=id_type, ttl=ttl)
     repo.add("second", random_rows(rng, 40, keys=8, id_type=id_type), id_type=id_type, created=False)
     keys = [f"k{number}" for number in range(9)] if id_type == "string" else list(range(9))
@@ -257,7 +233,6 @@ def test_point_in_time_joins(repo, id_type, ttl):
     assert list(ours.columns) == [*entities.columns, "first__vector", "second__vector", "second__label"]
 
 
-@pytest.mark.usefixtures("fast_only")
 def test_missing_ids_match_missing_ids(repo):
     rows = random_rows(np.random.default_rng(4), 20, keys=3)
     ids = pa.array([None if item_id == "k1" else item_id for item_id in rows["pid"].to_pylist()])
@@ -269,7 +244,6 @@ def test_missing_ids_match_missing_ids(repo):
     assert_same(*repo.history(entities, ["view:vector", "view:size"]))
 
 
-@pytest.mark.usefixtures("fast_only")
 def test_a_result_has_one_chunk_whatever_the_number_of_files(repo):
     """Feast's converters drop what comes after the first batch of a table."""
     rows = random_rows(np.random.default_rng(5), 60, keys=40)
@@ -287,29 +261,28 @@ def test_what_is_outside_the_fast_path_is_stock_feast(repo, fallbacks):
     rows = random_rows(np.random.default_rng(6), 16)
     nulls = pa.array([[1.0, None]] * 16, pa.list_(pa.float32()))
     stamps = pa.array(hours(*range(15), None), pa.timestamp("us", tz="UTC"))
-    for name, table in {
+    tables = {
         "nested": rows.set_column(1, "vector", nulls),
         "created_null": rows.set_column(7, "created", stamps),
         "dictionary": rows.set_column(2, "label", rows["label"].dictionary_encode()),
-    }.items():
-        before = len(fallbacks())
+        "nested_folders": rows,
+    }
+    for count, (name, table) in enumerate(tables.items(), 1):
         source = repo.add(name, table)
+        if name == "nested_folders":
+            (repo.folder / name / "more").mkdir()
         assert_same(*repo.pull(source))
-        assert len(fallbacks()) == before + 1, name
-    source = repo.add("nested_folders", rows)
-    (repo.folder / "nested_folders" / "more").mkdir()
-    before = len(fallbacks())
-    assert_same(*repo.pull(source))
-    assert len(fallbacks()) == before + 1
+        assert len(fallbacks()) == count, name
 
 
-def test_a_source_without_files_fails_as_in_stock_feast(repo):
+def test_a_source_without_files_fails_as_in_stock_feast(repo, fallbacks):
     source = repo.add("view", random_rows(np.random.default_rng(0), 5))
     pulled = repo.pull(source)
     next(pulled)  # stock reads; then the folder goes
     shutil.rmtree(repo.folder / "view")
     with pytest.raises(FileNotFoundError):
         next(pulled)
+    assert len(fallbacks()) == 1
 
 
 def test_entity_rows_that_repeat_are_stock_feasts_to_choose_from(repo, fallbacks):
@@ -323,8 +296,6 @@ def test_entity_rows_that_repeat_are_stock_feasts_to_choose_from(repo, fallbacks
 
 
 def test_aliased_entities(repo, fallbacks):
-    from feast import FeatureService
-
     repo.add("view", random_rows(np.random.default_rng(8), 30))
     view = repo.stores["ours"].get_feature_view("view")[["vector", "size"]]
     seen = view.with_name("seen").with_join_key_map({"item_id": "seen_id"})
@@ -332,10 +303,7 @@ def test_aliased_entities(repo, fallbacks):
         "one": FeatureService(name="one", features=[seen]),
         "two": FeatureService(name="two", features=[seen, view.with_name("here")]),
     }
-    with quiet_feast():
-        repo.stores["stock"].apply([*services.values()])
-    for store in repo.stores.values():
-        store.refresh_registry()
+    repo.apply(*services.values())
     entities = pd.DataFrame(
         {"item_id": ["k0", "k1"], "seen_id": ["k2", "k3"], "event_timestamp": hours(99, 98)}
     )
@@ -346,24 +314,14 @@ def test_aliased_entities(repo, fallbacks):
 
 
 def test_on_demand_views(repo, fallbacks):
-    from feast import Field
-    from feast.on_demand_feature_view import on_demand_feature_view
-    from feast.types import Int64
-
     repo.add("view", random_rows(np.random.default_rng(8), 30))
-    with quiet_feast():
+    view = repo.stores["ours"].get_feature_view("view")
 
-        @on_demand_feature_view(
-            sources=[repo.stores["ours"].get_feature_view("view")],
-            schema=[Field(name="twice", dtype=Int64)],
-            mode="pandas",
-        )
-        def doubled(inputs):
-            return pd.DataFrame({"twice": inputs["size"] * 2})
+    @on_demand_feature_view(sources=[view], schema=[Field(name="twice", dtype=Int64)], mode="pandas")
+    def doubled(inputs):
+        return pd.DataFrame({"twice": inputs["size"] * 2})
 
-        repo.stores["stock"].apply([doubled])
-    for store in repo.stores.values():
-        store.refresh_registry()
+    repo.apply(doubled)
     entities = pd.DataFrame({"item_id": ["k0", "k1"], "event_timestamp": hours(99, 98)})
     assert_same(*repo.history(entities, ["view:size", "doubled:twice"]))
     assert len(fallbacks()) == 1

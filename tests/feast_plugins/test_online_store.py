@@ -4,20 +4,24 @@ import asyncio
 import copy
 import json
 import pickle
-import socket
 import subprocess
 import time
 import urllib.request
 from datetime import timedelta
 
 import numpy as np
+import pandas as pd
 import pytest
+from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
+from feast.on_demand_feature_view import on_demand_feature_view
+from feast.types import Float32, Int64, String
 
 from sda_features.errors import FeatureMismatchError
 from sda_features.feast_plugins.online_response import VectorOnlineResponse
 from sda_features.feature_store.repo import quiet_feast
 from sda_features.serving import codec
 from sda_features.serving.blocks import Block
+from sda_features.serving.embedded import _free_port
 from tests.contracts.stores import (
     NOON,
     OURS,
@@ -43,67 +47,36 @@ class TestStores(StoreContract):
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory, redis_server, new_project):
     """Stock and our store over one project: string and integer items, a pair of keys, no key, on-demand."""
-    import pandas as pd
-    from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
-    from feast.on_demand_feature_view import on_demand_feature_view
-    from feast.types import Float32, Int64, String
-
     folder = tmp_path_factory.mktemp("shop")
     stock, ours = open_stores(folder, new_project(), redis_server, STOCK, OURS)
     item = Entity(name="item", join_keys=["item_id"], value_type=ValueType.STRING)
     number = Entity(name="number", join_keys=["number_id"], value_type=ValueType.INT64)
     user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.STRING)
-    views = dict(vector_view(name, item)[::-1] for name in ("first", "second"))
-    numbers = FileSource(name="numbers_source", path="numbers", timestamp_field="event_timestamp")
-    price = FileSource(name="price_source", path="price", timestamp_field="event_timestamp")
-    counted = FeatureView(
-        name="numbers",
-        entities=[number],
-        source=numbers,
-        schema=[Field(name="number_id", dtype=Int64), Field(name="version", dtype=String)],
-    )
-    priced = FeatureView(
-        name="price",
-        entities=[item, user],
-        source=price,
-        schema=[
-            Field(name="item_id", dtype=String),
-            Field(name="user_id", dtype=String),
-            Field(name="price", dtype=Float32),
-        ],
-    )
-    shared = FeatureView(
-        name="shared", entities=[], source=price, schema=[Field(name="price", dtype=Float32)]
-    )
+    (_, first), (_, second) = (vector_view(name, item) for name in ("first", "second"))
 
-    @on_demand_feature_view(
-        sources=[next(iter(views))], schema=[Field(name="length", dtype=Int64)], mode="pandas"
-    )
+    def view(name, *entities, **fields):
+        source = FileSource(name=f"{name}_source", path=name, timestamp_field="event_timestamp")
+        schema = [Field(name=field, dtype=dtype) for field, dtype in fields.items()]
+        return FeatureView(name=name, entities=[*entities], source=source, schema=schema)
+
+    views = [
+        first,
+        second,
+        view("numbers", number, number_id=Int64, version=String),
+        view("price", item, user, item_id=String, user_id=String, price=Float32),
+        view("shared", price=Float32),
+    ]
+
+    @on_demand_feature_view(sources=[first], schema=[Field(name="length", dtype=Int64)], mode="pandas")
     def named(inputs):
         return pd.DataFrame({"length": inputs["version"].fillna("").str.len()})
 
-    first, second = views
     services = [
         FeatureService(name="both", features=[first[["vector", "version"]], second[["packed"]]]),
         FeatureService(name="renamed", features=[first.with_name("alias")[["vector"]]]),
     ]
     with quiet_feast():
-        stock.apply(
-            [
-                item,
-                number,
-                user,
-                *views,
-                *views.values(),
-                counted,
-                priced,
-                shared,
-                named,
-                *services,
-                numbers,
-                price,
-            ]
-        )
+        stock.apply([item, number, user, *views, named, *services])
         ours.refresh_registry()
         times = NOON + timedelta(microseconds=123_456)
         for seed, name in enumerate(("first", "second")):
@@ -236,8 +209,6 @@ def test_values_of_the_sizes_that_came_before_are_received_as_a_block(shop):
 
 def test_packed_vectors_as_a_matrix(shop):
     """float16 and int8 vectors are Bytes to Feast."""
-    import pandas as pd
-
     matrix = np.random.default_rng(0).normal(size=(3, 7)).astype(np.float32)
     for dtype in ("float16", "int8"):
         packed = codec.pack_vectors(matrix, dtype)
@@ -304,9 +275,7 @@ def test_the_asyncio_twin(shop):
 @pytest.mark.slow
 def test_feast_serve(shop):
     """Stock Feast's HTTP server answers with our store as with its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = _free_port()
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/get-online-features",
         json.dumps({"features": VECTORS, "entities": {"item_id": [*IDS, "nobody"]}}).encode(),

@@ -2,7 +2,6 @@
 
 import json
 import re
-import runpy
 import shutil
 
 import numpy as np
@@ -10,28 +9,28 @@ import pytest
 import redis
 from click.testing import CliRunner
 
+from sda_features.cli.main import cli
 from sda_features.errors import FeatureStoreError, OnlineStoreError
 from sda_features.feature_store.matrices import load_vectors
 from sda_features.feature_store.repo import open_feature_set, quiet_feast
 from sda_features.feature_store.to_online import materialize_view
 from sda_features.serving import EmbeddingClient, layout
 from sda_features.serving.embedded import embedded_redis
-from tests.feast_repo import NOON, Rows, config, run_feast
+from tests.feast_repo import Rows, apply, config, run_feast
+from tests.shop import run
 
 ROWS = Rows.random(["B001", "B 002", "ü/漢:3", *"abcdefgh"])
 
 
-def read_with_feast(repo, view, entity_rows):
-    """What stock Feast's online read returns: {feature: values}."""
+def assert_feast_reads(repo, rows, join_key="item_id", id_type=str):
+    """What stock Feast's online read returns."""
     with quiet_feast():
         from feast import FeatureStore
 
-        features = [f"{view}:{feature}" for feature in layout.FEATURES]
-        store = FeatureStore(repo_path=str(repo))
-        return store.get_online_features(features=features, entity_rows=entity_rows).to_dict()
-
-
-def assert_feast_reads(rows, read):
+        features = [f"sda_item_embeddings:{feature}" for feature in layout.FEATURES]
+        entities = {join_key: list(map(id_type, rows.ids))}
+        read = FeatureStore(repo_path=str(repo)).get_online_features(features, entities).to_dict()
+    assert read[layout.VERSION] == ["v1"] * len(rows.ids)
     for feature, matrix, found in (
         (layout.TEXT, rows.text, rows.text_found),
         (layout.IMAGE, rows.image, rows.image_found),
@@ -44,15 +43,12 @@ def assert_feast_reads(rows, read):
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory, redis_server, new_project):
     """A repo fresh from `feast init`, `sda-features init` and `feast apply`, with `sda` materialized."""
-    from sda_features.cli.init import command
-
     folder = tmp_path_factory.mktemp("shop")
     project = new_project()
     run_feast("init", project, cwd=folder)
     repo = folder / project / "feature_repo"
     before = sorted(repo.iterdir())
-    done = CliRunner().invoke(command, [str(repo)], catch_exceptions=False)
-    assert "The online store of this repo is sqlite" in done.output
+    assert "The online store of this repo is sqlite" in run("init", repo)
     assert sorted(repo.iterdir()) == sorted(
         [*before, repo / "sda-features.toml", repo / "sda_item_embeddings.py"]
     )
@@ -66,9 +62,7 @@ def shop(tmp_path_factory, redis_server, new_project):
 
 
 def test_stock_feast_reads_what_was_written(shop):
-    read = read_with_feast(shop, "sda_item_embeddings", [{"item_id": item_id} for item_id in ROWS.ids])
-    assert_feast_reads(ROWS, read)
-    assert read[layout.VERSION] == ["v1"] * len(ROWS.ids)
+    assert_feast_reads(shop, ROWS)
 
 
 def test_the_client_reads_what_was_written(shop):
@@ -121,10 +115,8 @@ def test_a_repo_that_is_not_applied(tmp_path, new_project):
 
 
 def test_lookup(shop):
-    from sda_features.cli.lookup import command
-
     def lookup(*arguments):
-        return CliRunner().invoke(command, [*arguments, "--repo", str(shop)], catch_exceptions=False)
+        return CliRunner().invoke(cli, ["lookup", *arguments, "--repo", str(shop)], catch_exceptions=False)
 
     lines = lookup("B001", "B 002", "nobody").stdout.splitlines()
     norm = np.linalg.norm(ROWS.text[0].astype(float))
@@ -169,8 +161,7 @@ def test_the_teams_entity_and_its_type_are_used(team):
     rows.write(opened.folder, id_type=opened.id_type)
     done = materialize_view(team, "sda")
     assert (done.rows, done.checked) == (4, 4)
-    read = read_with_feast(team, "sda_item_embeddings", [{"sku": int(item_id)} for item_id in rows.ids])
-    assert_feast_reads(rows, read)
+    assert_feast_reads(team, rows, "sku", int)
     with EmbeddingClient.from_repo(team, "sda", join_key="sku", id_type="int64") as client:
         rows.assert_equal(client.get(rows.ids))
         rows.assert_equal(client.get([int(item_id) for item_id in rows.ids]))
@@ -198,22 +189,18 @@ def test_new_vectors_replace_old_ones_and_end_is_kept(make_repo, later):
 
 
 def test_a_catalogue_without_pictures(make_repo):
-    repo = make_repo()
     rows = Rows.random(list("abc"))
     rows.image_found[:] = False
     rows.image[:] = 0
-    rows.write(repo / "data/sda")
+    repo = make_repo(rows=rows)
     materialize_view(repo, "sda")
     rows.assert_equal(load_vectors(repo, "sda", rows.ids))
-    with EmbeddingClient.from_repo(repo, "sda") as client:
-        rows.assert_equal(client.get(rows.ids))
+    rows.assert_served(repo)
 
 
 def test_another_project_is_left_alone_and_the_run_is_quiet(make_repo, redis_server, capfd):
     rows = Rows.random(list("abc"))
-    ours, other = make_repo(name="ours"), make_repo(name="other")
-    for repo in (other, ours):
-        rows.write(repo / "data/sda")
+    ours, other = (make_repo(name=name, rows=rows) for name in ("ours", "other"))
     materialize_view(other, "sda")
     keys = layout.redis_keys(rows.ids, project=open_feature_set(other, "sda").config.project)
     with redis.Redis(*redis_server) as server:
@@ -226,26 +213,23 @@ def test_another_project_is_left_alone_and_the_run_is_quiet(make_repo, redis_ser
 
 
 def test_rows_are_written_in_batches(make_repo, monkeypatch):
-    monkeypatch.setattr("sda_features.feature_store.to_online.BATCH_ROWS", 7)
-    repo = make_repo()
+    for module in ("to_online", "online_rows"):
+        monkeypatch.setattr(f"sda_features.feature_store.{module}.BATCH_ROWS", 7)
     rows = Rows.random([f"i{number}" for number in range(23)])
-    rows.write(repo / "data/sda")
+    repo = make_repo(rows=rows)
     done = materialize_view(repo, "sda")
     assert (done.rows, done.checked) == (23, 23)
-    with EmbeddingClient.from_repo(repo, "sda") as client:
-        rows.assert_equal(client.get(rows.ids))
+    rows.assert_served(repo)
 
 
 def test_an_entity_that_was_not_registered(make_repo):
-    repo = make_repo(entity=False)
-    Rows.random(list("abc")).write(repo / "data/sda")
+    repo = make_repo(with_entity=False, rows=Rows.random(list("abc")))
     with pytest.raises(FeatureStoreError, match="could not materialize .* import it by name"):
         materialize_view(repo, "sda")
 
 
 def test_a_server_that_is_not_there(make_repo):
-    repo = make_repo()
-    Rows.random(list("abc")).write(repo / "data/sda")
+    repo = make_repo(rows=Rows.random(list("abc")))
     path = repo / "feature_store.yaml"
     path.write_text(re.sub(r"'.*:\d+'", "'127.0.0.1:1,password=s3cret'", path.read_text()))
     with pytest.raises(
@@ -257,9 +241,8 @@ def test_a_server_that_is_not_there(make_repo):
 
 def test_rows_that_a_full_server_drops(make_repo):
     with embedded_redis() as server:
-        repo = make_repo(server=server)
         rows = Rows.random([f"i{number}" for number in range(60)], dim=20_000)
-        rows.write(repo / "data/sda")
+        repo = make_repo(server=server, rows=rows)
         with redis.Redis(*server) as admin:
             admin.config_set("maxmemory-policy", "allkeys-random")
             admin.config_set("maxmemory", admin.info("memory")["used_memory"] + 4_000_000)
@@ -268,11 +251,10 @@ def test_rows_that_a_full_server_drops(make_repo):
 
 
 def test_an_online_store_that_is_not_redis(make_repo):
-    repo = make_repo(server=None)
     rows = Rows.random(list("abc"))
-    rows.write(repo / "data/sda")
+    repo = make_repo(server=None, rows=rows)
     assert materialize_view(repo, "sda").checked == 3
-    assert_feast_reads(rows, read_with_feast(repo, "sda_item_embeddings", [{"item_id": i} for i in rows.ids]))
+    assert_feast_reads(repo, rows)
     with pytest.raises(OnlineStoreError, match="got sqlite"):
         EmbeddingClient.from_repo(repo, "sda")
 
@@ -285,15 +267,8 @@ def test_the_repo_of_this_project(tmp_path, redis_server, monkeypatch, request):
     assert str(EmbeddingClient.from_repo(repo, "sda").address) == "localhost:6379"
     monkeypatch.setenv("FEAST_FS_YAML_FILE_PATH", str(repo / "feature_store.env.yaml"))
     monkeypatch.setenv("SDA_REDIS", "{}:{}".format(*redis_server))
-    with quiet_feast():
-        from feast import Entity, FeatureStore, FeatureView
-
-        names = runpy.run_path(str(repo / "feature_definitions.py")).values()
-        FeatureStore(repo_path=str(repo)).apply(
-            [value for value in names if isinstance(value, Entity | FeatureView)]
-        )
+    apply(repo, "feature_definitions.py")
     rows = Rows.random(list("abc"))
-    rows.write(open_feature_set(repo, "sda").folder, time=NOON)
+    rows.write(open_feature_set(repo, "sda").folder)
     materialize_view(repo, "sda")
-    with EmbeddingClient.from_repo(repo, "sda") as client:
-        rows.assert_equal(client.get(rows.ids))
+    rows.assert_served(repo)

@@ -4,11 +4,10 @@ import json
 import sys
 
 import pytest
-from click.testing import CliRunner
 
-from sda_features.cli.init import command
 from sda_features.errors import FeatureStoreError, SettingsError
 from sda_features.feature_store.init import FILE_NAME, init_repo
+from tests.shop import run
 
 ITEM = 'item = Entity(name="item", join_keys=["item_id"], value_type=ValueType.STRING)\n'
 
@@ -25,6 +24,10 @@ def write(repo, text, name="definitions.py"):
     path.write_text(text)
 
 
+def views(*names):
+    return [f"{name}_item_embeddings{slot}" for name in names for slot in ("", "_2")]
+
+
 def entity_lines(done):
     return [
         line for line in done.path.read_text().splitlines() if "import" in line or "item_entity(" in line
@@ -35,9 +38,7 @@ def test_a_repo_without_items_gets_an_entity(repo):
     write(repo, 'driver = Entity(name="driver", join_keys=["driver_id"])')
     done = init_repo(repo)
     assert (done.action, done.entity, done.online_store) == ("created", None, "sqlite")
-    assert done.views == tuple(
-        f"{name}_item_embeddings{slot}" for name in ("sda", "vanilla") for slot in ("", "_2")
-    )
+    assert list(done.views) == views("sda", "vanilla")
     assert entity_lines(done) == ['item = item_entity("item_id")']
 
 
@@ -108,9 +109,17 @@ def test_an_entity_that_does_not_fit(repo, source, options, message):
     assert not (repo / FILE_NAME).exists()
 
 
-def test_a_feature_set_needs_a_plain_name(repo):
-    with pytest.raises(SettingsError, match="letters, digits and underscores"):
-        init_repo(repo, feature_sets=["a; import os"])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a; import os"], "letters, digits and underscores"),
+        (["sda:fp8"], "float32, float16, int8 in 'sda:fp8', got 'fp8'"),
+        (["sda", "sda_2"], "'sda' and feature set 'sda_2' would share the folder"),
+    ],
+)
+def test_feature_sets_that_do_not_fit(repo, names, message):
+    with pytest.raises(SettingsError, match=message):
+        init_repo(repo, feature_sets=names)
 
 
 def test_again_is_the_same_and_other_options_update(repo):
@@ -140,9 +149,7 @@ sda_item_embeddings_3 = embedding_view("sda", sda_source_3, item, slot=3)
     )
 
 
-def test_slots_of_one_set_do_not_meet_another_set(repo):
-    with pytest.raises(SettingsError, match="'sda' and feature set 'sda_2' would share the folder"):
-        init_repo(repo, feature_sets=["sda", "sda_2"])
+def test_sets_of_one_slot_do_not_meet(repo):
     init_repo(repo, feature_sets=["sda", "sda_2"], slots=1)
 
 
@@ -160,15 +167,10 @@ def test_an_edited_file_is_kept(repo, edit):
 
 def test_the_command(repo):
     write(repo, ITEM.replace("item_id", "sku").replace("STRING", "INT64"))
-    run = CliRunner().invoke(command, [str(repo), "--join-key", "sku", "--feature-sets", "a, b"])
-    assert run.exit_code == 0
-    assert "yours, definitions:item" in run.output
-    assert "--join-key sku --id-type int64" in run.output
-    again = CliRunner().invoke(
-        command, [str(repo), "--join-key", "sku", "--feature-sets", "a,b", "--slots", "2", "--json"]
-    )
-    result = json.loads(again.output)
+    printed = run("init", repo, "--join-key", "sku", "--feature-sets", "a, b")
+    assert "yours, definitions:item" in printed
+    assert "--join-key sku --id-type int64" in printed
+    again = run("init", repo, "--join-key", "sku", "--feature-sets", "a,b", "--slots", "2", "--json")
+    result = json.loads(again)
     assert (result["action"], result["entity"]) == ("unchanged", "definitions:item")
-    assert result["views"] == [
-        *("a_item_embeddings", "a_item_embeddings_2", "b_item_embeddings", "b_item_embeddings_2")
-    ]
+    assert result["views"] == views("a", "b")

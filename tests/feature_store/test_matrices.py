@@ -1,4 +1,6 @@
-"""`load_vectors` through the stock offline store and through ours: the same matrices, packed vectors too."""
+"""`load_vectors` from a folder of ours, and from one file through the stock offline store and through ours."""
+
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -6,34 +8,44 @@ import pyarrow.parquet as pq
 import pytest
 
 from sda_features.errors import FeatureMismatchError, FeatureStoreError
+from sda_features.feature_store.init import FILE_NAME
 from sda_features.feature_store.matrices import load_vectors
-from sda_features.feature_store.repo import quiet_feast
-from sda_features.serving import codec, layout
-from tests.contracts.stores import NOON
-from tests.feast_repo import Rows
+from sda_features.offline.parts import write_part
+from sda_features.serving import codec
+from tests.contracts.stores import OURS, STOCK
+from tests.feast_repo import NOON, Rows, apply
 
-OURS = "sda_features.feast_plugins.offline_store.VectorFileOfflineStore"
 IDS = [f"item {row}" for row in range(23)]
 
 
-@pytest.fixture(params=["file", OURS], ids=["stock", "ours"])
+@pytest.fixture(params=[None, STOCK[1], OURS[1]], ids=["folder", "stock", "ours"])
 def repo(request, make_repo):
     repo = make_repo(server=None)
-    with (repo / "feature_store.yaml").open("a") as settings:
-        settings.write(f"offline_store: {{type: {request.param}}}\n")
+    if request.param:
+        definitions = repo / FILE_NAME
+        definitions.write_text(definitions.read_text().replace('"data/sda"', '"data/sda.parquet"'))
+        apply(repo)
+        with (repo / "feature_store.yaml").open("a") as settings:
+            settings.write(f"offline_store: {{type: {request.param}}}\n")
     return repo
 
 
+def write(repo, *tables):
+    """As parts of a folder, and as one file; a repo reads one of the two."""
+    for table in tables:
+        write_part(repo / "data/sda", table)
+    pq.write_table(pa.concat_tables(tables), repo / "data/sda.parquet")
+
+
 def write_plain(repo, table):
-    """A folder of parquet files without a log."""
-    (repo / "data/sda").mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, repo / "data/sda" / "theirs.parquet")
+    """As `write`, a folder of parquet files without a log."""
+    for name in ("sda/theirs.parquet", "sda.parquet"):
+        pq.write_table(table, repo / "data" / name)
 
 
 def test_the_newest_vectors_of_several_parts(repo, later):
     old, new = Rows.random(IDS, seed=1), Rows.random(IDS[5:], seed=2)
-    old.write(repo / "data/sda")
-    new.write(repo / "data/sda", time=later(1), version="v2")
+    write(repo, old.table(), new.table("v2", later(1)))
     new.assert_equal(load_vectors(repo, "sda", IDS[5:]))
     old.assert_equal(load_vectors(repo, "sda", IDS, end=NOON))
     found = load_vectors(repo, "sda", [*IDS[::-1], "nobody", IDS[7], IDS[7]])
@@ -47,7 +59,7 @@ def test_the_newest_vectors_of_several_parts(repo, later):
 
 def test_matrices_in_files(repo, tmp_path):
     rows = Rows.random(IDS)
-    rows.write(repo / "data/sda")
+    write(repo, rows.table())
     found = load_vectors(repo, "sda", IDS, folder=tmp_path)
     rows.assert_equal(found)
     assert isinstance(found.text, np.memmap)
@@ -58,50 +70,17 @@ def test_matrices_in_files(repo, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 def test_packed_vectors_are_unpacked(repo, dtype):
-    from feast import FeatureStore, FeatureView, Field
-    from feast.types import Bytes, String
-
     rows = Rows.random(IDS, dim=6)
-    matrices = {layout.TEXT: (rows.text, rows.text_found), layout.IMAGE: (rows.image, rows.image_found)}
-    table = pq.read_table(repo / "other" / rows.write(repo / "other"))
-    expected = {}
-    for name, (matrix, found) in matrices.items():
-        small = np.clip(matrix, -1, 1)
-        payloads = codec.pack_vectors(small, dtype)
-        column = pa.array(
-            [payload if there else None for payload, there in zip(payloads, found, strict=True)]
-        )
-        table = table.set_column(table.column_names.index(name), name, column)
-        expected[name] = np.where(found[:, None], codec.unpack_vectors(payloads, 6), 0)
-    write_plain(repo, table)
-    with quiet_feast():
-        store = FeatureStore(repo_path=str(repo))
-        view = store.get_feature_view("sda_item_embeddings")
-        schema = [
-            Field(name="item_id", dtype=String),
-            *(Field(name=name, dtype=Bytes) for name in matrices),
-            Field(name=layout.VERSION, dtype=String),
-        ]
-        item = store.get_entity("item")
-        store.apply(
-            [
-                FeatureView(
-                    name=view.name, entities=[item], source=view.batch_source, ttl=view.ttl, schema=schema
-                )
-            ]
-        )
+    rows = replace(rows, text=np.clip(rows.text, -1, 1), image=np.clip(rows.image, -1, 1))
+    write_plain(repo, rows.table(store_dtype=dtype))
     found = load_vectors(repo, "sda", IDS)
     assert found.text_found.tolist() == rows.text_found.tolist()
-    np.testing.assert_array_equal(found.text, expected[layout.TEXT])
-    np.testing.assert_array_equal(found.image, expected[layout.IMAGE])
+    for matrix, packed in ((found.text, rows.text), (found.image, rows.image)):
+        np.testing.assert_array_equal(matrix, codec.unpack_vectors(codec.pack_vectors(packed, dtype), 6))
 
 
 def test_vectors_of_several_dimensions_are_refused(repo, later):
-    rows = Rows.random(IDS, dim=4)
-    parts = [
-        repo / "other" / rows.write(repo / "other"),
-        repo / "wide" / Rows.random(["wide"], dim=5).write(repo / "wide", time=later(1)),
-    ]
-    write_plain(repo, pa.concat_tables(map(pq.read_table, parts)))
+    tables = Rows.random(IDS, dim=4).table(), Rows.random(["wide"], dim=5).table(time=later(1))
+    write_plain(repo, pa.concat_tables(tables))
     with pytest.raises(FeatureMismatchError, match="one dimension in text_embedding, got lengths 4 to 5"):
         load_vectors(repo, "sda", IDS)

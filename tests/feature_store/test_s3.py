@@ -13,6 +13,7 @@ from sda_features.feature_store.repo import open_feature_set
 from sda_features.feature_store.versions import open_versions
 from sda_features.offline.location import parquet_names
 from sda_features.offline.parts import newest_batches, part_paths
+from sda_features.offline.schema import vector_column
 from sda_features.serving import EmbeddingClient
 from sda_features.workflows import materialize, train_recommender, verify
 from sda_features.workflows.given_vectors import VectorTable
@@ -39,14 +40,8 @@ def vectors(path, rows, seed=0, version="v1", full=False):
     rng = np.random.default_rng(seed)
     columns = {}
     for name in ("text", "image"):
-        matrix = rng.random((rows, DIM), np.float32)
-        columns[name] = pa.array(
-            [
-                None if row % 7 == len(name) and not full else vector
-                for row, vector in enumerate(matrix.tolist())
-            ],
-            pa.list_(pa.float32()),
-        )
+        found = full | (np.arange(rows) % 7 != len(name))
+        columns[name] = vector_column(rng.random((rows, DIM), np.float32), found)
     pq.write_table(pa.table({"item_id": [f"i{row}" for row in range(rows)], **columns}), path)
     return VectorTable(path, "item_id", "text", "image", version)
 
@@ -55,21 +50,18 @@ def run(repo, table, **options):
     return materialize(repo, "sda", table, progress=False, max_removed=0.5, **options)
 
 
-def expected(table):
-    rows = pq.read_table(table.path)
-    return [None if vector is None else np.array(vector, np.float32) for vector in rows["text"].to_pylist()]
-
-
 def assert_stored(repo, table):
     """Trainers and readers get the vectors of a table, and of nothing else."""
-    ids = pq.read_table(table.path)["item_id"].to_pylist()
+    rows = pq.read_table(table.path)
+    ids = rows["item_id"].to_pylist()
     found = load_vectors(repo, "sda", ids)
     with EmbeddingClient.from_repo(repo, "sda") as client:
         served = client.get(ids)
-    for row, vector in enumerate(expected(table)):
+    for row, vector in enumerate(rows["text"].to_pylist()):
         assert (vector is not None) == found.text_found[row] == served.text_found[row]
         if vector is not None:
-            assert found.text[row].tobytes() == served.text[row].tobytes() == vector.tobytes()
+            expected = np.array(vector, np.float32).tobytes()
+            assert found.text[row].tobytes() == served.text[row].tobytes() == expected
 
 
 def test_a_life_at_a_url(repo, tmp_path):

@@ -3,41 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from sda_features.errors import FeatureMismatchError, SettingsError
-from sda_features.feature_store.init import init_repo
+from sda_features.errors import FeatureMismatchError
 from sda_features.feature_store.matrices import load_vectors
 from sda_features.feature_store.repo import open_feature_set, quiet_feast
 from sda_features.feature_store.to_online import materialize_view
-from sda_features.offline.parts import write_part
-from sda_features.offline.schema import vectors_table
 from sda_features.serving import EmbeddingClient
-from tests.feast_repo import applied_repo, config
+from tests.feast_repo import Rows, applied_repo, config
 
 ITEMS, DIM = 50, 24
 IDS = [f"item {row}" for row in range(ITEMS)]
 FOUND = np.arange(ITEMS) % 7 != 3
 VECTORS = np.random.default_rng(0).normal(size=(ITEMS, DIM)).astype(np.float32) * FOUND[:, None]
-
-
-def table(store_dtype: str) -> pa.Table:
-    return vectors_table(
-        IDS,
-        text=VECTORS,
-        text_found=FOUND,
-        image=VECTORS[::-1].copy(),
-        image_found=FOUND[::-1].copy(),
-        adapter_version="v1",
-        content_hashes=["hash"] * ITEMS,
-        event_timestamp=datetime.now(UTC),
-        store_dtype=store_dtype,
-    )
+ROWS = Rows(IDS, VECTORS, FOUND, VECTORS[::-1].copy(), FOUND[::-1].copy())
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +33,7 @@ def repo(
     )
     for feature_set in ("plain", "half", "byte"):
         opened = open_feature_set(repo, feature_set)
-        write_part(opened.folder, table(opened.store_dtype))
+        ROWS.write(opened.folder, store_dtype=opened.store_dtype)
         materialize_view(repo, feature_set)
     return repo
 
@@ -82,9 +64,4 @@ def test_a_folder_stores_vectors_in_one_way(repo: Path) -> None:
     for feature_set, other in (("plain", "float16"), ("half", "int8"), ("byte", "float32")):
         opened = open_feature_set(repo, feature_set)
         with pytest.raises(FeatureMismatchError, match=f"store vectors as {opened.store_dtype}, got {other}"):
-            write_part(opened.folder, table(other))
-
-
-def test_an_unknown_dtype_is_refused(repo: Path) -> None:
-    with pytest.raises(SettingsError, match="float32, float16, int8 in 'sda:fp8', got 'fp8'"):
-        init_repo(repo, feature_sets=["sda:fp8"], force=True)
+            ROWS.write(opened.folder, store_dtype=other)

@@ -6,16 +6,19 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from click.testing import CliRunner
+from feast import FeatureStore
 from feast.infra.offline_stores.dask import DaskOfflineStore, DaskOfflineStoreConfig
+from feast.repo_config import load_repo_config
+from feast.repo_operations import apply_total
 
 from sda_features.feature_store.init import FILE_NAME, init_repo
 from sda_features.feature_store.lifecycle import prune, rollback
 from sda_features.feature_store.repo import open_slots, quiet_feast
 from sda_features.feature_store.to_online import materialize_view
-from sda_features.feature_store.versions import open_versions, record_version
-from tests.feast_repo import NOON, Rows
+from sda_features.feature_store.versions import open_versions
+from tests.feast_repo import NOON, Rows, config
 from tests.feast_repo import apply as apply_ours
+from tests.shop import run
 
 ITEM = """from feast import Entity, ValueType
 
@@ -90,16 +93,7 @@ def repo(request, tmp_path, redis_server, new_project, monkeypatch):
 def apply(repo):
     """`feast apply` without the start of another Python."""
     with quiet_feast():
-        from feast.repo_config import load_repo_config
-        from feast.repo_operations import apply_total
-
         apply_total(load_repo_config(repo, repo / "feature_store.yaml"), repo, skip_source_validation=False)
-
-
-def store_of(repo):
-    from feast import FeatureStore
-
-    return FeatureStore(repo_path=str(repo))
 
 
 def nightly(repo, price):
@@ -107,19 +101,11 @@ def nightly(repo, price):
     row = {"item_id": ["a"], "price": [price], "event_timestamp": [datetime.now(UTC)]}
     pd.DataFrame(row).astype({"price": "float32"}).to_parquet(repo / "data" / "sales.parquet")
     with quiet_feast():
-        store = store_of(repo)
+        store = FeatureStore(repo_path=str(repo))
         store.materialize_incremental(datetime.now(UTC))
         names = ["aaa:price", "zzz:price"]
         found = store.get_online_features(names, [{"item_id": "a"}], full_feature_names=True).to_dict()
     assert [found["aaa__price"], found["zzz__price"]] == [[price], [price]]
-
-
-def write_version(repo, version, slot, promote=False):
-    with open_versions(repo, "sda") as versions:
-        opened = versions.slots[slot - 1]
-        Rows.random(["a", "b"], seed=slot).write(opened.folder, version=version)
-        materialize_view(repo, "sda", slot=slot)
-        record_version(versions, opened, version, promote=promote)
 
 
 def test_the_teams_job_runs_in_every_state(repo):
@@ -129,12 +115,13 @@ def test_the_teams_job_runs_in_every_state(repo):
     (repo / "services.py").write_text(SERVICE)
     apply(repo)
     nightly(repo, 2.0)
-    write_version(repo, "v1", 1)
+    rows = Rows.random(["a", "b"])
+    assert rows.store(repo, "v1") == 1
     nightly(repo, 3.0)
-    write_version(repo, "v2", 2, promote=True)
+    assert rows.store(repo, "v2", promote=True) == 2
     nightly(repo, 4.0)
     with quiet_feast():
-        store = store_of(repo)
+        store = FeatureStore(repo_path=str(repo))
         mixed = store.get_online_features(
             store.get_feature_service("mixed"),
             [{"item_id": "a"}, {"item_id": "nobody"}],
@@ -147,33 +134,28 @@ def test_the_teams_job_runs_in_every_state(repo):
         rollback(versions)
         assert [state.version for state in prune(versions)] == ["v2"]
     nightly(repo, 6.0)
-    write_version(repo, "v3", 2)
+    assert rows.store(repo, "v3") == 2
     nightly(repo, 7.0)
 
 
 def test_views_that_the_nightly_job_leaves_out_reach_another_online_store(tmp_path, new_project, monkeypatch):
     """`--no-feast-materialize`, and a machine of the nightly job that lacks the folder."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "feature_store.yaml").write_text(
-        f"project: {new_project()}\nprovider: local\nregistry: data/registry.db\n"
-        "online_store: {path: data/online.db}\n"
-    )
+    (tmp_path / "feature_store.yaml").write_text(config(new_project(), None))
     done = init_repo(tmp_path, feature_sets=["sda"], slots=1, feast_materialize=False)
     assert "online=False" in done.path.read_text()
     apply_ours(tmp_path)
     (opened,) = open_slots(tmp_path, "sda")
     with quiet_feast():
-        store_of(tmp_path).materialize_incremental(datetime.now(UTC))
+        FeatureStore(repo_path=str(tmp_path)).materialize_incremental(datetime.now(UTC))
     Rows.random(["a", "b"]).write(opened.folder)
     assert materialize_view(tmp_path, "sda").rows == 2
 
 
 def test_init_names_the_store_to_switch_to(tmp_path):
-    from sda_features.cli.init import command
-
     store = "sda_features.feast_plugins.online_store.VectorRedisOnlineStore"
     (tmp_path / "feature_store.yaml").write_text(f"project: shop\nonline_store:\n  type: {store}\n")
-    done = CliRunner().invoke(command, [str(tmp_path)], catch_exceptions=False)
-    assert store in done.output
-    assert "type: redis" in done.output
+    printed = run("init", tmp_path)
+    assert store in printed
+    assert "type: redis" in printed
     assert (tmp_path / FILE_NAME).exists()

@@ -2,7 +2,11 @@
 
 import json
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from itertools import product
+from unittest.mock import patch
 
 import pytest
 import redis
@@ -45,18 +49,23 @@ def server():
         yield address
 
 
-def store(repo, version, *, rows=None, promoted=False, time=NOON):
-    """Write a version as `materialize` does, without a model; return its slot."""
-    with open_versions(repo, "sda") as versions, slot_for(versions.slots, versions, version) as opened:
-        (rows or ROWS[version]).write(opened.folder, version=version, time=time)
-        materialize_view(repo, "sda", slot=opened.slot)
-        record_version(versions, opened, version, promote=promoted)
-        return opened.slot
+def store(repo, version, *, rows=None, promoted=False, hours=0):
+    rows = rows or ROWS[version]
+    return rows.store(repo, version, promote=promoted, time=NOON + timedelta(hours=hours))
+
+
+def manage(repo, action, *arguments, **options):
+    """What an action on the versions of a repo returns."""
+    with open_versions(repo, "sda") as versions:
+        return action(versions, *arguments, **options)
 
 
 def states(repo):
-    with open_versions(repo, "sda") as versions:
-        return {state.version: (state.slot, state.state) for state in list_versions(versions)}
+    return {state.version: (state.slot, state.state) for state in manage(repo, list_versions)}
+
+
+def pruned(repo, *names, **options):
+    return [state.version for state in manage(repo, prune, names, **options)]
 
 
 def dump(server):
@@ -122,20 +131,17 @@ def test_a_version_is_written_beside_the_live_one(make_repo):
         assert states(repo) == {A: (1, "live"), B: (2, "stored")}
         ROWS[A].assert_equal(client.get(IDS))
         ROWS[B].assert_equal(client.get(IDS, version=B))
-        with open_versions(repo, "sda") as versions:
-            promote(versions, "ab")
+        manage(repo, promote, "ab")
         assert states(repo) == {A: (1, "previous"), B: (2, "live")}
         ROWS[B].assert_equal(client.get(IDS))
         with pytest.raises(FeatureStoreError, match=f"no free slot for version {C}"):
             store(repo, C)
-        with open_versions(repo, "sda") as versions:
-            rollback(versions)
+        manage(repo, rollback)
         ROWS[A].assert_equal(client.get(IDS))
-        with open_versions(repo, "sda") as versions:
-            rollback(versions)
-            assert [state.version for state in prune(versions)] == [A]
-            with pytest.raises(FeatureStoreError, match="nothing to roll back to.*Stored besides: none"):
-                rollback(versions)
+        manage(repo, rollback)
+        assert pruned(repo) == [A]
+        with pytest.raises(FeatureStoreError, match="nothing to roll back to.*Stored besides: none"):
+            manage(repo, rollback)
         assert store(repo, C, promoted=True) == 1
         ROWS[C].assert_equal(client.get(IDS))
         with pytest.raises(FeatureMismatchError):
@@ -150,8 +156,7 @@ def test_trainers_read_the_live_version_or_the_one_they_name(make_repo):
         store(repo, A)
         store(repo, B)
         ROWS[A].assert_equal(load_vectors(repo, "sda", IDS))
-        with open_versions(repo, "sda") as versions:
-            promote(versions, B)
+        manage(repo, promote, B)
         ROWS[B].assert_equal(load_vectors(repo, "sda", IDS))
         ROWS[A].assert_equal(load_vectors(repo, "sda", IDS, version="aa"))
         with pytest.raises(FeatureStoreError, match=f"begins with 'c', found 0; stored: {A}, {B}"):
@@ -169,33 +174,28 @@ def test_readers_see_one_version_or_the_other_while_they_are_promoted(make_repo)
     store(repo, A)
     store(repo, B)
     stop = threading.Event()
-    reads: list[dict[str, int]] = [{}, {}, {}]
-    failures: list[BaseException] = []
 
-    def read(number: int) -> None:
+    def read() -> set[str]:
+        seen = set()
+        with EmbeddingClient.from_repo(repo, "sda") as client:
+            while not stop.is_set():
+                found = client.get(IDS)
+                (version,) = set(found.versions)
+                ROWS[version].assert_equal(found)
+                seen.add(version)
+        return seen
+
+    with ThreadPoolExecutor(3) as pool:
+        readers = [pool.submit(read) for _ in range(3)]
         try:
-            with EmbeddingClient.from_repo(repo, "sda") as client:
-                while not stop.is_set():
-                    found = client.get(IDS)
-                    (version,) = set(found.versions)
-                    ROWS[version].assert_equal(found)
-                    reads[number][version] = reads[number].get(version, 0) + 1
-        except BaseException as error:
-            failures.append(error)
-
-    readers = [threading.Thread(target=read, args=(number,)) for number in range(len(reads))]
+            with open_versions(repo, "sda") as versions:
+                for turn in range(100):
+                    promote(versions, (A, B)[turn % 2])
+                    time.sleep(0.01)
+        finally:
+            stop.set()
     for reader in readers:
-        reader.start()
-    with open_versions(repo, "sda") as versions:
-        for turn in range(100):
-            promote(versions, (A, B)[turn % 2])
-            threading.Event().wait(0.01)
-    stop.set()
-    for reader in readers:
-        reader.join()
-    assert not failures
-    for seen in reads:
-        assert seen.keys() == {A, B}, "vacuous: a reader saw one version only"
+        assert reader.result() == {A, B}, "vacuous: a reader saw one version only"
 
 
 def neighbours(make_repo, server):
@@ -203,9 +203,8 @@ def neighbours(make_repo, server):
     repos = [
         make_repo(slots=2, server=server, project=project, name=project) for project in ("shop", "coffeeshop")
     ]
-    for repo in repos:
-        for version in (A, B):
-            store(repo, version)
+    for repo, version in product(repos, (A, B)):
+        store(repo, version)
     return repos
 
 
@@ -213,9 +212,8 @@ def test_prune_touches_nothing_else(make_repo, server):
     repo, _ = neighbours(make_repo, server)
     before = dump(server)
     opened = open_feature_set(repo, "sda", 2)
-    with open_versions(repo, "sda") as versions:
-        view = online_view(opened)
-        assert [state.version for state in prune(versions)] == [B]
+    assert pruned(repo) == [B]
+    view = online_view(opened)
     keys = {*view.keys(IDS)}
     fields = {view.time_field, *view.fields}
     record = pointer_key("shop", "sda")
@@ -238,36 +236,26 @@ def test_the_last_view_of_a_hash_takes_the_hash_with_it(make_repo, server):
     others = Rows.random(["x", "y"], 8)
     store(repo, A)
     store(repo, B, rows=others, promoted=True)
-    with open_versions(repo, "sda") as versions:
-        prune(versions)
+    pruned(repo)
     assert len(dump(server)) == 2 + 1  # x and y, and the record
 
 
 @pytest.mark.parametrize("crash_at", ["delete_online", "clear", "sweep"])
-def test_an_interrupted_prune_is_completed(make_repo, server, monkeypatch, crash_at):
+def test_an_interrupted_prune_is_completed(make_repo, server, crash_at):
     """Stop before the online rows, between both, and before files that count no longer are gone."""
     repo, _ = neighbours(make_repo, server)
     extra = Rows.random(["z"], 8)
-    store(repo, B, rows=extra, time=NOON + timedelta(hours=1))
-
-    class Crash(Exception):
-        pass
-
-    def crash(*arguments, **options):
-        raise Crash
-
-    with monkeypatch.context() as patch:
-        patch.setattr(lifecycle_module, crash_at, crash)
-        with open_versions(repo, "sda") as versions, pytest.raises(Crash):
-            prune(versions, [B])
+    store(repo, B, rows=extra, hours=1)
+    crash = patch.object(lifecycle_module, crash_at, side_effect=ZeroDivisionError)
+    with crash, pytest.raises(ZeroDivisionError):
+        pruned(repo, B)
     assert states(repo) == {A: (1, "live"), B: (2, "unrecorded")}
     with EmbeddingClient.from_repo(repo, "sda") as client:
         ROWS[A].assert_equal(client.get(IDS))
         with pytest.raises(FeatureMismatchError):
             client.get(IDS, version=B)
-    with open_versions(repo, "sda") as versions:
-        assert [state.version for state in prune(versions)] == [B]
-        view = online_view(versions.slots[1])
+    assert pruned(repo) == [B]
+    view = online_view(open_feature_set(repo, "sda", 2))
     assert states(repo) == {A: (1, "live")}
     left = [
         key for key, value in dump(server).items() if isinstance(value, dict) and view.time_field in value
@@ -276,80 +264,66 @@ def test_an_interrupted_prune_is_completed(make_repo, server, monkeypatch, crash
     assert len(left) == len(IDS), "the other project's rows"
 
 
-def test_a_pruned_version_can_be_written_again_after_a_crash(make_repo, monkeypatch):
+def test_a_pruned_version_can_be_written_again_after_a_crash(make_repo):
     """Its rows are half gone online and all there offline: materialising completes it."""
     repo = make_repo(slots=2)
     store(repo, A)
     store(repo, B)
     with open_versions(repo, "sda") as versions:
-        with monkeypatch.context() as patch:
-            patch.setattr(lifecycle_module, "clear", lambda folder: 1 / 0)
-            with pytest.raises(ZeroDivisionError):
-                prune(versions, [B])
+        crash = patch.object(lifecycle_module, "clear", side_effect=ZeroDivisionError)
+        with crash, pytest.raises(ZeroDivisionError):
+            prune(versions, [B])
         with slot_for(versions.slots, versions, B) as opened:
             assert opened.slot == 2
             materialize_view(repo, "sda", slot=2)
             record_version(versions, opened, B, promote=True)
-    with EmbeddingClient.from_repo(repo, "sda") as client:
-        ROWS[B].assert_equal(client.get(IDS))
+    ROWS[B].assert_served(repo)
 
 
 def test_what_prune_refuses_and_keeps(make_repo):
     repo = make_repo(slots=3)
     for version in (A, B, C):
         store(repo, version)
-    with open_versions(repo, "sda") as versions:
-        with pytest.raises(FeatureStoreError, match=f"Version {A} is live. Promote another version"):
-            prune(versions, [A])
-        with pytest.raises(FeatureStoreError, match="begins with 'x', found 0"):
-            prune(versions, ["x"])
-        with (
-            slot_for(versions.slots, versions, C),
-            pytest.raises(FeatureStoreError, match="Another run is writing"),
-        ):
-            prune(versions, [C])
-        assert states(repo) == {A: (1, "live"), B: (2, "stored"), C: (3, "stored")}
-        assert [state.version for state in prune(versions, keep=["ab"])] == [C]
-        assert [state.version for state in prune(versions)] == [B]
-        assert prune(versions) == []
+    with pytest.raises(FeatureStoreError, match=f"Version {A} is live. Promote another version"):
+        pruned(repo, A)
+    with pytest.raises(FeatureStoreError, match="begins with 'x', found 0"):
+        pruned(repo, "x")
+    refused = pytest.raises(FeatureStoreError, match="Another run is writing")
+    with open_versions(repo, "sda") as versions, slot_for(versions.slots, versions, C), refused:
+        prune(versions, [C])
+    assert states(repo) == {A: (1, "live"), B: (2, "stored"), C: (3, "stored")}
+    assert pruned(repo, keep=["ab"]) == [C]
+    assert pruned(repo) == [B]
+    assert pruned(repo) == []
     assert states(repo) == {A: (1, "live")}
-
-
-def fill_slot_1(repo, version=A, *, online=True):
-    """Rows in slot 1 without a record, as they were before there were versions."""
-    ROWS[version].write(open_feature_set(repo, "sda").folder, version=version)
-    if online:
-        materialize_view(repo, "sda")
 
 
 def test_rows_from_before_the_record_stay_live(make_repo):
     repo = make_repo(slots=2)
-    fill_slot_1(repo)
+    ROWS[A].write(repo / "data/sda", version=A)
+    materialize_view(repo, "sda")
     assert states(repo) == {A: (1, "unrecorded")}
-    with open_versions(repo, "sda") as versions:
-        assert prune(versions) == []  # it is served
+    assert pruned(repo) == []  # it is served
     assert store(repo, B) == 2
     assert states(repo) == {A: (1, "live"), B: (2, "stored")}
-    with EmbeddingClient.from_repo(repo, "sda") as client:
-        ROWS[A].assert_equal(client.get(IDS))
+    ROWS[A].assert_served(repo)
 
 
 def test_an_incomplete_first_version_is_not_taken_for_a_live_one(make_repo):
     repo = make_repo(slots=2)
-    fill_slot_1(repo, online=False)
+    ROWS[A].write(repo / "data/sda", version=A)
     assert store(repo, B) == 2
     assert states(repo) == {A: (1, "unrecorded"), B: (2, "live")}
-    with open_versions(repo, "sda") as versions:
-        with pytest.raises(FeatureStoreError, match="found 0; stored: abbb"):
-            promote(versions, A)
-        assert [state.version for state in prune(versions)] == [A]
+    with pytest.raises(FeatureStoreError, match="found 0; stored: abbb"):
+        manage(repo, promote, A)
+    assert pruned(repo) == [A]
 
 
 def test_a_refresh_of_the_live_version_is_in_place(make_repo):
     repo = make_repo(slots=2)
     store(repo, A)
     newer = Rows.random(IDS[:3], 8, seed=9)
-    assert store(repo, A, rows=newer, time=NOON + timedelta(hours=1)) == 1
+    assert store(repo, A, rows=newer, hours=1) == 1
     with EmbeddingClient.from_repo(repo, "sda") as client:
         newer.assert_equal(client.get(IDS[:3]))
         assert client.get(IDS).text[3:].tobytes() == ROWS[A].text[3:].tobytes()
@@ -389,20 +363,16 @@ def test_the_commands(make_repo):
     assert states(repo) == {A: (1, "live")}
 
 
-def lose_record(repo, server, *, audit):
-    with redis.Redis(*server) as client:
-        client.delete(*client.keys("sda-features*"))
-        if audit:
-            client.delete(*client.keys("*:audit"))
-
-
 @pytest.mark.parametrize("audit", [False, True])
 @pytest.mark.parametrize("copy", [True, False])
 def test_a_lost_record_is_an_error_until_it_is_repaired(make_repo, server, audit, copy):
     repo = make_repo(slots=2, server=server)
     store(repo, A)
     store(repo, B, promoted=True)
-    lose_record(repo, server, audit=audit)
+    with redis.Redis(*server) as client:
+        client.delete(*client.keys("sda-features*"))
+        if audit:
+            client.delete(*client.keys("*:audit"))
     if not copy:
         (open_feature_set(repo, "sda").folder / ".versions.json").unlink()
     for attempt in (lambda: states(repo), lambda: store(repo, C), lambda: load_vectors(repo, "sda", IDS)):
@@ -415,8 +385,7 @@ def test_a_lost_record_is_an_error_until_it_is_repaired(make_repo, server, audit
         arguments += ["--live", "abbb"]
     shop.run(*arguments)
     assert states(repo) == {A: (1, "previous" if copy else "stored"), B: (2, "live")}
-    with EmbeddingClient.from_repo(repo, "sda") as client:
-        ROWS[B].assert_equal(client.get(IDS))
+    ROWS[B].assert_served(repo)
 
 
 def test_status_and_sweep(make_repo, server):
@@ -452,10 +421,9 @@ def test_every_change_is_listed(make_repo):
     repo = make_repo(slots=2)
     store(repo, A)
     store(repo, B)
-    with open_versions(repo, "sda") as versions:
-        promote(versions, B)
-        rollback(versions)
-        prune(versions)
+    manage(repo, promote, B)
+    manage(repo, rollback)
+    pruned(repo)
     changes = json.loads(shop.run("versions", "--log", "--json", "--repo", repo))["changes"][::-1]
     actions = [(change["action"].split()[0], change["from"], change["to"]) for change in changes]
     assert actions == [

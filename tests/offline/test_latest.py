@@ -1,6 +1,6 @@
 """The newest row of each key, against a loop over rows."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -9,19 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from sda_features.offline.latest import NO_TIME, epoch_nanoseconds, latest_batches, latest_rows
-
-NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
+from tests.feast_repo import NOON
 
 
 def random_table(rng, count, *, zone="UTC", unit="us"):
     def times(share_of_nulls):
         hours = rng.integers(-4, 5, count)
         nulls = rng.random(count) < share_of_nulls
-        stamps = [
-            None if null else NOON + timedelta(hours=int(hour))
-            for hour, null in zip(hours, nulls, strict=True)
-        ]
-        return pa.array(stamps, pa.timestamp("us", tz="UTC")).cast(pa.timestamp(unit, tz=zone))
+        stamps = [NOON + timedelta(hours=int(hour)) for hour in hours]
+        return pa.array(stamps, pa.timestamp("us", tz="UTC"), mask=nulls).cast(pa.timestamp(unit, tz=zone))
 
     return pa.table(
         {
@@ -61,27 +57,21 @@ def test_rows_are_those_of_a_loop(tmp_path, keys, created, keep):
         table = random_table(rng, 57, zone=zone, unit=unit)
         folder = tmp_path / str(turn)
         folder.mkdir()
-        for part, start in enumerate((0, 20, 21)):
-            stop = (20, 21, 57)[part]
+        for part, (start, stop) in enumerate([(0, 20), (20, 21), (21, 57)]):
             pq.write_table(table.slice(start, stop - start), folder / f"{part}.parquet", row_group_size=9)
         dataset = pa_dataset.dataset(folder)
         for start, end in [(None, None), (NOON, None), (None, NOON), (NOON - timedelta(hours=1), NOON)]:
             expected = slow_latest(table, keys, created, start, end, keep)
-            options = {
-                "keys": keys,
-                "timestamp": "event",
-                "created": created,
-                "start": start,
-                "end": end.replace(tzinfo=None) if end and turn % 2 else end,
-                "keep": keep,
-            }
-            batches = list(latest_batches(dataset, columns=["vector", "row"], batch_rows=4, **options))
+            end = end.replace(tzinfo=None) if end and turn % 2 else end
+            options = {"keys": keys, "timestamp": "event", "created": created, "start": start, "end": end}
+            batches = list(
+                latest_batches(dataset, columns=["vector", "row"], batch_rows=4, keep=keep, **options)
+            )
             assert all(0 < len(batch) <= 4 for batch in batches)
             found = pa.Table.from_batches(batches)
             assert found["row"].to_pylist() == expected
             assert found.equals(table.select(["vector", "row"]).take(expected))
             if keep == "last":
-                del options["keep"]
                 assert latest_rows(dataset, columns=["row"], **options)["row"].to_pylist() == expected
 
 

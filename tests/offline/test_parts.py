@@ -14,14 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from sda_features.errors import FeatureMismatchError, FeatureStoreError
-from sda_features.offline.parts import (
-    newest_timestamp,
-    next_timestamp,
-    part_paths,
-    stored_rows,
-    write_part,
-)
-from sda_features.offline.schema import SCHEMA, check_table, vectors_table
+from sda_features.offline.parts import newest_timestamp, next_timestamp, part_paths, stored_rows, write_part
+from sda_features.offline.schema import SCHEMA, check_table
 from sda_features.offline.table import commit, publish, sweep, write_file
 from tests.feast_repo import NOON, Rows
 
@@ -44,16 +38,8 @@ def test_a_table_holds_its_vectors(data, count, dim):
     floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
     text = data.draw(arrays(np.float32, (count, dim), elements=floats))
     found = data.draw(arrays(np.bool_, count))
-    table = vectors_table(
-        [str(row) for row in range(count)],
-        text=text,
-        text_found=found,
-        image=text[::-1],  # not contiguous
-        image_found=~found,
-        adapter_version="v1",
-        content_hashes=["h"] * count,
-        event_timestamp=NOON,
-    )
+    ids = [str(row) for row in range(count)]
+    table = Rows(ids, text, found, text[::-1], ~found).table()  # the second is not contiguous
     assert check_table(table) == (dim if count else None)
     assert table["text_embedding"].to_pylist() == [
         row if is_found else None for row, is_found in zip(text.tolist(), found, strict=True)
