@@ -203,10 +203,8 @@ def _is_dead(writer: Writer) -> bool:
         return False
     try:
         os.kill(int(writer.owner.rpartition(":")[2]), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)
     return False
 
 

@@ -50,21 +50,19 @@ class AsyncEmbeddingClient(BaseClient):
         self._check_loop()
         reading = self._reader.read(item_ids, version)
         with self._observed(len(item_ids)) as observed, redis_errors(self.address):
+            reply: Any = None
             try:
                 async with asyncio.timeout(deadline):
-                    fetch = next(reading)
                     while True:
+                        ask = reading.send(reply)
                         reply = await fetch_fields(
-                            self._redis, fetch.keys, fetch.fields, record_key=fetch.record_key
+                            self._redis, ask.keys, ask.fields, record_key=ask.record_key
                         )
-                        try:
-                            fetch = reading.send(reply)
-                        except StopIteration as end:
-                            found: Embeddings = end.value
-                            observed.append(found)
-                            return found
+            except StopIteration as end:
+                observed.append(end.value)
             except TimeoutError:
                 raise DeadlineExceeded("The deadline of the call passed.") from None
+            return observed[0]
 
     async def ping(self) -> None:
         """Check that the online store answers.

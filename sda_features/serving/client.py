@@ -73,9 +73,6 @@ class BaseClient:
     @contextlib.contextmanager
     def _observed(self, items: int) -> Iterator[list[Embeddings]]:
         """Tell the observer of a request; the block appends its result."""
-        if self._observer is None:
-            yield []
-            return
         began, error = time.perf_counter(), None
         result: list[Embeddings] = []
         try:
@@ -84,22 +81,9 @@ class BaseClient:
             error = type(raised).__name__
             raise
         finally:
-            seconds = time.perf_counter() - began
-            found = result[0] if result else None
-            self._observer(
-                Observation(
-                    seconds,
-                    items,
-                    int((found.text_found | found.image_found).sum()) if found is not None else 0,
-                    next((version for version in found.versions if version), None)
-                    if found is not None
-                    else None,
-                    (datetime.now(UTC) - found.seen).total_seconds()
-                    if found is not None and found.seen
-                    else None,
-                    error,
-                )
-            )
+            if self._observer:
+                seconds = time.perf_counter() - began
+                self._observer(_observation(seconds, items, result[0] if result else None, error))
 
     @property
     def project(self) -> str:
@@ -194,22 +178,16 @@ class EmbeddingClient(BaseClient):
         ends = None if deadline is None else time.monotonic() + deadline
         reading = self._reader.read(item_ids, version)
         with self._observed(len(item_ids)) as observed, redis_errors(self.address):
-            fetch = next(reading)
-            while True:
-                reply = fetch_sized(
-                    self._redis,
-                    fetch.keys,
-                    fetch.fields,
-                    fetch.sizes,
-                    record_key=fetch.record_key,
-                    deadline=ends,
-                )
-                try:
-                    fetch = reading.send(reply)
-                except StopIteration as end:
-                    found: Embeddings = end.value
-                    observed.append(found)
-                    return found
+            reply: Any = None
+            try:
+                while True:
+                    ask = reading.send(reply)
+                    reply = fetch_sized(
+                        self._redis, ask.keys, ask.fields, ask.sizes, record_key=ask.record_key, deadline=ends
+                    )
+            except StopIteration as end:
+                observed.append(end.value)
+            return observed[0]
 
     def ping(self) -> None:
         """Check that the online store answers.
@@ -229,6 +207,15 @@ class EmbeddingClient(BaseClient):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _observation(seconds: float, items: int, read: Embeddings | None, error: str | None) -> Observation:
+    if read is None:
+        return Observation(seconds, items, 0, None, None, error)
+    found = int((read.text_found | read.image_found).sum())
+    version = next(filter(None, read.versions), None)
+    age = (datetime.now(UTC) - read.seen).total_seconds() if read.seen else None
+    return Observation(seconds, items, found, version, age, error)
 
 
 def _options_of(server: Any) -> dict[str, Any]:

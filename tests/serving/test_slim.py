@@ -11,6 +11,7 @@ import pytest
 
 from sda_features.cli.failures import _extra_with
 from tests.installed import ROOT, install, link
+from tests.serving.stored import put
 
 FEATURES = {"text": [3, 0, 4], "image": [0, 1, 0]}
 HEAVY = {
@@ -41,10 +42,9 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def project(put, server, new_project) -> str:
-    name = new_project()
-    put(server, name, "a", *FEATURES.values())
-    return name
+def project(server, project) -> str:
+    put(server, project, "a", *FEATURES.values())
+    return project
 
 
 def run(*command: object) -> subprocess.CompletedProcess[str]:
@@ -52,7 +52,7 @@ def run(*command: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/feast.md"])
-def test_the_lookup_of_a_page_needs_numpy_and_redis_alone(page, programs, project, redis_server) -> None:
+def test_the_lookup_of_a_page_needs_numpy_and_redis_alone(page, programs, project, url) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     (block,) = (found for found in re.findall(r"```python\n(.*?)```", text, re.S) if '"shop"' in found)
     block = block.replace('["B001", "B002"]', "candidate_ids")
@@ -61,11 +61,10 @@ def test_the_lookup_of_a_page_needs_numpy_and_redis_alone(page, programs, projec
         "values = {name: getattr(found, name).tolist() for name in ('text', 'text_found', 'image', 'image_found')}\n"
         "print(json.dumps([values, sorted(sys.modules)]))"
     )
-    address = "redis://{}:{}".format(*redis_server)
-    for old, new in (("redis://localhost:6379", address), ('"shop"', f'"{project}"'), ("dim=256", "dim=3")):
+    for old, new in (("redis://localhost:6379", url), ('"shop"', f'"{project}"'), ("dim=256", "dim=3")):
         assert old in script
         script = script.replace(old, new)
-    done = run(programs / "python", "-c", script.replace("ADDRESS", repr(address)))
+    done = run(programs / "python", "-c", script.replace("ADDRESS", repr(url)))
     assert done.returncode == 0, done.stderr
     values, modules = json.loads(done.stdout)
     for name, vector in FEATURES.items():
