@@ -244,7 +244,8 @@ def _numbers(block: npt.NDArray[np.uint8], dim: int) -> npt.NDArray[np.floating]
         if (block[:, : len(prefix)] == prefix).all():
             bodies = block[:, len(prefix) :]
             if dtype == "int8":
-                return bodies[:, 4:].view(np.int8) * bodies[:, :4].view("<f4")
+                scale: Matrix = bodies[:, :4].view("<f4")
+                return scale * bodies[:, 4:].view(np.int8)
             return bodies.view("<f4" if dtype == "float32" else "<f2")
     return None
 

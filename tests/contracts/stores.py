@@ -21,8 +21,7 @@ OURS = (
     "sda_features.feast_plugins.online_store.VectorRedisOnlineStore",
     "sda_features.feast_plugins.offline_store.VectorFileOfflineStore",
 )
-KINDS = (STOCK, OURS)
-NAMES = {STOCK: "stock", OURS: "ours"}
+KINDS = {"stock": STOCK, "ours": OURS}
 DIM = 5
 
 
@@ -42,17 +41,14 @@ def open_stores(folder, project, server, *kinds):
     return stores
 
 
-def vector_view(name, entity, *, id_type="string", ttl=timedelta(0)):
+def vector_view(name, entity, *, ttl=timedelta(0)):
     """A view of vectors, strings and packed bytes, over a folder of its name, and its source."""
     from feast import FeatureView, Field, FileSource
-    from feast.types import Array, Bytes, Float32, Int64, String
+    from feast.types import Array, Bytes, Float32, String
 
     source = FileSource(name=f"{name}_source", path=name, timestamp_field="event_timestamp")
-    fields = {"vector": Array(Float32), "version": String, "packed": Bytes}
-    schema = [
-        Field(name="item_id", dtype=String if id_type == "string" else Int64),
-        *(Field(name=field, dtype=dtype) for field, dtype in fields.items()),
-    ]
+    fields = {"item_id": String, "vector": Array(Float32), "version": String, "packed": Bytes}
+    schema = [Field(name=field, dtype=dtype) for field, dtype in fields.items()]
     return source, FeatureView(name=name, entities=[entity], source=source, ttl=ttl, schema=schema)
 
 
@@ -61,13 +57,11 @@ def vector_rows(ids, time, *, seed=0, dim=DIM):
     rng = np.random.default_rng(seed)
     matrix = (rng.normal(size=(len(ids), dim)) * 10.0 ** rng.integers(-42, 30, (len(ids), dim))).astype("f4")
     matrix[0, 0] = -0.0
-    vectors = pa.array(
-        [None if row == 1 else vector for row, vector in enumerate(matrix)], pa.list_(pa.float32())
-    )
+    vectors = [None if row == 1 else vector for row, vector in enumerate(matrix)]
     return pa.table(
         {
             "item_id": ids,
-            "vector": vectors,
+            "vector": pa.array(vectors, pa.list_(pa.float32())),
             "version": [None if row == 2 else f"v{seed}" for row in range(len(ids))],
             "packed": [b"\x00%d" % row for row in range(len(ids))],
             "event_timestamp": pa.array([time] * len(ids), pa.timestamp("us", tz="UTC")),
@@ -108,18 +102,15 @@ class Pair:
             return self.reader.get_online_features(features, rows, **options).to_dict()
 
 
-def _name(pair):
-    return f"{NAMES[pair[0]]} writes, {NAMES[pair[1]]} reads"
-
-
 class StoreContract:
     """Runs with every pair of `KINDS`: one writes, the other reads."""
 
     ids = ("B001", "B 002", "ü/漢:3", "", "d")
 
-    @pytest.fixture(params=list(itertools.product(KINDS, repeat=2)), ids=_name)
+    @pytest.fixture(params=itertools.product(KINDS, repeat=2), ids="{0[0]} writes, {0[1]} reads".format)
     def pair(self, request, tmp_path, redis_server, new_project):
-        return Pair(*open_stores(tmp_path, new_project(), redis_server, *request.param), tmp_path)
+        kinds = [KINDS[name] for name in request.param]
+        return Pair(*open_stores(tmp_path, new_project(), redis_server, *kinds), tmp_path)
 
     @pytest.fixture
     def item(self):
@@ -143,9 +134,8 @@ class StoreContract:
     def test_the_newest_row_wins_in_whatever_order_rows_come(self, pair, item):
         pair.apply(item, *vector_view("view", item))
         for hours, ids in ((2, "abc"), (1, "abcd"), (3, "a")):
-            write_part(
-                pair.folder / "view", vector_rows(list(ids), NOON + timedelta(hours=hours), seed=hours)
-            )
+            rows = vector_rows(list(ids), NOON + timedelta(hours=hours), seed=hours)
+            write_part(pair.folder / "view", rows)
         for end, expected in ((2.5, ["v2", "v2", None, "v1"]), (4, ["v3", "v2", None, "v1"])):
             pair.materialize(NOON + timedelta(hours=end))
             assert pair.read(["view:version"], "abcd")["version"] == expected
@@ -162,9 +152,8 @@ class StoreContract:
         source, view = vector_view("view", item, ttl=timedelta(hours=5))
         pair.apply(item, source, view)
         for hours in (0, 2):
-            write_part(
-                pair.folder / "view", vector_rows(["a", "b", "c"], NOON + timedelta(hours=hours), seed=hours)
-            )
+            rows = vector_rows(["a", "b", "c"], NOON + timedelta(hours=hours), seed=hours)
+            write_part(pair.folder / "view", rows)
         entities = pd.DataFrame({"item_id": [*"aaaaz"], "event_timestamp": [NOON] * 5, "clicked": range(5)})
         entities["event_timestamp"] += pd.to_timedelta([1, 3, -1, 8, 1], unit="h")
         with quiet_feast():

