@@ -33,15 +33,7 @@ AHEAD = 3  # chunks on their way while the next is prepared
 
 @dataclass(frozen=True)
 class OnlineView:
-    """A feature view with one join key, as Redis holds it.
-
-    Attributes:
-        project: Feast project.
-        view: name of the feature view.
-        features: its features.
-        join_key: join key of its entity.
-        id_type: type of the entity's values.
-    """
+    """A feature view with one join key, as Redis holds it; `id_type` is the type of its entity's values."""
 
     project: str
     view: str

@@ -29,24 +29,13 @@ class AsyncEmbeddingClient(BaseClient):
     """
 
     _redis: Redis | RedisCluster
+    _connect = staticmethod(RedisAddress.connect_async)
     _loop: asyncio.AbstractEventLoop | None = None
-
-    def _connect(self, address: RedisAddress, timeout: float) -> Redis | RedisCluster:
-        return address.connect_async(timeout=timeout)
 
     async def get(
         self, item_ids: Sequence[str | int], version: str | None = None, *, deadline: float | None = None
     ) -> Embeddings:
-        """Vectors of items, in the order of the request; see `EmbeddingClient.get`.
-
-        Args:
-            item_ids: n ids.
-            version: the adapter version to read, for this call.
-            deadline: seconds for the whole call, opening a connection and retries included.
-
-        Raises:
-            OnlineStoreError, FeatureMismatchError: as there.
-        """
+        """As `EmbeddingClient.get`; `deadline` includes the opening of a connection."""
         self._check_loop()
         reading = self._reader.read(item_ids, version)
         with self._observed(len(item_ids)) as observed, redis_errors(self.address):
@@ -65,11 +54,7 @@ class AsyncEmbeddingClient(BaseClient):
             return observed[0]
 
     async def ping(self) -> None:
-        """Check that the online store answers.
-
-        Raises:
-            OnlineStoreError: it does not.
-        """
+        """As `EmbeddingClient.ping`."""
         self._check_loop()
         with redis_errors(self.address):
             await self._redis.ping()  # type: ignore[misc]

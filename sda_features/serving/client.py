@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -23,11 +23,13 @@ from sda_features.serving.layout import IdType
 from sda_features.serving.observer import Observation, Observer
 from sda_features.serving.reading import Embeddings, Reader
 from sda_features.serving.repo_config import read_repo_config
-from sda_features.serving.wire import Server, fetch_sized
+from sda_features.serving.wire import Server, fetch_fields
 
 
 class BaseClient:
     """What the clients for threads and for asyncio share; see `EmbeddingClient`."""
+
+    _connect: Callable[..., Any]
 
     def __init__(
         self,
@@ -57,18 +59,17 @@ class BaseClient:
             max_age=max_age,
             cache_items=cache_items,
         )
+        self.project = project
+        self.view = self._reader.view  # that is read where no version record says otherwise
         if isinstance(server, str | RedisAddress):
             address = RedisAddress.parse(server) if isinstance(server, str) else server
-            self._redis = self._connect(address, timeout)
+            self._redis = self._connect(address, timeout=timeout)
             self.address = str(address)
         else:
             if _options_of(server).get("decode_responses"):
                 raise SettingsError("Vectors are bytes: expected a Redis client with decode_responses=False.")
             self._redis = server
             self.address = _address_of(server)
-
-    def _connect(self, address: RedisAddress, timeout: float) -> Any:
-        raise NotImplementedError
 
     @contextlib.contextmanager
     def _observed(self, items: int) -> Iterator[list[Embeddings]]:
@@ -84,16 +85,6 @@ class BaseClient:
             if self._observer:
                 seconds = time.perf_counter() - began
                 self._observer(_observation(seconds, items, result[0] if result else None, error))
-
-    @property
-    def project(self) -> str:
-        """Feast project."""
-        return self._reader.project
-
-    @property
-    def view(self) -> str:
-        """Feature view that is read where no version record says otherwise."""
-        return self._reader.view
 
     @classmethod
     def from_repo(cls, repo_path: Path | str, feature_set: str = "sda", **options: Any) -> Self:
@@ -151,9 +142,7 @@ class EmbeddingClient(BaseClient):
     """
 
     _redis: Server
-
-    def _connect(self, address: RedisAddress, timeout: float) -> Server:
-        return address.connect(timeout=timeout)
+    _connect = staticmethod(RedisAddress.connect)
 
     def get(
         self, item_ids: Sequence[str | int], version: str | None = None, *, deadline: float | None = None
@@ -182,7 +171,7 @@ class EmbeddingClient(BaseClient):
             try:
                 while True:
                     ask = reading.send(reply)
-                    reply = fetch_sized(
+                    reply = fetch_fields(
                         self._redis, ask.keys, ask.fields, ask.sizes, record_key=ask.record_key, deadline=ends
                     )
             except StopIteration as end:

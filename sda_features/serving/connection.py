@@ -92,11 +92,9 @@ class RedisAddress:
         servers = [_host_and_port(part) for part in parts if "=" not in part]
         if not servers:
             raise OnlineStoreError("Expected a Redis server as host:port,db=0,ssl=true,..., got 0 servers.")
-        options = dict(part.split("=", 1) for part in parts if "=" in part)
+        options = (part.split("=", 1) for part in parts if "=" in part)
         (host, port), *others = servers
-        return cls(
-            host, port, {key: _option(key, value) for key, value in options.items()}, others=tuple(others)
-        )
+        return cls(host, port, {key: _option(key, text) for key, text in options}, others=tuple(others))
 
     def __str__(self) -> str:
         text = ",".join(f"{host}:{port}" if port else host for host, port in self._servers())

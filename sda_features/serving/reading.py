@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TypeAlias
 
 import numpy as np
@@ -30,7 +30,7 @@ from sda_features.serving.cache import RowCache
 from sda_features.serving.codec import Mask, Matrix
 from sda_features.serving.layout import IdType
 from sda_features.serving.pointer import Pointer, StoredVersion, pointer_key
-from sda_features.serving.wire import Row, rows_of
+from sda_features.serving.wire import Rows
 
 ItemId: TypeAlias = str | int
 Times: TypeAlias = npt.NDArray[np.datetime64]
@@ -82,7 +82,7 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Fetch:
-    """What to fetch next; the arguments of `wire.fetch_sized`."""
+    """What to fetch next; the arguments of `wire.fetch_fields`."""
 
     keys: Sequence[bytes] = ()
     fields: Sequence[bytes] = ()
@@ -90,7 +90,7 @@ class Fetch:
     sizes: Sequence[int] = ()
 
 
-Reading: TypeAlias = Generator[Fetch, tuple[list[Row] | Block, bytes | None], Embeddings]
+Reading: TypeAlias = Generator[Fetch, tuple[Rows, bytes | None], Embeddings]
 
 
 class Reader:
@@ -113,12 +113,10 @@ class Reader:
         max_age: timedelta | None = None,
         cache_items: int = 0,
     ) -> None:
-        self.project, self.feature_set = project, feature_set
-        self.view = view or layout.view_name(feature_set)
-        self.join_key = join_key
-        self.id_type: IdType = id_type
+        self.feature_set, self.view = feature_set, view or layout.view_name(feature_set)
         self.dim, self.version, self.max_age = dim, version, max_age
         self.cache = RowCache(cache_items) if cache_items else None
+        self._keys = partial(layout.redis_keys, project=project, join_key=join_key, id_type=id_type)
         # A view that was named has no record, which is as good as an absent one.
         self._record_key = None if view else pointer_key(project, feature_set)
         self._sizes: dict[tuple[bytes, ...], tuple[int, ...]] = {}  # of the values that came last, by fields
@@ -147,11 +145,8 @@ class Reader:
             cache = self.cache if place.stored else None
             cached = cache.get(place.stored, ids) if cache else {}
             wanted = [item_id for item_id in ids if item_id not in cached] if cached else ids
-            keys = layout.redis_keys(
-                wanted, project=self.project, join_key=self.join_key, id_type=self.id_type
-            )
             sizes = self._sizes.get(place.fields, ())
-            rows, record = yield Fetch(keys, place.fields, self._record_key, sizes)
+            rows, record = yield Fetch(self._keys(wanted), place.fields, self._record_key, sizes)
             if record is None and pointer.versions:
                 self._warn_of_a_lost_record()  # and go by what it said: each row says its version
             elif record != known:
@@ -159,25 +154,22 @@ class Reader:
                 if self._place(pointer, version) != place:
                     continue
             if cached:
-                fetched = {**cached, **dict(zip(wanted, rows_of(rows), strict=True))}
+                fetched = {**cached, **dict(zip(wanted, rows, strict=True))}
                 rows = [fetched[item_id] for item_id in ids]
             found = self._decode(ids, rows, place)
             if cache:
-                cache.put(place.stored, dict(zip(ids, rows_of(rows), strict=True)))
+                cache.put(place.stored, dict(zip(ids, rows, strict=True)))
             return found
         raise FeatureMismatchError(
             f"The version record of feature set {self.feature_set!r} changed during each of {ATTEMPTS} reads. "
             "Ask again; if it goes on, look for jobs that promote or materialize all the time."
         )
 
-    def _refuse_a_lost_record(
-        self, ids: Sequence[ItemId]
-    ) -> Generator[Fetch, tuple[list[Row] | Block, bytes | None]]:
+    def _refuse_a_lost_record(self, ids: Sequence[ItemId]) -> Generator[Fetch, tuple[Rows, bytes | None]]:
         """Without a record slot 1 is served, unless items have rows in other slots as well."""
-        keys = layout.redis_keys(ids, project=self.project, join_key=self.join_key, id_type=self.id_type)
         others = [layout.timestamp_field(layout.view_name(self.feature_set, slot)) for slot in OTHER_SLOTS]
-        rows, _ = yield Fetch(keys, others)
-        if any(value is not None for row in rows_of(rows) for value in row):
+        rows, _ = yield Fetch(self._keys(ids), others)
+        if any(value is not None for row in rows for value in row):
             raise OnlineStoreError(_LOST.format(self.feature_set))
 
     def _warn_of_a_lost_record(self) -> None:
@@ -204,12 +196,11 @@ class Reader:
             f"{held}. Ask for one of these, or materialize that version."
         )
 
-    def _decode(self, ids: tuple[ItemId, ...], rows: Sequence[Row] | Block, place: _Target) -> Embeddings:
+    def _decode(self, ids: tuple[ItemId, ...], rows: Rows, place: _Target) -> Embeddings:
         """The result that `rows` make, checked."""
         found = self._decode_block(ids, rows, place) if isinstance(rows, Block) else None
-        found = found or self._decode_rows(ids, rows_of(rows), place)
-        if self.max_age is not None:
-            forget_older(found, datetime.now(UTC) - self.max_age)
+        found = found or self._decode_rows(ids, rows, place)
+        forget_older(found, self.max_age)
         return found
 
     def _decode_block(self, ids: tuple[ItemId, ...], block: Block, place: _Target) -> Embeddings | None:
@@ -231,7 +222,7 @@ class Reader:
         of_all = (version,) * len(ids)
         return Embeddings(ids, text, text_found, image, image_found, of_all, event_times, place.seen)
 
-    def _decode_rows(self, ids: tuple[ItemId, ...], rows: Sequence[Row], place: _Target) -> Embeddings:
+    def _decode_rows(self, ids: tuple[ItemId, ...], rows: Rows, place: _Target) -> Embeddings:
         columns = tuple(zip(*rows, strict=True)) if rows else ((),) * len(place.fields)
         texts, images, encoded, stamps = columns
         decoded = {value: codec.decode_string(value) for value in set(encoded)}  # they repeat
@@ -280,11 +271,14 @@ class Reader:
         return foreign
 
 
-def forget_older(found: Embeddings, limit: datetime) -> None:
-    """Mark vectors last seen unchanged before `limit`, or at an unknown time, as not found, in place."""
+def forget_older(found: Embeddings, max_age: timedelta | None) -> None:
+    """Mark vectors last seen unchanged longer ago, or at an unknown time, as not found, in place."""
+    if max_age is None:
+        return
+    limit = datetime.now(UTC) - max_age
     if found.seen is not None and found.seen >= limit:
         return
-    instant = np.datetime64(limit.astimezone(UTC).replace(tzinfo=None), "us")
+    instant = np.datetime64(limit.replace(tzinfo=None), "us")
     old = ~(found.event_times >= instant)  # NaT is neither
     for matrix, mask in ((found.text, found.text_found), (found.image, found.image_found)):
         matrix[old] = 0

@@ -20,9 +20,9 @@ REDIS_STORES = (
     "sda_features.feast_plugins.online_store.VectorRedisOnlineStore",
 )
 _MOVED = {  # dotted paths that feature_store.yaml files may still have
-    "sda_features.feature_store.engine.": "sda_features.feast_plugins.engine.",
-    "sda_features.feature_store.online.": "sda_features.feast_plugins.online_store.",
-    "sda_features.feature_store.offline_store.": "sda_features.feast_plugins.offline_store.",
+    "sda_features.feature_store.engine": "sda_features.feast_plugins.engine",
+    "sda_features.feature_store.online": "sda_features.feast_plugins.online_store",
+    "sda_features.feature_store.offline_store": "sda_features.feast_plugins.offline_store",
 }
 YAML_PATH_VARIABLE = "FEAST_FS_YAML_FILE_PATH"  # Feast's own
 
@@ -121,4 +121,4 @@ def _type_of(setting: Any, default: str) -> str:
     """The type that a setting of feature_store.yaml names, alone or in a mapping; a class by the path it has now."""
     named = setting.get("type") if isinstance(setting, dict) else setting
     module, dot, name = str(named or default).rpartition(".")
-    return f"{_MOVED.get(f'{module}.', module + dot)}{name}"
+    return f"{_MOVED.get(module, module)}{dot}{name}"

@@ -30,6 +30,7 @@ except ImportError:
 
 Server: TypeAlias = "redis.Redis | RedisCluster"
 Row: TypeAlias = "list[bytes | None]"  # the values of one hash, in the order of the fields
+Rows: TypeAlias = "list[Row] | Block"
 
 READ_BYTES = 1 << 14
 """`socket_read_size` for connections: hiredis moves what is left in its buffer after each reply, so
@@ -47,49 +48,30 @@ def fetch_fields(
     server: Server,
     keys: Sequence[bytes],
     fields: Sequence[bytes],
+    sizes: Sequence[int] = (),
     *,
     record_key: bytes | None = None,
     deadline: float | None = None,
-) -> tuple[Sequence[Row], bytes | None]:
+) -> tuple[Rows, bytes | None]:
     """Read the same fields of n hashes.
 
     Args:
         server: a client with `decode_responses=False`; its pool, time-outs and retries apply.
         keys: n keys.
         fields: names of the fields.
+        sizes: bytes that the value of each field is expected to have; empty: not known.
         record_key: key of a string that is read after all hashes, in the same round trip (in a cluster
             in one of its own): what it says held when the hashes were read.
         deadline: instant of `time.monotonic()` at which to give up. Opening a connection is bounded
             by the client's own time-outs alone.
 
     Returns:
-        n rows, None where a hash has no such field, and the string.
+        n rows, None where a hash has no such field; a block if every value is there with its size.
+        And the string.
 
     Raises:
         DeadlineExceeded: the deadline passed.
         redis.exceptions.RedisError: what redis-py raises; a key that is no hash is a ResponseError.
-    """
-    rows, record = fetch_sized(server, keys, fields, (), record_key=record_key, deadline=deadline)
-    return rows_of(rows), record
-
-
-def fetch_sized(
-    server: Server,
-    keys: Sequence[bytes],
-    fields: Sequence[bytes],
-    sizes: Sequence[int],
-    *,
-    record_key: bytes | None = None,
-    deadline: float | None = None,
-) -> tuple[list[Row] | Block, bytes | None]:
-    """Read the same fields of n hashes whose values are expected to have certain sizes.
-
-    Args:
-        server, keys, fields, record_key, deadline: as in `fetch_fields`.
-        sizes: bytes of the value of each field; empty: not known.
-
-    Returns:
-        A block if every value is there with its size; else, as in `fetch_fields`, n rows. And the string.
     """
     if isinstance(server, RedisCluster):
         return _fetch_from_cluster(server, keys, fields, sizes, record_key, deadline)
@@ -134,11 +116,6 @@ def pack_commands(
         yield tail.join([*commands, b""])
     if record_key is not None:
         yield b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(record_key), record_key)
-
-
-def rows_of(rows: Sequence[Row] | Block) -> Sequence[Row]:
-    """Rows as one object a value."""
-    return rows.rows() if isinstance(rows, Block) else rows
 
 
 def check_replies(rows: list[Any], record: object) -> None:
@@ -239,7 +216,7 @@ def _fetch_from_cluster(
     sizes: Sequence[int],
     record_key: bytes | None,
     deadline: float | None,
-) -> tuple[list[Row] | Block, bytes | None]:
+) -> tuple[Rows, bytes | None]:
     check_deadline(deadline)
     parts: list[tuple[list[int], list[Any] | Block]] = []
     asked: list[tuple[list[int], Any]] = []  # rows, connection
@@ -277,7 +254,7 @@ def _fetch_from_cluster(
     return _gather(parts, len(keys)), record
 
 
-def _gather(parts: Sequence[tuple[list[int], list[Any] | Block]], count: int) -> list[Row] | Block:
+def _gather(parts: Sequence[tuple[list[int], list[Any] | Block]], count: int) -> Rows:
     """Replies of several nodes in the order of the request; one block if all are blocks."""
     blocks = [block for _, block in parts if isinstance(block, Block)]
     if blocks and len(blocks) == len(parts):
@@ -287,6 +264,6 @@ def _gather(parts: Sequence[tuple[list[int], list[Any] | Block]], count: int) ->
         return Block(data, blocks[0].starts, blocks[0].sizes)
     gathered: list[Row] = [[]] * count
     for rows, part in parts:
-        for row, reply in zip(rows, rows_of(part), strict=True):
+        for row, reply in zip(rows, part, strict=True):
             gathered[row] = reply
     return gathered

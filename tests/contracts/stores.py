@@ -1,7 +1,5 @@
 """What every pair of Feast stores must do, whoever wrote and whoever reads; a test module subclasses this."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta

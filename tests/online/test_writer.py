@@ -16,7 +16,6 @@ from redis.backoff import NoBackoff
 from redis.cluster import RedisCluster, key_slot
 from redis.retry import Retry
 
-from sda_features.offline.schema import vectors_table
 from sda_features.online import writer as redis_writer
 from sda_features.online.commands import UnsupportedRows
 from sda_features.online.writer import OnlineView, delete_view_keys, write_batches
@@ -145,8 +144,7 @@ def test_any_project_name(both, project):
 def test_any_arrow_form_of_a_column(both, types):
     table = table_of(IDS["string"], times=[NOON // 1000 * 1000 + 1000 * row for row in range(8)])
     for name, data_type in types.items():
-        column = table[name].to_pylist() if pa.types.is_fixed_size_list(data_type) else table[name]
-        column = pa.array(column, data_type) if isinstance(column, list) else column.cast(data_type)
+        column = pa.array(table[name].to_pylist(), data_type)
         table = table.set_column(table.schema.get_field_index(name), name, column)
     both(table)
 
@@ -339,14 +337,9 @@ def test_keys_that_have_moved_to_another_node_are_written_and_deleted_there():
     """The client still believes what it knew when it connected."""
     view = OnlineView("moves", "view", layout.FEATURES)
     ids = [str(number) for number in range(50)]
-    table = vectors_table(
-        ids,
-        **dict.fromkeys(("text", "image"), np.ones((50, 3), np.float32)),
-        **dict.fromkeys(("text_found", "image_found"), np.ones(50, np.bool_)),
-        adapter_version="v1",
-        content_hashes=ids,
-        event_timestamp=datetime(2024, 5, 1, tzinfo=UTC),
-    )
+    ones = pa.array([[1, 1, 1]] * 50, pa.list_(pa.float32()))
+    columns = {layout.TEXT: ones, layout.IMAGE: ones, layout.VERSION: ["v1"] * 50}
+    table = pa.table({"item_id": ids, **columns, "event_timestamp": _times([1] * 50)})
     with cluster() as ports, RedisCluster("127.0.0.1", ports[0]) as client:
         for key in view.keys(ids[::5]):
             slot = key_slot(key)

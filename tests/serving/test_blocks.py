@@ -14,7 +14,7 @@ from sda_features.errors import FeatureMismatchError
 from sda_features.serving import client as client_module
 from sda_features.serving import codec, layout
 from sda_features.serving.blocks import Block
-from sda_features.serving.wire import DeadlineExceeded, fetch_sized
+from sda_features.serving.wire import DeadlineExceeded, fetch_fields
 from tests.reference import redis_layout as reference
 from tests.serving.stored import assert_same, one_connection, piped, put
 
@@ -55,7 +55,7 @@ def write(server, kinds):
 @pytest.mark.parametrize("count", [1, 2, 1000])
 def test_replies_that_are_alike_become_a_block(server, impatient, count):
     keys = write(server, ["alike"] * count)
-    block, record = fetch_sized(impatient, keys, FIELDS, SIZES, record_key=keys[0] + b"?")
+    block, record = fetch_fields(impatient, keys, FIELDS, SIZES, record_key=keys[0] + b"?")
     assert isinstance(block, Block)
     assert (len(block), record) == (count, None)
     assert block.rows() == piped(server, keys, FIELDS)
@@ -69,9 +69,9 @@ kinds = st.sampled_from(["alike"] * 9 + ["longer", "shorter", "half", "absent"])
 @given(kinds=st.lists(kinds, min_size=1, max_size=60), repeat=st.sampled_from([1, 7, 40]))
 def test_others_are_what_a_pipeline_returns(server, impatient, kinds, repeat):
     keys = write(server, kinds) * repeat
-    rows, record = fetch_sized(impatient, keys, FIELDS, SIZES, record_key=b"block:record")
+    rows, record = fetch_fields(impatient, keys, FIELDS, SIZES, record_key=b"block:record")
     assert isinstance(rows, Block) == (set(kinds) == {"alike"})
-    assert (rows.rows() if isinstance(rows, Block) else rows) == piped(server, keys, FIELDS)
+    assert list(rows) == piped(server, keys, FIELDS)
     assert record is None
 
 
@@ -79,7 +79,7 @@ def test_others_are_what_a_pipeline_returns(server, impatient, kinds, repeat):
 @pytest.mark.parametrize("kind", ["longer", "shorter", "half", "absent"])
 def test_one_that_differs(server, impatient, position, kind):
     keys = write(server, ["alike"] * position + [kind] + ["alike"] * (999 - position))
-    rows, _ = fetch_sized(impatient, keys, FIELDS, SIZES)
+    rows, _ = fetch_fields(impatient, keys, FIELDS, SIZES)
     assert rows == piped(server, keys, FIELDS)
 
 
@@ -87,14 +87,14 @@ def test_as_many_absent_as_make_up_whole_replies(server, impatient):
     """14 bytes a reply instead of 34: 17 absent ones take the room of 7 others."""
     for before, after in ((0, 0), (5, 0), (5, 40), (0, 1)):
         keys = write(server, ["alike"] * before + ["absent"] * 17 + ["alike"] * after)
-        rows, _ = fetch_sized(impatient, keys, FIELDS, SIZES)
+        rows, _ = fetch_fields(impatient, keys, FIELDS, SIZES)
         assert rows == piped(server, keys, FIELDS)
 
 
 @pytest.mark.parametrize("sizes", [(3, 11), (12, 3), (3,), (3, 12, 1), (0, 0)])
 def test_a_wrong_expectation(server, impatient, sizes):
     keys = write(server, ["alike"] * 50)
-    rows, _ = fetch_sized(impatient, keys, FIELDS, sizes)
+    rows, _ = fetch_fields(impatient, keys, FIELDS, sizes)
     assert rows == piped(server, keys, FIELDS)
 
 
@@ -102,8 +102,8 @@ def test_an_error_among_them_leaves_the_connection_usable(server, impatient):
     keys = write(server, ["alike"] * 30 + ["string"] + ["alike"] * 30)
     before = impatient.client_id()
     with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
-        fetch_sized(impatient, keys, FIELDS, SIZES, record_key=b"block:record")
-    assert isinstance(fetch_sized(impatient, keys[:30], FIELDS, SIZES)[0], Block)
+        fetch_fields(impatient, keys, FIELDS, SIZES, record_key=b"block:record")
+    assert isinstance(fetch_fields(impatient, keys[:30], FIELDS, SIZES)[0], Block)
     assert impatient.client_id() == before
 
 
@@ -111,27 +111,27 @@ def test_an_error_among_them_leaves_the_connection_usable(server, impatient):
 def test_without_hiredis_or_with_pushed_messages_there_are_no_blocks(server, redis_server, options):
     keys = write(server, ["alike"] * 30)
     with one_connection(redis_server, **options) as client:
-        assert fetch_sized(client, keys, FIELDS, SIZES)[0] == piped(server, keys, FIELDS)
+        assert fetch_fields(client, keys, FIELDS, SIZES)[0] == piped(server, keys, FIELDS)
 
 
 def test_faults_while_a_block_is_expected(server, impatient, monkeypatch):
     keys = write(server, ["alike"] * 30)
-    fetch_sized(impatient, keys, FIELDS, SIZES)
+    fetch_fields(impatient, keys, FIELDS, SIZES)
     server.client_pause(400)
     with pytest.raises(DeadlineExceeded):
-        fetch_sized(impatient, keys, FIELDS, SIZES, deadline=time.monotonic() + 0.05)
+        fetch_fields(impatient, keys, FIELDS, SIZES, deadline=time.monotonic() + 0.05)
     server.client_unpause()
     ends = time.monotonic() + 60
-    assert isinstance(fetch_sized(impatient, keys, FIELDS, SIZES, deadline=ends)[0], Block)
+    assert isinstance(fetch_fields(impatient, keys, FIELDS, SIZES, deadline=ends)[0], Block)
     connection = impatient.connection_pool.get_connection()
     assert connection._sock.gettimeout() == 2  # its own again
     connection.send_command("CLIENT ID")
     server.client_kill_filter(_id=connection.read_response())
     monkeypatch.setattr(impatient.connection_pool, "get_connection", lambda: connection)
     with pytest.raises(redis.exceptions.ConnectionError):
-        fetch_sized(impatient, keys, FIELDS, SIZES)
+        fetch_fields(impatient, keys, FIELDS, SIZES)
     monkeypatch.undo()
-    assert isinstance(fetch_sized(impatient, keys, FIELDS, SIZES)[0], Block)
+    assert isinstance(fetch_fields(impatient, keys, FIELDS, SIZES)[0], Block)
 
 
 # --- what the client makes of blocks ---------------------------------------------------------------

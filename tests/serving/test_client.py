@@ -97,11 +97,8 @@ def test_projects_views_and_keys_are_apart(server, url, project, options, number
 def test_the_dimension_and_the_version_asked_for(server, url, project, options, ids, message):
     put(server, project, "a", [1, 2, 3], [1, 2, 3])
     put(server, project, "b", [1, 2, 3], [1, 2])
-    with (
-        EmbeddingClient(url, project=project, **options) as client,
-        pytest.raises(FeatureMismatchError, match=message),
-    ):
-        client.get(ids)
+    with pytest.raises(FeatureMismatchError, match=message):
+        EmbeddingClient(url, project=project, **options).get(ids)
 
 
 def test_a_value_that_is_no_vector(server, project, client):
@@ -144,12 +141,10 @@ def test_threads_share_a_client(server, project, client):
 
 
 def test_a_server_that_is_not_there():
-    with (
-        EmbeddingClient(f"127.0.0.1:1,password={SECRET}", project="shop") as client,
-        pytest.raises(OnlineStoreError, match=r"127\.0\.0\.1:1, but it cannot be reached") as raised,
-    ):
+    client = EmbeddingClient(f"127.0.0.1:1,password={SECRET}", project="shop")
+    with pytest.raises(OnlineStoreError, match=r"127\.0\.0\.1:1, but it cannot be reached") as raised:
         client.get(["a"])
-    with client, pytest.raises(OnlineStoreError, match="cannot be reached"):
+    with pytest.raises(OnlineStoreError, match="cannot be reached"):
         client.ping()
     assert SECRET not in str(raised.value)
     assert raised.value.__cause__ is None
@@ -158,11 +153,8 @@ def test_a_server_that_is_not_there():
 def test_a_server_that_does_not_answer():
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         address = f"127.0.0.1:{deaf.getsockname()[1]}"
-        with (
-            EmbeddingClient(address, project="shop", timeout=0.05) as client,
-            pytest.raises(OnlineStoreError, match=f"{address}, but it did not answer in time"),
-        ):
-            client.get(["a"])
+        with pytest.raises(OnlineStoreError, match=f"{address}, but it did not answer in time"):
+            EmbeddingClient(address, project="shop", timeout=0.05).get(["a"])
 
 
 def test_passwords():
@@ -173,11 +165,8 @@ def test_passwords():
             with EmbeddingClient(right, project="shop") as client:
                 assert client.get(["a"]).text_found.all()
         for wrong in (f"{host}:{port},password={SECRET}x", f"{host}:{port}"):
-            with (
-                EmbeddingClient(wrong, project="shop") as client,
-                pytest.raises(OnlineStoreError, match="password") as raised,
-            ):
-                client.get(["a"])
+            with pytest.raises(OnlineStoreError, match="password") as raised:
+                EmbeddingClient(wrong, project="shop").get(["a"])
             assert SECRET not in str(raised.value)
 
 

@@ -30,15 +30,15 @@ def write_repo(folder, online_store):
     return folder
 
 
-def check(repo, **options):
+def check(repo):
     """Both clients of a repo read what `fill` wrote."""
 
     async def read():
-        async with AsyncEmbeddingClient.from_repo(repo, **options) as client:
+        async with AsyncEmbeddingClient.from_repo(repo) as client:
             await client.ping()
             return await client.get([*IDS, "?"], deadline=60)
 
-    with EmbeddingClient.from_repo(repo, **options) as client:
+    with EmbeddingClient.from_repo(repo) as client:
         client.ping()
         found = client.get([*IDS, "?"], deadline=60)
         for _ in range(2):  # without an unknown item the second reply is taken as a block
@@ -89,11 +89,8 @@ def test_slots_that_move_to_another_node_are_followed(cluster):
 
 
 def test_a_node_of_a_cluster_taken_for_a_server(cluster):
-    with (
-        EmbeddingClient(f"{servers.HOST}:{cluster[0]}", project="shop") as client,
-        pytest.raises(OnlineStoreError, match="node of a cluster. Set redis_type to redis_cluster"),
-    ):
-        client.get(IDS)
+    with pytest.raises(OnlineStoreError, match="node of a cluster. Set redis_type to redis_cluster"):
+        EmbeddingClient(f"{servers.HOST}:{cluster[0]}", project="shop").get(IDS)
 
 
 def test_a_cluster_that_is_not_there():
@@ -112,11 +109,8 @@ def test_sentinel_names_the_master(tmp_path):
             at = f"connection_string: '127.0.0.1:1,127.0.0.1:{watcher}'"
             store = f"type: redis, redis_type: redis_sentinel, {at}, sentinel_master:"
             check(write_repo(tmp_path, f"{store} vectors"))
-            with (
-                EmbeddingClient.from_repo(write_repo(tmp_path, f"{store} other")) as client,
-                pytest.raises(OnlineStoreError, match=r"\(master other\), but"),
-            ):
-                client.get(IDS)
+            with pytest.raises(OnlineStoreError, match=r"\(master other\), but"):
+                EmbeddingClient.from_repo(write_repo(tmp_path, f"{store} other")).get(IDS)
 
 
 def test_the_rights_that_a_reader_needs(tmp_path):
@@ -135,13 +129,10 @@ def test_the_rights_that_a_reader_needs(tmp_path):
         ):
             ranker.hset("a", "b", "c")
         admin.acl_setuser("ranker", enabled=True, commands=["-hmget"])
-        with (
-            EmbeddingClient.from_repo(repo) as client,
-            pytest.raises(
-                OnlineStoreError, match="lacks rights .*Allow it the commands HMGET and GET"
-            ) as raised,
-        ):
-            client.get(IDS)
+        with pytest.raises(
+            OnlineStoreError, match="lacks rights .*Allow it the commands HMGET and GET"
+        ) as raised:
+            EmbeddingClient.from_repo(repo).get(IDS)
         assert SECRET not in str(raised.value)
 
 
@@ -157,13 +148,10 @@ def test_tls(redis_server, server, tmp_path):
         with EmbeddingClient(f"rediss://{at}?ssl_ca_certs={certificate}", project="shop") as client:
             assert client.get(IDS).text_found.all()
         for distrusting in (f"rediss://{at}", f"{at},ssl=true"):
-            with (
-                EmbeddingClient(distrusting, project="shop") as client,
-                pytest.raises(
-                    OnlineStoreError, match="TLS failed: name its certificate authority with ssl_ca_certs"
-                ),
+            with pytest.raises(
+                OnlineStoreError, match="TLS failed: name its certificate authority with ssl_ca_certs"
             ):
-                client.get(IDS)
+                EmbeddingClient(distrusting, project="shop").get(IDS)
 
 
 def test_options_reach_every_kind_of_client(tmp_path):

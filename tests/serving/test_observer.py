@@ -28,11 +28,8 @@ def test_an_observer_is_told_of_each_request(server, url, project):
         assert (told.items, told.found, told.version, told.error) == (2, 1, "v1", None)
         assert 3600 <= told.record_age < 3700
         assert 0 < told.seconds < 60
-    with (
-        EmbeddingClient("redis://127.0.0.1:1", project=project, observer=seen.append) as client,
-        pytest.raises(OnlineStoreError),
-    ):
-        client.get(["a"])
+    with pytest.raises(OnlineStoreError):
+        EmbeddingClient("redis://127.0.0.1:1", project=project, observer=seen.append).get(["a"])
     assert [(told.found, told.error) for told in seen] == [(1, None), (1, None), (0, "OnlineStoreError")]
 
 

@@ -164,11 +164,8 @@ def test_a_record_that_is_lost(server, project, promote, client, caplog, url):
     for _ in range(2):
         assert client.get(IDS).versions == ("v2", "v2", None)
     assert caplog.text.count("versions --repair") == 1
-    with (
-        EmbeddingClient(url, project=project) as new,
-        pytest.raises(OnlineStoreError, match="'sda' is gone .* several slots.*versions --repair"),
-    ):
-        new.get(IDS)
+    with pytest.raises(OnlineStoreError, match="'sda' is gone .* several slots.*versions --repair"):
+        EmbeddingClient(url, project=project).get(IDS)
 
 
 def test_age_counts_from_when_a_row_was_last_seen_unchanged(server, project):

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sda_features.errors import FeatureMismatchError, FeatureStoreError
@@ -35,7 +35,6 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("snapshots")
 
 
-@settings(deadline=None)
 @given(
     ids=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=9), unique=True, max_size=30),
     data=st.data(),
