@@ -80,11 +80,9 @@ class Lease:
         if held is not None and held.token == self.writer.token:
             return held
         self._lost = True
-        taken = (
-            f"{held.owner} writes version {held.version} there now"
-            if held
-            else "another run has used it since"
-        )
+        taken = "another run has used it since"
+        if held:
+            taken = f"{held.owner} writes version {held.version} there now"
         raise LeaseLost(
             f"This run held slot {self.writer.slot} for version {self.writer.version} and was not heard of "
             f"for longer than {SECONDS:g} s; {taken}. It has stopped. If that is not wanted, end the other "

@@ -183,11 +183,10 @@ class Pipelines(contextlib.ExitStack):
     def _pipeline(self, name: str, client: redis.Redis) -> Pipeline:
         if name not in self._open:
             connection = self.enter_context(borrowed(client.connection_pool))
-            self._open[name] = (
-                NodePipeline(connection, self._guard, self._client)
-                if isinstance(self._client, RedisCluster)
-                else Pipeline(connection, self._guard)
-            )
+            if isinstance(self._client, RedisCluster):
+                self._open[name] = NodePipeline(connection, self._guard, self._client)
+            else:
+                self._open[name] = Pipeline(connection, self._guard)
         return self._open[name]
 
 

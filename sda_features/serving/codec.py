@@ -13,7 +13,6 @@ for the offline store. Nothing here imports Feast.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from typing import Literal, NoReturn, TypeAlias, get_args
 
@@ -29,8 +28,7 @@ ValueKind: TypeAlias = Literal["floats", "bytes", "string"]
 
 STORE_DTYPES: tuple[StoreDtype, ...] = get_args(StoreDtype)
 _BYTES_TAG, _STRING_TAG, _FLOAT_LIST_TAG = 0x0A, 0x12, b"\x82\x01"
-_PACKED = struct.Struct("<2sBBI")  # "SV", code, 0, dimension
-_CODES: dict[StoreDtype, int] = {"float16": 1, "int8": 2}
+_MARKS: dict[StoreDtype, bytes] = {"float16": b"SV\x01\x00", "int8": b"SV\x02\x00"}
 
 
 def encode_vectors(matrix: Matrix, found: Mask | None = None, dtype: StoreDtype = "float32") -> list[bytes]:
@@ -50,7 +48,7 @@ def encode_vectors(matrix: Matrix, found: Mask | None = None, dtype: StoreDtype 
 
 def pack_vectors(matrix: Matrix, dtype: StoreDtype) -> list[bytes]:
     """The rows of a matrix [n, d] as values of a Bytes feature (float16, int8)."""
-    header = _PACKED.pack(b"SV", _CODES[dtype], 0, matrix.shape[1])
+    header = _header(dtype, matrix.shape[1])
     return [header + row for row in _rows(matrix, dtype)]
 
 
@@ -133,11 +131,8 @@ def describe_vector(value: bytes, name: object) -> tuple[StoreDtype, int]:
     """Store dtype and dimension of an encoded vector; arguments and errors as for `vector_dim`."""
     if value[:1] == bytes([_BYTES_TAG]):
         _, start = _read_varint(value, 1)
-        header = value[start : start + _PACKED.size]
-        dim = int.from_bytes(header[4:], "little")
-        dtype = next(
-            (known for known, code in _CODES.items() if header[:4] == bytes([*b"SV", code, 0])), None
-        )
+        dtype = next((known for known, mark in _MARKS.items() if value.startswith(mark, start)), None)
+        dim = int.from_bytes(value[start + 4 : start + 8], "little")
         if dtype and dim and len(value) == len(_prefix(dtype, dim)) + _body_size(dtype, dim):
             return dtype, dim
     for header_size in range(5, 14):  # 3 bytes of tags and two varints
@@ -212,8 +207,11 @@ def _prefix(dtype: StoreDtype, dim: int) -> bytes:
     body = _body_size(dtype, dim)
     if dtype == "float32":
         return value_header("floats", body)
-    header = _PACKED.pack(b"SV", _CODES[dtype], 0, dim)
-    return value_header("bytes", len(header) + body) + header
+    return value_header("bytes", 8 + body) + _header(dtype, dim)
+
+
+def _header(dtype: StoreDtype, dim: int) -> bytes:
+    return _MARKS[dtype] + dim.to_bytes(4, "little")
 
 
 def _body_size(dtype: StoreDtype, dim: int) -> int:

@@ -166,13 +166,12 @@ def redis_errors(address: object) -> Iterator[None]:
     except redis.exceptions.TimeoutError:
         message = "it did not answer in time. Check the network and its load, or allow a longer timeout"
     except redis.exceptions.ConnectionError as error:
+        message = (
+            "it cannot be reached. Start it, or correct the address (online_store in feature_store.yaml)"
+        )
         if "SSL" in str(error):
             message = (
                 "TLS failed: name its certificate authority with ssl_ca_certs, or check that it speaks TLS"
-            )
-        else:
-            message = (
-                "it cannot be reached. Start it, or correct the address (online_store in feature_store.yaml)"
             )
     except redis.exceptions.NoPermissionError as error:
         message = (

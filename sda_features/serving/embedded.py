@@ -48,5 +48,4 @@ def free_port() -> int:
     """A port that nobody listens at."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return int(probe.getsockname()[1])

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sda_features.feature_store.repo import quiet_feast
+from tests.feast_repo import NOON, config
 
-NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 EPOCH, END = datetime(1970, 1, 1, tzinfo=UTC), NOON + timedelta(days=30)
 STOCK = ("redis", "file")
 OURS = (
@@ -30,11 +30,7 @@ def open_stores(folder, project, server, *kinds):
     stores = []
     for number, (online, offline) in enumerate(kinds):
         path = folder / f"store{number}.yaml"
-        path.write_text(
-            f"project: {project}\nprovider: local\nregistry: registry.db\n"
-            f"online_store: {{type: {online}, connection_string: '{server[0]}:{server[1]}'}}\n"
-            f"offline_store: {{type: {offline}}}\n"
-        )
+        path.write_text(config(project, server, online) + f"offline_store: {{type: {offline}}}\n")
         stores.append(FeatureStore(repo_path=str(folder), fs_yaml_file=path))
     return stores
 
@@ -67,11 +63,6 @@ def vector_rows(ids, time, *, seed=0, dim=DIM):
     )
 
 
-def write_part(folder, table):
-    folder.mkdir(exist_ok=True)
-    pq.write_table(table, folder / f"{len(list(folder.iterdir()))}.parquet")
-
-
 def bits(values):
     """Vectors as bytes, so that -0 is not 0; None stays."""
     return [None if value is None else np.asarray(value, np.float32).tobytes() for value in values]
@@ -89,6 +80,12 @@ class Pair:
         with quiet_feast():
             self.writer.apply(list(objects), **options)
             self.reader.refresh_registry()
+
+    def write(self, view, rows):
+        """Add a file to the folder of a view."""
+        folder = self.folder / view
+        folder.mkdir(exist_ok=True)
+        pq.write_table(rows, folder / f"{len(list(folder.iterdir()))}.parquet")
 
     def materialize(self, end=END):
         with quiet_feast():
@@ -119,7 +116,7 @@ class StoreContract:
     def test_what_is_materialized_is_read_bit_for_bit(self, pair, item):
         rows = vector_rows(self.ids, NOON)
         pair.apply(item, *vector_view("view", item))
-        write_part(pair.folder / "view", rows)
+        pair.write("view", rows)
         pair.materialize()
         read = pair.read(["view:vector", "view:version", "view:packed"], [*self.ids, "nobody", "d"])
         assert sorted(read) == ["item_id", "packed", "vector", "version"]
@@ -133,7 +130,7 @@ class StoreContract:
         pair.apply(item, *vector_view("view", item))
         for hours, ids in ((2, "abc"), (1, "abcd"), (3, "a")):
             rows = vector_rows(list(ids), NOON + timedelta(hours=hours), seed=hours)
-            write_part(pair.folder / "view", rows)
+            pair.write("view", rows)
         for end, expected in ((2.5, ["v2", "v2", None, "v1"]), (4, ["v3", "v2", None, "v1"])):
             pair.materialize(NOON + timedelta(hours=end))
             assert pair.read(["view:version"], "abcd")["version"] == expected
@@ -151,7 +148,7 @@ class StoreContract:
         pair.apply(item, source, view)
         for hours in (0, 2):
             rows = vector_rows(["a", "b", "c"], NOON + timedelta(hours=hours), seed=hours)
-            write_part(pair.folder / "view", rows)
+            pair.write("view", rows)
         entities = pd.DataFrame({"item_id": [*"aaaaz"], "event_timestamp": [NOON] * 5, "clicked": range(5)})
         entities["event_timestamp"] += pd.to_timedelta([1, 3, -1, 8, 1], unit="h")
         with quiet_feast():
@@ -167,7 +164,7 @@ class StoreContract:
         (source, gone), (kept_source, kept) = (vector_view(name, item) for name in ("gone", "kept"))
         pair.apply(item, source, gone, kept_source, kept)
         for name in ("gone", "kept"):
-            write_part(pair.folder / name, vector_rows(self.ids, NOON))
+            pair.write(name, vector_rows(self.ids, NOON))
         pair.materialize()
         both = ["gone:version", "kept:version"]
         read = pair.read(both, self.ids, full_feature_names=True)

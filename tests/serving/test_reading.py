@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sda_features.errors import FeatureMismatchError, OnlineStoreError
+from sda_features.online.writer import OnlineView, delete_view_keys
 from sda_features.serving import EmbeddingClient, layout
 from sda_features.serving.pointer import Pointer, Writer, move_pointer, pointer_key
 from sda_features.serving.reading import ATTEMPTS, Reader
@@ -41,10 +42,8 @@ def empty(server, project):
     """Delete the fields of a slot, as pruning does."""
 
     def empty(slot):
-        view = layout.view_name("sda", slot)
-        fields = [layout.hash_field(view, name) for name in layout.FEATURES] + [layout.timestamp_field(view)]
-        for key in layout.redis_keys("ab", project=project):
-            server.hdel(key, *fields)
+        view = OnlineView(project, layout.view_name("sda", slot), layout.FEATURES)
+        delete_view_keys(server, view, view.keys("ab"))
 
     return empty
 

@@ -1,7 +1,5 @@
 """What `pip install sda-features` gives: a reader that needs numpy and redis, and a word on what else there is."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess
@@ -10,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sda_features.cli.failures import _extra_with
+from tests.feast_repo import config
 from tests.installed import ROOT, install, link
 from tests.serving.stored import put
 
@@ -85,9 +84,7 @@ def test_the_command_says_in_one_line_which_extra_it_needs(programs, project, re
     cli = ("click", "fsspec", "jinja2", "pillow", "pyarrow", "pydantic", "pyyaml", "scipy", "tqdm", "urllib3")
     of_pydantic = ("pydantic_core", "annotated_types", "typing_extensions", "typing_inspection")
     link(sites, *cli, *of_pydantic)
-    (tmp_path / "feature_store.yaml").write_text(
-        f"project: {project}\nonline_store: {{type: redis, connection_string: '{redis_server[0]}:{redis_server[1]}'}}"
-    )
+    (tmp_path / "feature_store.yaml").write_text(config(project, redis_server))
     found = json.loads(run(programs / "sda-features", "lookup", "a", "--repo", tmp_path, "--json").stdout)
     assert found["items"][0]["text"] == {"dim": 3, "norm": 5.0, "values": [3, 0, 4]}
     (tmp_path / "items.csv").write_text("item_id,title\na,lamp\n")

@@ -7,7 +7,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from sda_features.serving.wire import CHUNK, DeadlineExceeded, drain, fetch_fields
+from sda_features.serving.wire import CHUNK, DeadlineExceeded, borrowed, drain, fetch_fields
 from tests.serving.stored import one_connection, piped
 
 FIELDS = [b"\x00\r\n\xff", b"text", b"absent"]
@@ -52,8 +52,7 @@ def test_it_is_what_a_pipeline_returns(server, redis_server, keys, options, dead
 
 def test_replies_are_taken_from_hiredis_itself(server, redis_server, keys):
     """Without this, a redis-py that moves its reader would make reads slow and leave tests green."""
-    with one_connection(redis_server) as client:
-        connection = client.connection_pool.get_connection()
+    with one_connection(redis_server) as client, borrowed(client.connection_pool) as connection:
         connection.send_packed_command([b"*2\r\n$3\r\nGET\r\n$11\r\nwire:record\r\n" * 3])
         assert connection.read_response() == b"$5\r\nrecord"
         received = drain(connection)()
@@ -62,11 +61,8 @@ def test_replies_are_taken_from_hiredis_itself(server, redis_server, keys):
             received += drain(connection)()
         assert received == [b"$5\r\nrecord"] * 2
         assert drain(connection) is not list
-        client.connection_pool.release(connection)
-    with one_connection(redis_server, protocol=3) as client:
-        connection = client.connection_pool.get_connection()
+    with one_connection(redis_server, protocol=3) as client, borrowed(client.connection_pool) as connection:
         assert drain(connection) is list
-        client.connection_pool.release(connection)
 
 
 def test_a_key_that_is_no_hash_leaves_the_connection_usable(redis_server, keys):
