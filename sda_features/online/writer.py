@@ -162,10 +162,7 @@ class _Write:
         return self.view.keys(ids.to_pylist())
 
     def send(self, pipeline: Pipeline, batch: pa.RecordBatch, keys: list[bytes]) -> int:
-        columns = [
-            (field, batch.column(feature))
-            for field, feature in zip(self.view.fields, self.view.features, strict=True)
-        ]
+        columns = list(zip(self.view.fields, map(batch.column, self.view.features), strict=True))
         times = encode_times(epoch_nanoseconds(batch.column(self.timestamp)))
         data = hash_commands(keys, times, columns, time_field=self.view.time_field, expire=self.expire)
         pipeline.send(data, len(keys) * (1 if self.expire is None else 2))

@@ -62,9 +62,8 @@ class AsyncEmbeddingClient(BaseClient):
     def _check_loop(self) -> None:
         """Connections belong to the event loop that opened them."""
         loop = asyncio.get_running_loop()
-        if self._loop is None:
-            self._loop = loop
-        elif self._loop is not loop:
+        self._loop = self._loop or loop
+        if self._loop is not loop:
             raise OnlineStoreError(
                 "This client was used in another event loop, to which its connections belong. Make one client for "
                 "each loop, inside it, or use EmbeddingClient."

@@ -47,12 +47,9 @@ class Block:
         return self.data[:, self.starts[field] : self.starts[field] + self.sizes[field]]
 
     def __iter__(self) -> Iterator[list[bytes | None]]:
-        return iter(self.rows())
-
-    def rows(self) -> list[list[bytes | None]]:
-        """The same as one object a value."""
+        """Replies as one object a value."""
         columns = [[value.tobytes() for value in self.column(field)] for field in range(len(self.sizes))]
-        return [list(row) for row in zip(*columns, strict=True)]
+        return (list(row) for row in zip(*columns, strict=True))
 
 
 @dataclass(frozen=True)

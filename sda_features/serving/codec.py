@@ -79,7 +79,7 @@ def decode_vectors(
             numbers = _numbers(np.frombuffer(b"".join(present), np.uint8).reshape(len(present), -1), dim)
         if numbers is None:
             _refuse(present, [name for name, there in zip(names, found, strict=True) if there], dim)
-        matrix[found if len(present) < len(values) else ...] = numbers
+        matrix[found if len(present) < len(values) else ...] = numbers  # a mask of all would cost a copy
     return matrix, found
 
 

@@ -141,9 +141,8 @@ class RedisAddress:
             if self.redis_type == "redis_sentinel":
                 # With redis-py's own settings of connections to Sentinels a dead one is retried for seconds.
                 own = {name: settings[name] for name in waits}
-                return library.Sentinel(servers, sentinel_kwargs=own, **settings).master_for(
-                    self.sentinel_master
-                )
+                watch = library.Sentinel(servers, sentinel_kwargs=own, **settings)
+                return watch.master_for(self.sentinel_master)
             return library.Redis(host=self.host, port=self.port or DEFAULT_PORT, **settings)
         except TypeError as error:
             raise OnlineStoreError(
@@ -202,7 +201,6 @@ def redis_errors(address: object) -> Iterator[None]:
 
 
 def _host_and_port(server: str) -> tuple[str, int]:
-    """Host and port of `host:port`."""
     unset = re.search(r"\$\{?(\w+)", server)
     if unset:
         raise OnlineStoreError(

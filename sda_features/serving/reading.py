@@ -209,7 +209,7 @@ class Reader:
         version = codec.decode_string(versions[0].tobytes())
         if (versions != versions[0]).any() or place.version not in (None, version):
             return None
-        dim = self._dim(place) or codec.vector_dim(texts[0].tobytes(), ids[0])
+        dim = self.dim or place.dim or codec.vector_dim(texts[0].tobytes(), ids[0])
         text, image = codec.decode_block(texts, dim), codec.decode_block(images, dim)
         if text is None or image is None:
             return None
@@ -232,16 +232,12 @@ class Reader:
             gone = [(None,) * len(columns) if item in foreign else row for item, row in enumerate(rows)]
             texts, images, _, stamps = columns = tuple(zip(*gone, strict=True))
             versions = tuple(None if item in foreign else version for item, version in enumerate(versions))
-        dim = self._dim(place) or _first_dim(texts, ids) or _first_dim(images, ids)
+        dim = self.dim or place.dim or _first_dim(texts, ids) or _first_dim(images, ids)
         text, text_found = codec.decode_vectors(texts, dim, names=ids)
         image, image_found = codec.decode_vectors(images, dim, names=ids)
         times = np.fromiter(map(_microseconds, stamps), np.int64, len(stamps)).view("datetime64[us]")
         self._sizes[place.fields] = _common_sizes(columns)
         return Embeddings(ids, text, text_found, image, image_found, versions, times, place.seen)
-
-    def _dim(self, place: _Target) -> int:
-        """The dimension that vectors must have; 0 if nobody said."""
-        return self.dim or (place.stored.dim if place.stored else 0)
 
     def _foreign(
         self,
@@ -292,14 +288,16 @@ class _Target:
     fields: tuple[bytes, ...]
     version: str | None
     stored: StoredVersion | None
+    dim: int  # 0 if the record does not say
     seen: datetime | None
 
 
 @lru_cache(maxsize=64)
 def _target_of(view: str, version: str | None, stored: StoredVersion | None = None) -> _Target:
     fields = [layout.hash_field(view, feature) for feature in layout.FEATURES]
+    dim = stored.dim if stored else 0
     seen = _time(stored.written) if stored else None
-    return _Target((*fields, layout.timestamp_field(view)), version, stored, seen)
+    return _Target((*fields, layout.timestamp_field(view)), version, stored, dim, seen)
 
 
 def _time(written: str) -> datetime | None:

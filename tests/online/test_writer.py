@@ -1,7 +1,7 @@
 """Hashes that the writer leaves in Redis, compared with those of stock Feast's own write."""
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from tests.serving.servers import cluster, move_slot
 
 STOCK_DB, OUR_DB = 5, 6  # one project name, two databases: keys and values can be compared as they are
 NOON = 1_714_564_800_000_000  # microseconds
+TIME = pa.timestamp("us", tz="UTC")
 IDS = {
     "string": ["a", "", "ключ", "😀" * 9, "a b\r\n$3", "x" * 300, "0", "None"],
     "int32": [0, 1, -1, 2**31 - 1, -(2**31), 7, 8, 9],
@@ -114,7 +115,7 @@ def table_of(ids, dim=3, *, times=None, id_type="string", seed=0, vector_type=No
             "vector": pa.array(vectors, vector_type or pa.list_(pa.float32())),
             "packed": pa.array(packed, pa.binary()),
             "name": pa.array(names, pa.string()),
-            "event_timestamp": pa.array(stamps, pa.timestamp("us", tz="UTC")),
+            "event_timestamp": pa.array(stamps, TIME),
         }
     )
 
@@ -168,7 +169,8 @@ def test_more_rows_than_are_on_their_way_at_once(both, monkeypatch):
 
 def test_ragged_and_empty_vectors(both):
     vectors = pa.array([[1, 2], [], None, [3] * 40], pa.list_(pa.float32()))
-    table = pa.table({"item_id": list("abcd"), "vector": vectors, "event_timestamp": _times([1, 1, 1, 1])})
+    times = pa.array([NOON] * 4, TIME)
+    table = pa.table({"item_id": list("abcd"), "vector": vectors, "event_timestamp": times})
     both(table)
 
 
@@ -216,7 +218,7 @@ def test_what_only_stock_feast_writes_is_refused(server):
         ("item_id", pa.array(["a", None]), "item_id in every row"),
         ("vector", pa.array([[1.0, None], [2.0, 3.0]], pa.list_(pa.float32())), "every place of a vector"),
         ("vector", pa.array([[1.0], [2.0]], pa.list_(pa.float64())), "list<float32>, string or binary"),
-        ("event_timestamp", _times([1, None]), "event timestamp in every row"),
+        ("event_timestamp", pa.array([NOON, None], TIME), "event timestamp in every row"),
     ]:
         wrong = table.set_column(table.schema.get_field_index(name), name, values)
         with pytest.raises(UnsupportedRows, match=message):
@@ -237,13 +239,8 @@ def test_delete_touches_one_view_of_one_project(server, monkeypatch):
     monkeypatch.setattr(redis_writer, "CHUNK_ROWS", 3)
     ids = [f"id {row}" for row in range(8)]
     table = table_of(ids, times=[NOON] * 8)
-    views = [
-        OnlineView(project, view, VIEW.features)
-        for project in ("shop", "coffeeshop", "shop_2")
-        for view in ("view", "view_2")
-    ]
-    for view in views:
-        write_batches(server, view, table.to_batches())
+    for project, view in itertools.product(("shop", "coffeeshop", "shop_2"), ("view", "view_2")):
+        write_batches(server, OnlineView(project, view, VIEW.features), table.to_batches())
     write_batches(server, VIEW, table_of(["only here"], times=[NOON]).to_batches())
     before = contents(server)
     assert delete_view_keys(server, VIEW, VIEW.keys([*ids[:5], "unknown", "only here"])) == 6
@@ -328,18 +325,13 @@ def kill(server, name):
             server.client_kill_filter(_id=client["id"])
 
 
-def _times(values):
-    stamps = [None if value is None else datetime.fromtimestamp(value, UTC) for value in values]
-    return pa.array(stamps, pa.timestamp("us", tz="UTC"))
-
-
 def test_keys_that_have_moved_to_another_node_are_written_and_deleted_there():
     """The client still believes what it knew when it connected."""
     view = OnlineView("moves", "view", layout.FEATURES)
     ids = [str(number) for number in range(50)]
     ones = pa.array([[1, 1, 1]] * 50, pa.list_(pa.float32()))
     columns = {layout.TEXT: ones, layout.IMAGE: ones, layout.VERSION: ["v1"] * 50}
-    table = pa.table({"item_id": ids, **columns, "event_timestamp": _times([1] * 50)})
+    table = pa.table({"item_id": ids, **columns, "event_timestamp": pa.array([NOON] * 50, TIME)})
     with cluster() as ports, RedisCluster("127.0.0.1", ports[0]) as client:
         for key in view.keys(ids[::5]):
             slot = key_slot(key)

@@ -13,9 +13,9 @@ def put(server, project, item_id, text=None, image=None, version="v1", *, slot=1
     """Write one item's hash."""
     (name,) = layout.redis_keys([item_id], project=project, **key)
     view = view or layout.view_name("sda", slot)
-    vectors = [reference.vector(numbers) for numbers in (text, image)]
     fields = [layout.hash_field(view, feature) for feature in layout.FEATURES]
-    row = dict(zip(fields, [*vectors, codec.encode_string(version)], strict=True))
+    values = [reference.vector(text), reference.vector(image), codec.encode_string(version)]
+    row = dict(zip(fields, values, strict=True))
     server.hset(name, mapping={**row, layout.timestamp_field(view): codec.encode_timestamp(at)})
 
 
@@ -27,11 +27,10 @@ def record(server, project, live, slots, *, dim=3, written="2026-01-01"):
     move_pointer(server, pointer_key(project, "sda"), lambda _: Pointer(live, None, versions))
 
 
-def one_connection(redis_server, **options):
+def one_connection(url, *, retries=1, **options):
     """A client with one connection, by settings that redis-py has for connections alone."""
-    options = {"retry": Retry(NoBackoff(), 1), **options}
-    pool = redis.ConnectionPool(host=redis_server[0], port=redis_server[1], max_connections=1, **options)
-    return redis.Redis.from_pool(pool)
+    options["retry"] = Retry(NoBackoff(), retries)
+    return redis.Redis.from_pool(redis.ConnectionPool.from_url(url, max_connections=1, **options))
 
 
 def piped(server, keys, fields):

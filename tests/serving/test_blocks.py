@@ -7,13 +7,11 @@ import pytest
 import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from sda_features.errors import FeatureMismatchError
-from sda_features.serving import client as client_module
 from sda_features.serving import codec, layout
 from sda_features.serving.blocks import Block
+from sda_features.serving.reading import Reader
 from sda_features.serving.wire import DeadlineExceeded, fetch_fields
 from tests.reference import redis_layout as reference
 from tests.serving.stored import assert_same, one_connection, piped, put
@@ -21,8 +19,6 @@ from tests.serving.stored import assert_same, one_connection, piped, put
 FIELDS = [b"a", b"b"]
 SIZES = (3, 12)
 VALUES = [b"\r\n$", b"*2\r\n$3\r\nabc\r"]  # of these sizes, and made to be mistaken for framing
-
-
 HASHES = {
     "alike": VALUES,
     "longer": [VALUES[0], VALUES[1] + b"12"],
@@ -32,9 +28,9 @@ HASHES = {
 
 
 @pytest.fixture(scope="module")
-def impatient(redis_server):
+def impatient(url):
     """Waiting for bytes that do not come would end in a time-out."""
-    with one_connection(redis_server, socket_timeout=2, retry=Retry(NoBackoff(), 0)) as client:
+    with one_connection(url, socket_timeout=2, retries=0) as client:
         yield client
 
 
@@ -58,7 +54,7 @@ def test_replies_that_are_alike_become_a_block(server, impatient, count):
     block, record = fetch_fields(impatient, keys, FIELDS, SIZES, record_key=keys[0] + b"?")
     assert isinstance(block, Block)
     assert (len(block), record) == (count, None)
-    assert block.rows() == piped(server, keys, FIELDS)
+    assert list(block) == piped(server, keys, FIELDS)
     assert block.column(1).tobytes() == VALUES[1] * count
 
 
@@ -108,9 +104,9 @@ def test_an_error_among_them_leaves_the_connection_usable(server, impatient):
 
 
 @pytest.mark.parametrize("options", [{"protocol": 3}, {"parser_class": redis._parsers._RESP2Parser}], ids=str)
-def test_without_hiredis_or_with_pushed_messages_there_are_no_blocks(server, redis_server, options):
+def test_without_hiredis_or_with_pushed_messages_there_are_no_blocks(server, url, options):
     keys = write(server, ["alike"] * 30)
-    with one_connection(redis_server, **options) as client:
+    with one_connection(url, **options) as client:
         assert fetch_fields(client, keys, FIELDS, SIZES)[0] == piped(server, keys, FIELDS)
 
 
@@ -152,14 +148,14 @@ IDS = [str(number) for number in range(20)]
 def blocks(monkeypatch):
     """How many results the client made of a block so far."""
     made = []
-    whole = client_module.Reader._decode_block
+    whole = Reader._decode_block
 
     def counted(self, ids, block, place):
         found = whole(self, ids, block, place)
         made.append(found is not None)
         return found
 
-    monkeypatch.setattr(client_module.Reader, "_decode_block", counted)
+    monkeypatch.setattr(Reader, "_decode_block", counted)
     return made
 
 

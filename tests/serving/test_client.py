@@ -119,10 +119,8 @@ def test_a_client_of_your_own(server, redis_server, project):
     client = EmbeddingClient(server, project=project)
     assert client.address == "{}:{}".format(*redis_server)
     assert client.get(["a"]).text.tolist() == [[1, 2, 3]]
-    with (
-        redis.Redis(*redis_server, decode_responses=True) as decoding,
-        pytest.raises(SettingsError, match="decode_responses=False"),
-    ):
+    decoding = redis.Redis(*redis_server, decode_responses=True)
+    with pytest.raises(SettingsError, match="decode_responses=False"):
         EmbeddingClient(decoding, project=project)
 
 
@@ -172,10 +170,8 @@ def test_passwords():
 
 def test_a_repo(server, redis_server, project, tmp_path):
     put(server, project, "a", [1, 2, 3])
-    address = "{}:{}".format(*redis_server)
-    (tmp_path / "feature_store.yaml").write_text(
-        f"project: {project}\nonline_store:\n  type: redis\n  connection_string: {address},db=0\n"
-    )
+    store = "{{type: redis, connection_string: '{}:{},db=0'}}".format(*redis_server)
+    (tmp_path / "feature_store.yaml").write_text(f"project: {project}\nonline_store: {store}\n")
     with EmbeddingClient.from_repo(tmp_path, "sda", dim=DIM) as client:
         assert client.get(["a"]).text.tolist() == [[1, 2, 3]]
     with pytest.raises(FeatureStoreError, match=r"there is no .*feature_store\.yaml"):

@@ -95,9 +95,8 @@ def test_a_node_of_a_cluster_taken_for_a_server(cluster):
 
 def test_a_cluster_that_is_not_there():
     address = RedisAddress.parse(f"127.0.0.1:1,127.0.0.1:2,password={SECRET}", "redis_cluster")
-    with pytest.raises(
-        OnlineStoreError, match=r"127\.0\.0\.1:1,127\.0\.0\.1:2, but no node of the cluster can be reached"
-    ) as raised:
+    refusal = r"127\.0\.0\.1:1,127\.0\.0\.1:2, but no node of the cluster can be reached"
+    with pytest.raises(OnlineStoreError, match=refusal) as raised:
         EmbeddingClient(address, project="shop", timeout=0.2)
     assert SECRET not in str(raised.value)
 
@@ -123,15 +122,12 @@ def test_the_rights_that_a_reader_needs(tmp_path):
         repo = write_repo(tmp_path, f"type: redis, connection_string: '{address}'")
         with EmbeddingClient.from_repo(repo) as client:
             assert client.get(IDS).text_found.all()
-        with (
-            redis.Redis(servers.HOST, port, username="ranker", password=SECRET) as ranker,
-            pytest.raises(redis.exceptions.NoPermissionError),
-        ):
+        ranker = redis.Redis(servers.HOST, port, username="ranker", password=SECRET)
+        with pytest.raises(redis.exceptions.NoPermissionError):
             ranker.hset("a", "b", "c")
         admin.acl_setuser("ranker", enabled=True, commands=["-hmget"])
-        with pytest.raises(
-            OnlineStoreError, match="lacks rights .*Allow it the commands HMGET and GET"
-        ) as raised:
+        advice = "lacks rights .*Allow it the commands HMGET and GET"
+        with pytest.raises(OnlineStoreError, match=advice) as raised:
             EmbeddingClient.from_repo(repo).get(IDS)
         assert SECRET not in str(raised.value)
 
@@ -148,9 +144,8 @@ def test_tls(redis_server, server, tmp_path):
         with EmbeddingClient(f"rediss://{at}?ssl_ca_certs={certificate}", project="shop") as client:
             assert client.get(IDS).text_found.all()
         for distrusting in (f"rediss://{at}", f"{at},ssl=true"):
-            with pytest.raises(
-                OnlineStoreError, match="TLS failed: name its certificate authority with ssl_ca_certs"
-            ):
+            advice = "TLS failed: name its certificate authority with ssl_ca_certs"
+            with pytest.raises(OnlineStoreError, match=advice):
                 EmbeddingClient(distrusting, project="shop").get(IDS)
 
 

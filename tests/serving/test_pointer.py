@@ -44,11 +44,10 @@ def test_a_move_is_read_back(server):
 
 
 def test_a_slot_holds_one_version():
-    pointer = Pointer("v2", "v1", {"v1": stored("v1"), "v2": stored("v2", 2)})
-    assert pointer.with_version(stored("v3")) == Pointer(
-        "v2", None, {"v2": stored("v2", 2), "v3": stored("v3")}
-    )
-    assert pointer.without_version("v1") == Pointer("v2", None, {"v2": stored("v2", 2)})
+    first, second, third = stored("v1"), stored("v2", 2), stored("v3")
+    pointer = Pointer("v2", "v1", {"v1": first, "v2": second})
+    assert pointer.with_version(third) == Pointer("v2", None, {"v2": second, "v3": third})
+    assert pointer.without_version("v1") == Pointer("v2", None, {"v2": second})
     assert pointer.promoted("v2") is pointer
 
 

@@ -77,9 +77,8 @@ def test_nothing_live(server, project, fill, client):
     fill("v1", 1, 1)
     assert client.get(IDS).versions == ("v1", "v1", None)  # no record: whatever slot 1 holds
     record(server, project, None, {"v1": 1})
-    with pytest.raises(
-        FeatureMismatchError, match=r"No version .* is live; the online store holds v1. Promote"
-    ):
+    refusal = r"No version .* is live; the online store holds v1. Promote"
+    with pytest.raises(FeatureMismatchError, match=refusal):
         client.get(IDS)
     assert client.get(IDS, "v1").versions == ("v1", "v1", None)
 
@@ -149,9 +148,8 @@ def test_a_first_version_that_is_half_written(server, project, fill, client):
     fill("v1", 1, 1)
     begun = Pointer().with_writer(Writer("v1", 1, 7, "me", 0))
     move_pointer(server, pointer_key(project, "sda"), lambda _: begun)
-    with pytest.raises(
-        FeatureMismatchError, match=r"No version .* is live; the online store holds v1 \(incomplete\)"
-    ):
+    refusal = r"No version .* is live; the online store holds v1 \(incomplete\)"
+    with pytest.raises(FeatureMismatchError, match=refusal):
         client.get(IDS)
 
 

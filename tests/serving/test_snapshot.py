@@ -66,10 +66,8 @@ def test_it_is_what_the_server_gives(server, project, client, tmp_path):
     ids, stored = ["a", "b", "c", "7"], arrays(4, seed=3)
     stored["event_times"] = np.array([0, 1_700_000_000] * 2, "datetime64[s]")
     for row, item_id in enumerate(ids):
-        text, image = (
-            stored[name][row] if stored[f"{name}_found"][row] else None for name in ("text", "image")
-        )
-        put(server, project, item_id, text, image, at=int(stored["event_times"][row].astype(int)))
+        there = {name: stored[name][row] for name in ("text", "image") if stored[f"{name}_found"][row]}
+        put(server, project, item_id, **there, at=int(stored["event_times"][row].astype(int)))
     write_snapshot(tmp_path / "s", ids, version="v1", **stored)
     asked = ["c", "?", 7, "a", "c"]
     expected = client.get(asked)
@@ -93,18 +91,15 @@ def test_ids_that_share_a_hash(tmp_path, monkeypatch):
 def test_age(tmp_path):
     now = datetime.now(UTC).replace(tzinfo=None)
     times = np.array([now - timedelta(days=3), now, "NaT"], "datetime64[us]")
-    ones = np.ones((3, DIM), np.float32)
-    write_snapshot(
-        tmp_path / "s", ["old", "new", "?"], version="v1", text=ones, image=ones, event_times=times
-    )
+    ids, ones = ["old", "new", "?"], np.ones((3, DIM), np.float32)
+    write_snapshot(tmp_path / "s", ids, version="v1", text=ones, image=ones, event_times=times)
     client = SnapshotClient(tmp_path / "s", max_age=timedelta(days=1))
-    assert client.get(["old", "new", "?"]).text_found.tolist() == [False, True, False]
+    assert client.get(ids).text_found.tolist() == [False, True, False]
 
 
 def test_another_version_or_dimension(tmp_path):
-    write_snapshot(
-        tmp_path / "s", ["a"], version="v1", text=np.ones((1, 4), "f4"), image=np.ones((1, 4), "f4")
-    )
+    ones = np.ones((1, 4), np.float32)
+    write_snapshot(tmp_path / "s", ["a"], version="v1", text=ones, image=ones)
     with pytest.raises(FeatureMismatchError, match="dimension 4, expected 5"):
         SnapshotClient(tmp_path / "s", dim=5)
     with pytest.raises(FeatureMismatchError, match="adapter version 'v1', expected 'v2'"):
@@ -130,9 +125,8 @@ def test_rows_that_cannot_be_written(tmp_path):
     ones = np.ones((2, DIM), np.float32)
     with pytest.raises(FeatureStoreError, match="one row an item; '7' has several"):
         write_snapshot(tmp_path / "s", ["7", 7], version="v1", text=ones, image=ones)
-    with pytest.raises(
-        FeatureMismatchError, match=r"\[2, d\] of 2 items, got text \(2, 5\) and image \(2, 4\)"
-    ):
+    shapes = r"\[2, d\] of 2 items, got text \(2, 5\) and image \(2, 4\)"
+    with pytest.raises(FeatureMismatchError, match=shapes):
         write_snapshot(tmp_path / "s", ["a", "b"], version="v1", text=ones, image=ones[:, :4])
     assert not list(tmp_path.iterdir())
 

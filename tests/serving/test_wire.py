@@ -4,8 +4,6 @@ import time
 
 import pytest
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from sda_features.serving.wire import CHUNK, DeadlineExceeded, borrowed, drain, fetch_fields
 from tests.serving.stored import one_connection, piped
@@ -37,12 +35,12 @@ def keys(server):
     ids=str,
 )
 @pytest.mark.parametrize("deadline", [None, 60])
-def test_it_is_what_a_pipeline_returns(server, redis_server, keys, options, deadline):
+def test_it_is_what_a_pipeline_returns(server, url, keys, options, deadline):
     ends = deadline and time.monotonic() + deadline
     expected = piped(server, keys, FIELDS)
     assert expected[-1] == [None] * 3
     assert len(expected[-2][0]) > 8192
-    with one_connection(redis_server, **options) as client:
+    with one_connection(url, **options) as client:
         for count in (0, 1, CHUNK, len(keys)):
             found = fetch_fields(client, keys[:count], FIELDS, record_key=b"wire:record", deadline=ends)
             assert found == (expected[:count], b"$5\r\nrecord")
@@ -50,9 +48,9 @@ def test_it_is_what_a_pipeline_returns(server, redis_server, keys, options, dead
         assert fetch_fields(client, [], FIELDS) == ([], None)
 
 
-def test_replies_are_taken_from_hiredis_itself(server, redis_server, keys):
+def test_replies_are_taken_from_hiredis_itself(server, url, keys):
     """Without this, a redis-py that moves its reader would make reads slow and leave tests green."""
-    with one_connection(redis_server) as client, borrowed(client.connection_pool) as connection:
+    with one_connection(url) as client, borrowed(client.connection_pool) as connection:
         connection.send_packed_command([b"*2\r\n$3\r\nGET\r\n$11\r\nwire:record\r\n" * 3])
         assert connection.read_response() == b"$5\r\nrecord"
         received = drain(connection)()
@@ -61,12 +59,12 @@ def test_replies_are_taken_from_hiredis_itself(server, redis_server, keys):
             received += drain(connection)()
         assert received == [b"$5\r\nrecord"] * 2
         assert drain(connection) is not list
-    with one_connection(redis_server, protocol=3) as client, borrowed(client.connection_pool) as connection:
+    with one_connection(url, protocol=3) as client, borrowed(client.connection_pool) as connection:
         assert drain(connection) is list
 
 
-def test_a_key_that_is_no_hash_leaves_the_connection_usable(redis_server, keys):
-    with one_connection(redis_server) as client:
+def test_a_key_that_is_no_hash_leaves_the_connection_usable(url, keys):
+    with one_connection(url) as client:
         before = client.client_id()
         with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
             fetch_fields(client, [*keys[:3], b"wire:string", *keys[3:]], FIELDS)
@@ -76,12 +74,12 @@ def test_a_key_that_is_no_hash_leaves_the_connection_usable(redis_server, keys):
         assert client.client_id() == before
 
 
-def test_a_lost_connection_is_made_again(server, redis_server, keys):
-    with one_connection(redis_server) as client:
+def test_a_lost_connection_is_made_again(server, url, keys):
+    with one_connection(url) as client:
         fetch_fields(client, keys, FIELDS)
         server.client_kill_filter(_id=client.client_id())
         assert fetch_fields(client, keys, FIELDS) == (piped(server, keys, FIELDS), None)
-    with one_connection(redis_server, retry=Retry(NoBackoff(), 0)) as client:
+    with one_connection(url, retries=0) as client:
         connection = client.connection_pool.get_connection()
         connection.send_command("CLIENT ID")
         server.client_kill_filter(_id=connection.read_response())
@@ -91,8 +89,8 @@ def test_a_lost_connection_is_made_again(server, redis_server, keys):
             fetch_fields(client, keys, FIELDS)
 
 
-def test_a_server_that_answers_too_late(redis_server, keys, server):
-    with one_connection(redis_server, socket_timeout=30) as client:
+def test_a_server_that_answers_too_late(url, keys, server):
+    with one_connection(url, socket_timeout=30) as client:
         fetch_fields(client, keys[:1], FIELDS)
         server.client_pause(400)
         try:
@@ -106,8 +104,8 @@ def test_a_server_that_answers_too_late(redis_server, keys, server):
         assert fetch_fields(client, keys[1:3], FIELDS) == (piped(server, keys[1:3], FIELDS), None)
 
 
-def test_the_time_out_of_the_connection_holds_within_a_deadline(redis_server, keys, server):
-    with one_connection(redis_server, socket_timeout=0.05, retry=Retry(NoBackoff(), 0)) as client:
+def test_the_time_out_of_the_connection_holds_within_a_deadline(url, keys, server):
+    with one_connection(url, socket_timeout=0.05, retries=0) as client:
         fetch_fields(client, keys[:1], FIELDS)
         server.client_pause(400)
         with pytest.raises(redis.exceptions.TimeoutError):
