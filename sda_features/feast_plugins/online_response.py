@@ -131,7 +131,7 @@ class VectorOnlineResponse(OnlineResponse):  # type: ignore[misc]
 
 def rows_of(rows: Sequence[Row] | Block) -> Sequence[Row]:
     """Rows as one object a value."""
-    return rows.rows() if isinstance(rows, Block) else rows
+    return list(rows) if isinstance(rows, Block) else rows
 
 
 def _restore(serialized: bytes, feature_types: Mapping[str, ValueType]) -> VectorOnlineResponse:

@@ -59,7 +59,7 @@ class VectorRedisOnlineStore(RedisOnlineStore):  # type: ignore[misc]
             return VectorOnlineResponse(stock.proto, stock._feature_types)
         server = self._get_client(request.config.online_store)
         server.connection_pool.connection_kwargs.setdefault("socket_read_size", wire.READ_BYTES)
-        rows, _ = wire.fetch_sized(server, request.keys, request.fields, self._sizes.get(request.fields, ()))
+        rows, _ = wire.fetch_fields(server, request.keys, request.fields, self._sizes.get(request.fields, ()))
         self._sizes[request.fields] = _sizes(rows)
         return request.response(rows)
 

@@ -16,7 +16,7 @@ from sda_features.feature_store.repo import FeatureSet
 from sda_features.offline.schema import EVENT_TIMESTAMP, ITEM_ID, typed_ids
 from sda_features.online.lease import RETRIES, TIMEOUT, current_lease
 from sda_features.online.pipelines import Guard, patience
-from sda_features.online.writer import OnlineView, delete_view_keys, delete_view_rows, write_batches
+from sda_features.online.writer import OnlineView, delete_view_keys, write_batches
 from sda_features.serving import codec, layout
 from sda_features.serving.connection import RedisAddress, redis_errors
 from sda_features.serving.wire import fetch_fields
@@ -115,7 +115,8 @@ def delete_online(opened: FeatureSet, item_ids: Sequence[str | int]) -> int:
     if not item_ids:
         return 0
     with writing_client(opened) as (server, guard):
-        return delete_view_rows(server, online_view(opened), item_ids, guard) if server is not None else 0
+        view = online_view(opened)
+        return delete_view_keys(server, view, view.keys(item_ids), guard) if server is not None else 0
 
 
 def write_online(opened: FeatureSet, table: pa.Table) -> bool:

@@ -56,7 +56,7 @@ class Lease:
         self._server, self._key = server, key
         self._lost = False
         self._looked = time.monotonic()
-        self._ended = threading.Event()
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="sda-lease", daemon=True)
         self._thread.start()
 
@@ -80,22 +80,32 @@ class Lease:
         if held is not None and held.token == self.writer.token:
             return held
         self._lost = True
-        taken = (
-            f"{held.owner} writes version {held.version} there now"
-            if held
-            else "another run has used it since"
-        )
+        taken = "another run has used it since"
+        if held:
+            taken = f"{held.owner} writes version {held.version} there now"
         raise LeaseLost(
             f"This run held slot {self.writer.slot} for version {self.writer.version} and was not heard of "
             f"for longer than {SECONDS:g} s; {taken}. It has stopped. If that is not wanted, end the other "
             "run and run again; what is finished is not done twice."
         )
 
-    def close(self) -> None:
-        """Stop renewing."""
-        self._ended.set()
+    def close(self, *, incomplete: bool) -> None:
+        """Let go of the slot; it stays marked if it may hold rows of a version that is not recorded."""
+        self._stopped.set()
         self._thread.join()
         self.client.close()
+        _ended.add(self.writer.token)
+
+        def release_slot(record: Pointer) -> Pointer:
+            held = record.writers.get(self.writer.slot)
+            if held is None or held.token != self.writer.token:
+                return record
+            if incomplete and record.slot_of(self.writer.version) != self.writer.slot:
+                return record.with_writer(replace(held, expires=0))
+            return record.without_writer(self.writer.slot)
+
+        with contextlib.suppress(redis.RedisError):  # it expires by itself
+            move_pointer(self._server, self._key, release_slot)
 
     def _renew(self) -> None:
         def extend(record: Pointer, now: float) -> Pointer:
@@ -105,7 +115,7 @@ class Lease:
         self._looked = time.monotonic()
 
     def _keep(self) -> None:
-        while not self._ended.wait(SECONDS / 3):
+        while not self._stopped.wait(SECONDS / 3):
             try:
                 self._renew()
             except LeaseLost:
@@ -166,25 +176,7 @@ def leased(
         yield lease
     finally:
         _current.reset(token)
-        lease.close()
-        _ended.add(lease.writer.token)
-        with contextlib.suppress(redis.RedisError):  # it expires by itself
-            _release(server, key, lease, incomplete=lease.began_to_write or before is not None)
-
-
-def _release(server: redis.Redis, key: bytes, lease: Lease, *, incomplete: bool) -> None:
-    """Let go of a slot; it stays marked as incomplete if it may hold rows of a version that is not recorded."""
-    writer = lease.writer
-
-    def release_slot(record: Pointer) -> Pointer:
-        held = record.writers.get(writer.slot)
-        if held is None or held.token != writer.token:
-            return record
-        if incomplete and record.slot_of(writer.version) != writer.slot:
-            return record.with_writer(replace(held, expires=0))
-        return record.without_writer(writer.slot)
-
-    move_pointer(server, key, release_slot)
+        lease.close(incomplete=lease.began_to_write or before is not None)
 
 
 def _place() -> str:
@@ -203,10 +195,8 @@ def _is_dead(writer: Writer) -> bool:
         return False
     try:
         os.kill(int(writer.owner.rpartition(":")[2]), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)
     return False
 
 

@@ -14,15 +14,12 @@ from redis.backoff import ExponentialBackoff
 from redis.cluster import RedisCluster
 from redis.retry import Retry
 
-from sda_features.serving.wire import by_node, drain
+from sda_features.serving.wire import ELSEWHERE, GONE, borrowed, by_node, drain
 
 Guard: TypeAlias = Callable[..., None]
 """Called before each send, with `connected=True` when the connection is new; raises if this process may not write."""
 
 CLUSTER_RETRIES = 12  # of one command, some twenty seconds in all: a replica takes over in that time
-
-_GONE = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
-_ELSEWHERE = (redis.exceptions.AskError, redis.exceptions.TryAgainError, redis.exceptions.ClusterDownError)
 
 
 class Pipeline:
@@ -116,19 +113,19 @@ class NodePipeline(Pipeline):
 
     def send(self, data: bytes, replies: int, *, asked: bool = False) -> None:
         """See `Pipeline`."""
-        with contextlib.suppress(*_GONE):  # found again when its replies are read
+        with contextlib.suppress(*GONE):  # found again when its replies are read
             super().send(data, replies, asked=asked)
 
     def _replies(self) -> list[Any]:
         data, count, _ = self._sends[0]
         try:
             replies = super()._replies()
-        except _GONE:
+        except GONE:
             self._connection.disconnect()
             self._is_new, self._on_wire = True, 1  # this one is done below; those behind it are sent again
             self._received.clear()
             replies = [redis.exceptions.ConnectionError()] * count
-        missing = [row for row, reply in enumerate(replies) if isinstance(reply, _GONE + _ELSEWHERE)]
+        missing = [row for row, reply in enumerate(replies) if isinstance(reply, GONE + ELSEWHERE)]
         if missing:
             sent = _parse(data)
             for row in missing:
@@ -146,15 +143,19 @@ class NodePipeline(Pipeline):
 
 def patience() -> Retry:
     """Until a replica has taken over."""
-    return Retry(ExponentialBackoff(cap=2, base=0.1), CLUSTER_RETRIES, (*_GONE, *_ELSEWHERE))  # type: ignore[no-untyped-call]
+    return Retry(ExponentialBackoff(cap=2, base=0.1), CLUSTER_RETRIES, (*GONE, *ELSEWHERE))  # type: ignore[no-untyped-call]
 
 
-class Pipelines:
-    """The pipeline of one server, or one for each node of a cluster, opened on first use."""
+class Pipelines(contextlib.ExitStack):
+    """The pipeline of one server, or one for each node of a cluster, opened on first use.
+
+    After an exception in its block their connections are not used again.
+    """
 
     def __init__(self, client: redis.Redis, guard: Guard | None) -> None:
+        super().__init__()
         self._client, self._guard = client, guard
-        self._open: dict[str, tuple[Pipeline, Any, Any]] = {}
+        self._open: dict[str, Pipeline] = {}
         self.nodes = len(client.get_primaries()) if isinstance(client, RedisCluster) else 1
 
     def of(self, keys: Sequence[bytes]) -> Iterator[tuple[Pipeline, list[int]]]:
@@ -177,55 +178,22 @@ class Pipelines:
         yield from patience().call_with_retry(find, reconnected)
 
     def __iter__(self) -> Iterator[Pipeline]:
-        return iter([pipeline for pipeline, _, _ in self._open.values()])
+        return iter(self._open.values())
 
     def _pipeline(self, name: str, client: redis.Redis) -> Pipeline:
         if name not in self._open:
-            pool: Any = client.connection_pool
-            connection = pool.get_connection()
-            pipeline = (
-                NodePipeline(connection, self._guard, self._client)
-                if isinstance(self._client, RedisCluster)
-                else Pipeline(connection, self._guard)
-            )
-            self._open[name] = pipeline, connection, pool
-        return self._open[name][0]
-
-    def close(self, *, finished: bool) -> None:
-        """Give the connections back."""
-        for _, connection, pool in self._open.values():
-            if not finished:
-                connection.disconnect()  # replies may be on their way: not for the next user
-            pool.release(connection)
-
-
-@contextlib.contextmanager
-def open_pipelines(client: redis.Redis, guard: Guard | None) -> Iterator[Pipelines]:
-    """The pipelines to `client`; after an exception their connections are not used again."""
-    pipelines, finished = Pipelines(client, guard), False
-    try:
-        yield pipelines
-        finished = True
-    finally:
-        pipelines.close(finished=finished)
+            connection = self.enter_context(borrowed(client.connection_pool))
+            if isinstance(self._client, RedisCluster):
+                self._open[name] = NodePipeline(connection, self._guard, self._client)
+            else:
+                self._open[name] = Pipeline(connection, self._guard)
+        return self._open[name]
 
 
 def _parse(data: bytes) -> list[list[bytes]]:
     """The commands that `data` holds."""
-    commands, position = [], 0
+    import hiredis  # comes with feast[redis]
 
-    def line(mark: bytes) -> int:
-        nonlocal position
-        end = data.index(b"\r\n", position)
-        number = int(data[position:end].removeprefix(mark))
-        position = end + 2
-        return number
-
-    while position < len(data):
-        command = []
-        for _ in range(line(b"*")):
-            size = line(b"$")
-            command.append(data[position : position + size])
-            position += size + 2
-        commands.append(command)
-    return commands
+    reader = hiredis.Reader()
+    reader.feed(data)
+    return list(iter(reader.gets, False))

@@ -7,12 +7,10 @@ TLS, users, time-outs and retries are redis-py's.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +19,10 @@ import redis
 
 from sda_features.offline.latest import epoch_nanoseconds
 from sda_features.online.commands import UnsupportedRows, commands, encode_times, hash_commands
-from sda_features.online.pipelines import Guard, Pipeline, open_pipelines
+from sda_features.online.pipelines import Guard, Pipeline, Pipelines
 from sda_features.serving import codec, layout
+from sda_features.serving.codec import Mask
 from sda_features.serving.layout import IdType
-
-Mask: TypeAlias = npt.NDArray[np.bool_]
 
 progress: ContextVar[Callable[[int], object]] = ContextVar("progress", default=lambda rows: None)
 """Called with the rows of each chunk that `write_batches` has sent; Feast, between, hands no such thing on."""
@@ -36,15 +33,7 @@ AHEAD = 3  # chunks on their way while the next is prepared
 
 @dataclass(frozen=True)
 class OnlineView:
-    """A feature view with one join key, as Redis holds it.
-
-    Attributes:
-        project: Feast project.
-        view: name of the feature view.
-        features: its features.
-        join_key: join key of its entity.
-        id_type: type of the entity's values.
-    """
+    """A feature view with one join key, as Redis holds it; `id_type` is the type of its entity's values."""
 
     project: str
     view: str
@@ -73,11 +62,10 @@ class OnlineView:
 
     def owns(self, key: bytes) -> bool:
         """Whether a key is one of this project's entities, by its lengths: `coffeeshop` ends in `shop`, too."""
-        prefix, size = layout.key_prefix(self.join_key, self.id_type), struct.Struct("<I")
-        if not key.startswith(prefix) or len(key) < len(prefix) + size.size:
-            return False
-        (length,) = size.unpack_from(key, len(prefix))
-        return key[len(prefix) + size.size + length :] == self.project.encode()
+        prefix = layout.key_prefix(self.join_key, self.id_type)
+        start = len(prefix) + 4
+        length = int.from_bytes(key[len(prefix) : start], "little")
+        return key.startswith(prefix) and key[start + length :] == self.project.encode()
 
 
 def write_batches(
@@ -112,13 +100,13 @@ def write_batches(
     """
     write = _Write(view, timestamp, expire or None)
     written = 0
-    with open_pipelines(client, guard) as pipelines:
+    with Pipelines(client, guard) as pipelines:
         for batch in _chunks(batches, CHUNK_ROWS * pipelines.nodes):
             keys = write.keys(batch)
             for pipeline, rows in pipelines.of(keys):
-                part, part_keys = (
-                    (batch.take(pa.array(rows)), [keys[row] for row in rows]) if rows else (batch, keys)
-                )
+                part, part_keys = batch, keys
+                if rows:
+                    part, part_keys = batch.take(pa.array(rows)), [keys[row] for row in rows]
                 if overwrite:
                     written += write.send(pipeline, part, part_keys)
                     pipeline.drain(keep=AHEAD)
@@ -136,32 +124,10 @@ def write_batches(
     return written
 
 
-def write_table(
-    client: redis.Redis,
-    view: OnlineView,
-    table: pa.Table,
-    *,
-    timestamp: str = "event_timestamp",
-    expire: int | None = None,
-    overwrite: bool = False,
-    guard: Guard | None = None,
+def delete_view_keys(
+    client: redis.Redis, view: OnlineView, keys: Sequence[bytes], guard: Guard | None = None
 ) -> int:
-    """Write rows whose keys may repeat: the newest of a key counts, the first of several as new.
-
-    With `overwrite` the last row of a key counts, as with Feast's `skip_dedup`. Arguments, result
-    and errors are those of `write_batches`.
-    """
-    kept = table.take(pa.array(_last_written(table, view.join_key, timestamp, overwrite)))
-    batches = kept.to_batches(max_chunksize=CHUNK_ROWS)
-    return write_batches(
-        client, view, batches, timestamp=timestamp, expire=expire, overwrite=overwrite, guard=guard
-    )
-
-
-def delete_view_rows(
-    client: redis.Redis, view: OnlineView, ids: Sequence[str | int], guard: Guard | None = None
-) -> int:
-    """Delete the fields of one view for some entities, by their exact keys.
+    """Delete the fields of one view for some entities, by their exact keys (`view.keys`).
 
     Other views of the entities stay, and so does everything of other projects. Redis drops a hash
     that has no field left.
@@ -169,16 +135,9 @@ def delete_view_rows(
     Returns:
         Entities that had a row of the view.
     """
-    return delete_view_keys(client, view, view.keys(ids), guard)
-
-
-def delete_view_keys(
-    client: redis.Redis, view: OnlineView, keys: Sequence[bytes], guard: Guard | None = None
-) -> int:
-    """As `delete_view_rows`, for keys."""
     deleted = 0
     fields = [view.time_field, *view.fields]
-    with open_pipelines(client, guard) as pipelines:
+    with Pipelines(client, guard) as pipelines:
         for start in range(0, len(keys), CHUNK_ROWS):
             chunk = keys[start : start + CHUNK_ROWS]
             for pipeline, rows in pipelines.of(chunk):
@@ -203,10 +162,7 @@ class _Write:
         return self.view.keys(ids.to_pylist())
 
     def send(self, pipeline: Pipeline, batch: pa.RecordBatch, keys: list[bytes]) -> int:
-        columns = [
-            (field, batch.column(feature))
-            for field, feature in zip(self.view.fields, self.view.features, strict=True)
-        ]
+        columns = list(zip(self.view.fields, map(batch.column, self.view.features), strict=True))
         times = encode_times(epoch_nanoseconds(batch.column(self.timestamp)))
         data = hash_commands(keys, times, columns, time_field=self.view.time_field, expire=self.expire)
         pipeline.send(data, len(keys) * (1 if self.expire is None else 2))
@@ -233,16 +189,3 @@ def _newer(times: npt.NDArray[np.int64], stored: Sequence[bytes | None]) -> Mask
     distinct = {value: codec.decode_timestamp(value) or 0 for value in set(stored)}
     before = np.fromiter(map(distinct.__getitem__, stored), np.int64, len(stored))
     return (before <= 0) | (times // 1_000 * 1_000 > before)
-
-
-def _last_written(table: pa.Table, key: str, timestamp: str, overwrite: bool) -> npt.NDArray[np.int64]:
-    """Rows, in order, whose values are there after Feast has written all rows of a table one by one."""
-    times = epoch_nanoseconds(table[timestamp])
-    row = np.arange(len(table))
-    # Among rows of one positive time the first is written, and no other; without such a rule the last.
-    counts = np.zeros_like(times) if overwrite else np.maximum(times // 1_000, 0)
-    order = np.lexsort((np.where(counts > 0, -row, row), counts))
-    rank = np.empty(len(table), np.int64)
-    rank[order] = row
-    ranked = pa.table({"key": table[key], "rank": rank}).group_by("key").aggregate([("rank", "max")])
-    return np.sort(order[ranked["rank_max"].to_numpy()])

@@ -29,49 +29,32 @@ class AsyncEmbeddingClient(BaseClient):
     """
 
     _redis: Redis | RedisCluster
+    _connect = staticmethod(RedisAddress.connect_async)
     _loop: asyncio.AbstractEventLoop | None = None
-
-    def _connect(self, address: RedisAddress, timeout: float) -> Redis | RedisCluster:
-        return address.connect_async(timeout=timeout)
 
     async def get(
         self, item_ids: Sequence[str | int], version: str | None = None, *, deadline: float | None = None
     ) -> Embeddings:
-        """Vectors of items, in the order of the request; see `EmbeddingClient.get`.
-
-        Args:
-            item_ids: n ids.
-            version: the adapter version to read, for this call.
-            deadline: seconds for the whole call, opening a connection and retries included.
-
-        Raises:
-            OnlineStoreError, FeatureMismatchError: as there.
-        """
+        """As `EmbeddingClient.get`; `deadline` includes the opening of a connection."""
         self._check_loop()
         reading = self._reader.read(item_ids, version)
         with self._observed(len(item_ids)) as observed, redis_errors(self.address):
+            reply: Any = None
             try:
                 async with asyncio.timeout(deadline):
-                    fetch = next(reading)
                     while True:
+                        ask = reading.send(reply)
                         reply = await fetch_fields(
-                            self._redis, fetch.keys, fetch.fields, record_key=fetch.record_key
+                            self._redis, ask.keys, ask.fields, record_key=ask.record_key
                         )
-                        try:
-                            fetch = reading.send(reply)
-                        except StopIteration as end:
-                            found: Embeddings = end.value
-                            observed.append(found)
-                            return found
+            except StopIteration as end:
+                observed.append(end.value)
             except TimeoutError:
                 raise DeadlineExceeded("The deadline of the call passed.") from None
+            return observed[0]
 
     async def ping(self) -> None:
-        """Check that the online store answers.
-
-        Raises:
-            OnlineStoreError: it does not.
-        """
+        """As `EmbeddingClient.ping`."""
         self._check_loop()
         with redis_errors(self.address):
             await self._redis.ping()  # type: ignore[misc]
@@ -79,9 +62,8 @@ class AsyncEmbeddingClient(BaseClient):
     def _check_loop(self) -> None:
         """Connections belong to the event loop that opened them."""
         loop = asyncio.get_running_loop()
-        if self._loop is None:
-            self._loop = loop
-        elif self._loop is not loop:
+        self._loop = self._loop or loop
+        if self._loop is not loop:
             raise OnlineStoreError(
                 "This client was used in another event loop, to which its connections belong. Make one client for "
                 "each loop, inside it, or use EmbeddingClient."

@@ -13,7 +13,7 @@ and no result depends on the expectation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -46,25 +46,19 @@ class Block:
         """Values of one field, uint8 [n, bytes of a value]; a view."""
         return self.data[:, self.starts[field] : self.starts[field] + self.sizes[field]]
 
-    def rows(self) -> list[list[bytes | None]]:
-        """The same as one object a value."""
+    def __iter__(self) -> Iterator[list[bytes | None]]:
+        """Replies as one object a value."""
         columns = [[value.tobytes() for value in self.column(field)] for field in range(len(self.sizes))]
-        return [list(row) for row in zip(*columns, strict=True)]
+        return (list(row) for row in zip(*columns, strict=True))
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """What the protocol writes around the values of a reply.
+    """What the protocol writes around the values of a reply."""
 
-    Attributes:
-        size: bytes of a reply.
-        starts: where each value begins.
-        literals: the bytes around values by where they begin, first those before the first value.
-    """
-
-    size: int
-    starts: tuple[int, ...]
-    literals: dict[int, bytes]
+    size: int  # bytes of a reply
+    starts: tuple[int, ...]  # where each value begins
+    literals: dict[int, bytes]  # by where they begin, first those before the first value
 
     def fits(self, replies: Bytes, start: int) -> bool:
         """Whether the bytes from `start` to the next value are as expected in replies, uint8 [n, size]."""

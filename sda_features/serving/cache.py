@@ -13,13 +13,7 @@ from sda_features.serving.wire import Row
 
 @dataclass(frozen=True)
 class CacheStatistics:
-    """What a cache has done so far.
-
-    Attributes:
-        hits: rows that were found.
-        misses: rows that were not.
-        items: rows in it now.
-    """
+    """Rows that a cache was asked for and had, or had not; and rows in it now."""
 
     hits: int = 0
     misses: int = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -23,11 +23,13 @@ from sda_features.serving.layout import IdType
 from sda_features.serving.observer import Observation, Observer
 from sda_features.serving.reading import Embeddings, Reader
 from sda_features.serving.repo_config import read_repo_config
-from sda_features.serving.wire import Server, fetch_sized
+from sda_features.serving.wire import Server, fetch_fields
 
 
 class BaseClient:
     """What the clients for threads and for asyncio share; see `EmbeddingClient`."""
+
+    _connect: Callable[..., Any]
 
     def __init__(
         self,
@@ -57,9 +59,11 @@ class BaseClient:
             max_age=max_age,
             cache_items=cache_items,
         )
+        self.project = project
+        self.view = self._reader.view  # that is read where no version record says otherwise
         if isinstance(server, str | RedisAddress):
             address = RedisAddress.parse(server) if isinstance(server, str) else server
-            self._redis = self._connect(address, timeout)
+            self._redis = self._connect(address, timeout=timeout)
             self.address = str(address)
         else:
             if _options_of(server).get("decode_responses"):
@@ -67,15 +71,9 @@ class BaseClient:
             self._redis = server
             self.address = _address_of(server)
 
-    def _connect(self, address: RedisAddress, timeout: float) -> Any:
-        raise NotImplementedError
-
     @contextlib.contextmanager
     def _observed(self, items: int) -> Iterator[list[Embeddings]]:
         """Tell the observer of a request; the block appends its result."""
-        if self._observer is None:
-            yield []
-            return
         began, error = time.perf_counter(), None
         result: list[Embeddings] = []
         try:
@@ -84,32 +82,9 @@ class BaseClient:
             error = type(raised).__name__
             raise
         finally:
-            seconds = time.perf_counter() - began
-            found = result[0] if result else None
-            self._observer(
-                Observation(
-                    seconds,
-                    items,
-                    int((found.text_found | found.image_found).sum()) if found is not None else 0,
-                    next((version for version in found.versions if version), None)
-                    if found is not None
-                    else None,
-                    (datetime.now(UTC) - found.seen).total_seconds()
-                    if found is not None and found.seen
-                    else None,
-                    error,
-                )
-            )
-
-    @property
-    def project(self) -> str:
-        """Feast project."""
-        return self._reader.project
-
-    @property
-    def view(self) -> str:
-        """Feature view that is read where no version record says otherwise."""
-        return self._reader.view
+            if self._observer:
+                seconds = time.perf_counter() - began
+                self._observer(_observation(seconds, items, result[0] if result else None, error))
 
     @classmethod
     def from_repo(cls, repo_path: Path | str, feature_set: str = "sda", **options: Any) -> Self:
@@ -167,9 +142,7 @@ class EmbeddingClient(BaseClient):
     """
 
     _redis: Server
-
-    def _connect(self, address: RedisAddress, timeout: float) -> Server:
-        return address.connect(timeout=timeout)
+    _connect = staticmethod(RedisAddress.connect)
 
     def get(
         self, item_ids: Sequence[str | int], version: str | None = None, *, deadline: float | None = None
@@ -194,22 +167,16 @@ class EmbeddingClient(BaseClient):
         ends = None if deadline is None else time.monotonic() + deadline
         reading = self._reader.read(item_ids, version)
         with self._observed(len(item_ids)) as observed, redis_errors(self.address):
-            fetch = next(reading)
-            while True:
-                reply = fetch_sized(
-                    self._redis,
-                    fetch.keys,
-                    fetch.fields,
-                    fetch.sizes,
-                    record_key=fetch.record_key,
-                    deadline=ends,
-                )
-                try:
-                    fetch = reading.send(reply)
-                except StopIteration as end:
-                    found: Embeddings = end.value
-                    observed.append(found)
-                    return found
+            reply: Any = None
+            try:
+                while True:
+                    ask = reading.send(reply)
+                    reply = fetch_fields(
+                        self._redis, ask.keys, ask.fields, ask.sizes, record_key=ask.record_key, deadline=ends
+                    )
+            except StopIteration as end:
+                observed.append(end.value)
+            return observed[0]
 
     def ping(self) -> None:
         """Check that the online store answers.
@@ -229,6 +196,15 @@ class EmbeddingClient(BaseClient):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _observation(seconds: float, items: int, read: Embeddings | None, error: str | None) -> Observation:
+    if read is None:
+        return Observation(seconds, items, 0, None, None, error)
+    found = int((read.text_found | read.image_found).sum())
+    version = next(filter(None, read.versions), None)
+    age = (datetime.now(UTC) - read.seen).total_seconds() if read.seen else None
+    return Observation(seconds, items, found, version, age, error)
 
 
 def _options_of(server: Any) -> dict[str, Any]:

@@ -13,7 +13,6 @@ for the offline store. Nothing here imports Feast.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from typing import Literal, NoReturn, TypeAlias, get_args
 
@@ -29,8 +28,7 @@ ValueKind: TypeAlias = Literal["floats", "bytes", "string"]
 
 STORE_DTYPES: tuple[StoreDtype, ...] = get_args(StoreDtype)
 _BYTES_TAG, _STRING_TAG, _FLOAT_LIST_TAG = 0x0A, 0x12, b"\x82\x01"
-_PACKED = struct.Struct("<2sBBI")  # "SV", code, 0, dimension
-_CODES: dict[StoreDtype, int] = {"float16": 1, "int8": 2}
+_MARKS: dict[StoreDtype, bytes] = {"float16": b"SV\x01\x00", "int8": b"SV\x02\x00"}
 
 
 def encode_vectors(matrix: Matrix, found: Mask | None = None, dtype: StoreDtype = "float32") -> list[bytes]:
@@ -50,7 +48,7 @@ def encode_vectors(matrix: Matrix, found: Mask | None = None, dtype: StoreDtype 
 
 def pack_vectors(matrix: Matrix, dtype: StoreDtype) -> list[bytes]:
     """The rows of a matrix [n, d] as values of a Bytes feature (float16, int8)."""
-    header = _PACKED.pack(b"SV", _CODES[dtype], 0, matrix.shape[1])
+    header = _header(dtype, matrix.shape[1])
     return [header + row for row in _rows(matrix, dtype)]
 
 
@@ -73,22 +71,16 @@ def decode_vectors(
         FeatureMismatchError: a value is not a vector, or differs in dimension or store dtype.
     """
     found = np.fromiter(map(bool, values), np.bool_, len(values))
-    matrix = np.zeros((len(values), dim), "<f4")
-    present = [value for value in values if value] if not found.all() else list(values)
-    if not present:
-        return matrix.astype(np.float32, copy=False), found
-    dtype = next((known for known in STORE_DTYPES if present[0].startswith(_prefix(known, dim))), None)  # type: ignore[union-attr]
-    if dtype is None:
-        _refuse(values, names, dim, "float32")
-    prefix = _prefix(dtype, dim)
-    size = len(prefix) + _body_size(dtype, dim)
-    if set(map(len, present)) != {size}:  # type: ignore[arg-type]
-        _refuse(values, names, dim, dtype)
-    block = np.frombuffer(b"".join(present), np.uint8).reshape(-1, size)  # type: ignore[arg-type]
-    if (block[:, : len(prefix)] != np.frombuffer(prefix, np.uint8)).any():
-        _refuse(values, names, dim, dtype)
-    _decode_bodies(block[:, len(prefix) :], dtype, matrix, found)
-    return matrix.astype(np.float32, copy=False), found
+    matrix = np.zeros((len(values), dim), np.float32)
+    present = [value for value in values if value]
+    if present:
+        numbers = None
+        if len(set(map(len, present))) == 1:
+            numbers = _numbers(np.frombuffer(b"".join(present), np.uint8).reshape(len(present), -1), dim)
+        if numbers is None:
+            _refuse(present, [name for name, there in zip(names, found, strict=True) if there], dim)
+        matrix[found if len(present) < len(values) else ...] = numbers  # a mask of all would cost a copy
+    return matrix, found
 
 
 def decode_block(block: npt.NDArray[np.uint8], dim: int) -> Matrix | None:
@@ -102,15 +94,8 @@ def decode_block(block: npt.NDArray[np.uint8], dim: int) -> Matrix | None:
         float32 [n, d], C-contiguous; None if the values are not all vectors of dimension d and one
         store dtype.
     """
-    for dtype in STORE_DTYPES:
-        prefix = np.frombuffer(_prefix(dtype, dim), np.uint8)
-        if block.shape[1] != len(prefix) + _body_size(dtype, dim):
-            continue
-        if (block[:, : len(prefix)] == prefix).all():
-            matrix = np.empty((len(block), dim), "<f4")
-            _decode_bodies(block[:, len(prefix) :], dtype, matrix, np.ones(len(block), np.bool_))
-            return matrix.astype(np.float32, copy=False)
-    return None
+    numbers = _numbers(block, dim)
+    return None if numbers is None else numbers.astype(np.float32)
 
 
 def unpack_vectors(payloads: Sequence[bytes], dim: int | None = None) -> Matrix:
@@ -123,7 +108,7 @@ def unpack_vectors(payloads: Sequence[bytes], dim: int | None = None) -> Matrix:
     Raises:
         FeatureMismatchError: a payload is not such a value, or has another dimension.
     """
-    wrapped = [b"\x0a" + _varint(len(payload)) + payload for payload in payloads]
+    wrapped = [value_header("bytes", len(payload)) + payload for payload in payloads]
     if dim is None:
         dim = vector_dim(wrapped[0], 0) if wrapped else 0
     return decode_vectors(wrapped, dim, names=range(len(wrapped)))[0]
@@ -146,11 +131,8 @@ def describe_vector(value: bytes, name: object) -> tuple[StoreDtype, int]:
     """Store dtype and dimension of an encoded vector; arguments and errors as for `vector_dim`."""
     if value[:1] == bytes([_BYTES_TAG]):
         _, start = _read_varint(value, 1)
-        header = value[start : start + _PACKED.size]
-        dim = int.from_bytes(header[4:], "little")
-        dtype = next(
-            (known for known, code in _CODES.items() if header[:4] == bytes([*b"SV", code, 0])), None
-        )
+        dtype = next((known for known, mark in _MARKS.items() if value.startswith(mark, start)), None)
+        dim = int.from_bytes(value[start + 4 : start + 8], "little")
         if dtype and dim and len(value) == len(_prefix(dtype, dim)) + _body_size(dtype, dim):
             return dtype, dim
     for header_size in range(5, 14):  # 3 bytes of tags and two varints
@@ -225,8 +207,11 @@ def _prefix(dtype: StoreDtype, dim: int) -> bytes:
     body = _body_size(dtype, dim)
     if dtype == "float32":
         return value_header("floats", body)
-    header = _PACKED.pack(b"SV", _CODES[dtype], 0, dim)
-    return value_header("bytes", len(header) + body) + header
+    return value_header("bytes", 8 + body) + _header(dtype, dim)
+
+
+def _header(dtype: StoreDtype, dim: int) -> bytes:
+    return _MARKS[dtype] + dim.to_bytes(4, "little")
 
 
 def _body_size(dtype: StoreDtype, dim: int) -> int:
@@ -248,26 +233,26 @@ def _rows(matrix: Matrix, dtype: StoreDtype) -> list[bytes]:
     return [data[start : start + size] for start in range(0, len(matrix) * size, size)]
 
 
-def _decode_bodies(bodies: npt.NDArray[np.uint8], dtype: StoreDtype, matrix: Matrix, found: Mask) -> None:
-    """Write the decoded numbers [m, d] of `bodies` [m, bytes] into the rows of `matrix` that are found."""
-    if dtype == "int8":
-        scale = np.ascontiguousarray(bodies[:, :4]).view("<f4")
-        matrix[found] = bodies[:, 4:].view(np.int8) * scale
-    elif dtype == "float16":
-        matrix[found] = np.ascontiguousarray(bodies).view("<f2")
-    elif found.all():
-        matrix.view(np.uint8)[:] = bodies  # the common case, without the copy of a masked assignment
-    else:
-        matrix.view(np.uint8)[found] = bodies
+def _numbers(block: npt.NDArray[np.uint8], dim: int) -> npt.NDArray[np.floating] | None:
+    """What `decode_block` returns before it is made float32, without a copy where that is possible."""
+    for dtype in STORE_DTYPES:
+        prefix = np.frombuffer(_prefix(dtype, dim), np.uint8)
+        if block.shape[1] != len(prefix) + _body_size(dtype, dim):
+            continue
+        if (block[:, : len(prefix)] == prefix).all():
+            bodies = block[:, len(prefix) :]
+            if dtype == "int8":
+                scale: Matrix = bodies[:, :4].view("<f4")
+                return scale * bodies[:, 4:].view(np.int8)
+            return bodies.view("<f4" if dtype == "float32" else "<f2")
+    return None
 
 
-def _refuse(values: Sequence[bytes | None], names: Sequence[object], dim: int, dtype: StoreDtype) -> NoReturn:
-    """Raise for the first value that is not a vector of this dimension and dtype."""
-    name, got, got_dtype = next(
-        (name, described[1], described[0])
-        for value, name in zip(values, names, strict=True)
-        if value and (described := describe_vector(value, name)) != (dtype, dim)
-    )
+def _refuse(values: Sequence[bytes], names: Sequence[object], dim: int) -> NoReturn:
+    """Raise for the first value that is not a vector of this dimension and of the first one's dtype."""
+    dtype, _ = describe_vector(values[0], names[0])
+    described = ((name, *describe_vector(value, name)) for value, name in zip(values, names, strict=True))
+    name, got_dtype, got = next(vector for vector in described if vector[1:] != (dtype, dim))
     if got != dim:
         raise FeatureMismatchError(
             f"Item {name!r} has a vector of dimension {got}, expected {dim}. Either this feature set holds vectors "

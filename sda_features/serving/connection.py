@@ -10,15 +10,13 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self, TypeAlias, cast, get_args
+from typing import Any, Literal, Self, TypeAlias, get_args
 from urllib.parse import urlsplit
 
 import redis
 from redis import asyncio as async_redis
 from redis.backoff import ExponentialBackoff, NoBackoff
-from redis.cluster import ClusterNode, RedisCluster
 from redis.retry import Retry
-from redis.sentinel import Sentinel
 
 from sda_features.errors import OnlineStoreError
 from sda_features.serving.wire import READ_BYTES, DeadlineExceeded
@@ -74,11 +72,11 @@ class RedisAddress:
     def _from_url(cls, url: str) -> Self:
         try:
             parse: Callable[[str], Mapping[str, Any]] = redis.connection.parse_url
-            options = dict(parse(url))
-            host = options.pop("host", None) or options.get("path") or "localhost"
-            port = 0 if "path" in options else options.pop("port", DEFAULT_PORT)
-            if "path" in options:
-                options["unix_socket_path"] = options.pop("path")
+            options = {"host": "localhost", "port": DEFAULT_PORT, **parse(url)}
+            host, port = options.pop("host"), options.pop("port")
+            if path := options.pop("path", None):
+                host = options["unix_socket_path"] = path
+                port = 0
             options["ssl"] = urlsplit(url).scheme == "rediss"
             options.pop("connection_class", None)
         except ValueError:
@@ -94,15 +92,12 @@ class RedisAddress:
         servers = [_host_and_port(part) for part in parts if "=" not in part]
         if not servers:
             raise OnlineStoreError("Expected a Redis server as host:port,db=0,ssl=true,..., got 0 servers.")
-        options = dict(part.split("=", 1) for part in parts if "=" in part)
+        options = (part.split("=", 1) for part in parts if "=" in part)
         (host, port), *others = servers
-        return cls(
-            host, port, {key: _option(key, value) for key, value in options.items()}, others=tuple(others)
-        )
+        return cls(host, port, {key: _option(key, text) for key, text in options}, others=tuple(others))
 
     def __str__(self) -> str:
-        servers = [(self.host, self.port), *self.others]
-        text = ",".join(f"{host}:{port}" if port else host for host, port in servers)
+        text = ",".join(f"{host}:{port}" if port else host for host, port in self._servers())
         return f"{text} (master {self.sentinel_master})" if self.redis_type == "redis_sentinel" else text
 
     def connect(self, *, timeout: float, retries: int = 1, name: str | None = None) -> redis.Redis:
@@ -120,69 +115,42 @@ class RedisAddress:
         backoff = NoBackoff() if retries == 1 else ExponentialBackoff(cap=2, base=0.1)  # type: ignore[no-untyped-call]
         if self.redis_type == "redis_cluster" and retries > 1:
             retries *= CLUSTER_TRIES
-        settings = {**self._settings(timeout, Retry(backoff, retries)), "client_name": name}
-        with self._unknown_options():
-            if self.redis_type == "redis_cluster":
-                nodes = [ClusterNode(host, port) for host, port in self._servers()]  # type: ignore[no-untyped-call]
-                with redis_errors(self):
-                    return cast(redis.Redis, RedisCluster(startup_nodes=nodes, **settings))
-            if self.redis_type == "redis_sentinel":
-                sentinel = Sentinel(self._servers(), sentinel_kwargs=_sentinel_settings(settings), **settings)  # type: ignore[no-untyped-call]
-                return _read_in_small_pieces(sentinel.master_for(self.sentinel_master))  # type: ignore[no-untyped-call]
-            return _read_in_small_pieces(redis.Redis(**self._place(), **settings))
+        client: redis.Redis = self._client(redis, timeout, Retry(backoff, retries), client_name=name)
+        if self.redis_type != "redis_cluster":  # redis-py has this setting for connections, not for clients
+            client.connection_pool.connection_kwargs.setdefault("socket_read_size", READ_BYTES)
+        return client
 
     def connect_async(self, *, timeout: float) -> async_redis.Redis:
         """As `connect`, for asyncio; every client connects on first use."""
-        settings = self._settings(timeout, async_redis.retry.Retry(NoBackoff(), 1))
-        with self._unknown_options():
-            if self.redis_type == "redis_cluster":
-                nodes = [async_redis.cluster.ClusterNode(host, port) for host, port in self._servers()]
-                return cast(async_redis.Redis, async_redis.RedisCluster(startup_nodes=nodes, **settings))
-            if self.redis_type == "redis_sentinel":
-                watch = async_redis.Sentinel(
-                    self._servers(), sentinel_kwargs=_sentinel_settings(settings), **settings
-                )  # type: ignore[no-untyped-call]
-                return watch.master_for(self.sentinel_master)  # type: ignore[no-any-return]
-            return async_redis.Redis(**self._place(), **settings)
+        retry = async_redis.retry.Retry(NoBackoff(), 1)
+        client: async_redis.Redis = self._client(async_redis, timeout, retry)
+        return client
 
-    def _servers(self) -> list[tuple[str, int]]:
-        return [(self.host, self.port), *self.others]
-
-    def _place(self) -> dict[str, Any]:
-        return {"host": self.host, "port": self.port or DEFAULT_PORT}
-
-    def _settings(self, timeout: float, retry: object) -> dict[str, Any]:
-        """Keyword arguments of a client."""
-        options = dict(self.options)
-        if self.redis_type == "redis_cluster" and not options.get("db"):
-            options.pop("db", None)  # a cluster has one database
-        return {
-            "socket_timeout": timeout,
-            "socket_connect_timeout": timeout,
-            "retry": retry,
-            **options,
-            "decode_responses": False,
-        }
-
-    @contextlib.contextmanager
-    def _unknown_options(self) -> Iterator[None]:
+    def _client(self, library: Any, timeout: float, retry: object, **further: object) -> Any:
+        """A client of `redis`, or of `redis.asyncio`."""
+        waits = {"socket_timeout": timeout, "socket_connect_timeout": timeout, "retry": retry}
+        settings = {**waits, **self.options, "decode_responses": False, **further}
+        servers = self._servers()
         try:
-            yield
+            if self.redis_type == "redis_cluster":
+                if not settings.get("db"):
+                    settings.pop("db", None)  # a cluster has one database
+                nodes = [library.cluster.ClusterNode(*server) for server in servers]
+                with redis_errors(self):
+                    return library.RedisCluster(startup_nodes=nodes, **settings)
+            if self.redis_type == "redis_sentinel":
+                # With redis-py's own settings of connections to Sentinels a dead one is retried for seconds.
+                own = {name: settings[name] for name in waits}
+                watch = library.Sentinel(servers, sentinel_kwargs=own, **settings)
+                return watch.master_for(self.sentinel_master)
+            return library.Redis(host=self.host, port=self.port or DEFAULT_PORT, **settings)
         except TypeError as error:
             raise OnlineStoreError(
                 f"Redis at {self}: an option of the connection string is unknown: {error}"
             ) from None
 
-
-def _sentinel_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of the connections to Sentinels: redis-py's own retry a dead one for seconds."""
-    return {name: settings[name] for name in ("socket_timeout", "socket_connect_timeout", "retry")}
-
-
-def _read_in_small_pieces(client: redis.Redis) -> redis.Redis:
-    """Set how much is read from a socket at once, which redis-py offers for connections only."""
-    client.connection_pool.connection_kwargs.setdefault("socket_read_size", READ_BYTES)
-    return client
+    def _servers(self) -> list[tuple[str, int]]:
+        return [(self.host, self.port), *self.others]
 
 
 @contextlib.contextmanager
@@ -197,13 +165,12 @@ def redis_errors(address: object) -> Iterator[None]:
     except redis.exceptions.TimeoutError:
         message = "it did not answer in time. Check the network and its load, or allow a longer timeout"
     except redis.exceptions.ConnectionError as error:
+        message = (
+            "it cannot be reached. Start it, or correct the address (online_store in feature_store.yaml)"
+        )
         if "SSL" in str(error):
             message = (
                 "TLS failed: name its certificate authority with ssl_ca_certs, or check that it speaks TLS"
-            )
-        else:
-            message = (
-                "it cannot be reached. Start it, or correct the address (online_store in feature_store.yaml)"
             )
     except redis.exceptions.NoPermissionError as error:
         message = (
@@ -234,7 +201,6 @@ def redis_errors(address: object) -> Iterator[None]:
 
 
 def _host_and_port(server: str) -> tuple[str, int]:
-    """Host and port of `host:port`."""
     unset = re.search(r"\$\{?(\w+)", server)
     if unset:
         raise OnlineStoreError(

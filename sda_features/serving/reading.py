@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TypeAlias
 
 import numpy as np
@@ -30,7 +30,7 @@ from sda_features.serving.cache import RowCache
 from sda_features.serving.codec import Mask, Matrix
 from sda_features.serving.layout import IdType
 from sda_features.serving.pointer import Pointer, StoredVersion, pointer_key
-from sda_features.serving.wire import Row
+from sda_features.serving.wire import Rows
 
 ItemId: TypeAlias = str | int
 Times: TypeAlias = npt.NDArray[np.datetime64]
@@ -82,7 +82,7 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Fetch:
-    """What to fetch next; the arguments of `wire.fetch_sized`."""
+    """What to fetch next; the arguments of `wire.fetch_fields`."""
 
     keys: Sequence[bytes] = ()
     fields: Sequence[bytes] = ()
@@ -90,7 +90,7 @@ class Fetch:
     sizes: Sequence[int] = ()
 
 
-Reading: TypeAlias = Generator[Fetch, tuple[list[Row] | Block, bytes | None], Embeddings]
+Reading: TypeAlias = Generator[Fetch, tuple[Rows, bytes | None], Embeddings]
 
 
 class Reader:
@@ -113,12 +113,10 @@ class Reader:
         max_age: timedelta | None = None,
         cache_items: int = 0,
     ) -> None:
-        self.project, self.feature_set = project, feature_set
-        self.view = view or layout.view_name(feature_set)
-        self.join_key = join_key
-        self.id_type: IdType = id_type
+        self.feature_set, self.view = feature_set, view or layout.view_name(feature_set)
         self.dim, self.version, self.max_age = dim, version, max_age
         self.cache = RowCache(cache_items) if cache_items else None
+        self._keys = partial(layout.redis_keys, project=project, join_key=join_key, id_type=id_type)
         # A view that was named has no record, which is as good as an absent one.
         self._record_key = None if view else pointer_key(project, feature_set)
         self._sizes: dict[tuple[bytes, ...], tuple[int, ...]] = {}  # of the values that came last, by fields
@@ -147,11 +145,8 @@ class Reader:
             cache = self.cache if place.stored else None
             cached = cache.get(place.stored, ids) if cache else {}
             wanted = [item_id for item_id in ids if item_id not in cached] if cached else ids
-            keys = layout.redis_keys(
-                wanted, project=self.project, join_key=self.join_key, id_type=self.id_type
-            )
             sizes = self._sizes.get(place.fields, ())
-            rows, record = yield Fetch(keys, place.fields, self._record_key, sizes)
+            rows, record = yield Fetch(self._keys(wanted), place.fields, self._record_key, sizes)
             if record is None and pointer.versions:
                 self._warn_of_a_lost_record()  # and go by what it said: each row says its version
             elif record != known:
@@ -159,25 +154,22 @@ class Reader:
                 if self._place(pointer, version) != place:
                     continue
             if cached:
-                fetched = {**cached, **dict(zip(wanted, _rows_of(rows), strict=True))}
+                fetched = {**cached, **dict(zip(wanted, rows, strict=True))}
                 rows = [fetched[item_id] for item_id in ids]
             found = self._decode(ids, rows, place)
             if cache:
-                cache.put(place.stored, dict(zip(ids, _rows_of(rows), strict=True)))
+                cache.put(place.stored, dict(zip(ids, rows, strict=True)))
             return found
         raise FeatureMismatchError(
             f"The version record of feature set {self.feature_set!r} changed during each of {ATTEMPTS} reads. "
             "Ask again; if it goes on, look for jobs that promote or materialize all the time."
         )
 
-    def _refuse_a_lost_record(
-        self, ids: Sequence[ItemId]
-    ) -> Generator[Fetch, tuple[list[Row] | Block, bytes | None]]:
+    def _refuse_a_lost_record(self, ids: Sequence[ItemId]) -> Generator[Fetch, tuple[Rows, bytes | None]]:
         """Without a record slot 1 is served, unless items have rows in other slots as well."""
-        keys = layout.redis_keys(ids, project=self.project, join_key=self.join_key, id_type=self.id_type)
         others = [layout.timestamp_field(layout.view_name(self.feature_set, slot)) for slot in OTHER_SLOTS]
-        rows, _ = yield Fetch(keys, others)
-        if any(value is not None for row in _rows_of(rows) for value in row):
+        rows, _ = yield Fetch(self._keys(ids), others)
+        if any(value is not None for row in rows for value in row):
             raise OnlineStoreError(_LOST.format(self.feature_set))
 
     def _warn_of_a_lost_record(self) -> None:
@@ -204,12 +196,11 @@ class Reader:
             f"{held}. Ask for one of these, or materialize that version."
         )
 
-    def _decode(self, ids: tuple[ItemId, ...], rows: Sequence[Row] | Block, place: _Target) -> Embeddings:
+    def _decode(self, ids: tuple[ItemId, ...], rows: Rows, place: _Target) -> Embeddings:
         """The result that `rows` make, checked."""
         found = self._decode_block(ids, rows, place) if isinstance(rows, Block) else None
-        found = found or self._decode_rows(ids, _rows_of(rows), place)
-        if self.max_age is not None:
-            forget_older(found, datetime.now(UTC) - self.max_age)
+        found = found or self._decode_rows(ids, rows, place)
+        forget_older(found, self.max_age)
         return found
 
     def _decode_block(self, ids: tuple[ItemId, ...], block: Block, place: _Target) -> Embeddings | None:
@@ -218,7 +209,7 @@ class Reader:
         version = codec.decode_string(versions[0].tobytes())
         if (versions != versions[0]).any() or place.version not in (None, version):
             return None
-        dim = self._dim(place) or codec.vector_dim(texts[0].tobytes(), ids[0])
+        dim = self.dim or place.dim or codec.vector_dim(texts[0].tobytes(), ids[0])
         text, image = codec.decode_block(texts, dim), codec.decode_block(images, dim)
         if text is None or image is None:
             return None
@@ -226,19 +217,12 @@ class Reader:
             times = np.full(len(ids), _microseconds(stamps[0].tobytes()), np.int64)
         else:
             times = np.array([_microseconds(stamp.tobytes()) for stamp in stamps], np.int64)
-        there = np.ones((2, len(ids)), np.bool_)
-        return Embeddings(
-            ids,
-            text,
-            there[0],
-            image,
-            there[1],
-            (version,) * len(ids),
-            times.view("datetime64[us]"),
-            place.seen,
-        )
+        event_times = times.view("datetime64[us]")
+        text_found, image_found = np.ones((2, len(ids)), np.bool_)
+        of_all = (version,) * len(ids)
+        return Embeddings(ids, text, text_found, image, image_found, of_all, event_times, place.seen)
 
-    def _decode_rows(self, ids: tuple[ItemId, ...], rows: Sequence[Row], place: _Target) -> Embeddings:
+    def _decode_rows(self, ids: tuple[ItemId, ...], rows: Rows, place: _Target) -> Embeddings:
         columns = tuple(zip(*rows, strict=True)) if rows else ((),) * len(place.fields)
         texts, images, encoded, stamps = columns
         decoded = {value: codec.decode_string(value) for value in set(encoded)}  # they repeat
@@ -248,16 +232,12 @@ class Reader:
             gone = [(None,) * len(columns) if item in foreign else row for item, row in enumerate(rows)]
             texts, images, _, stamps = columns = tuple(zip(*gone, strict=True))
             versions = tuple(None if item in foreign else version for item, version in enumerate(versions))
-        dim = self._dim(place) or _first_dim(texts, ids) or _first_dim(images, ids)
+        dim = self.dim or place.dim or _first_dim(texts, ids) or _first_dim(images, ids)
         text, text_found = codec.decode_vectors(texts, dim, names=ids)
         image, image_found = codec.decode_vectors(images, dim, names=ids)
         times = np.fromiter(map(_microseconds, stamps), np.int64, len(stamps)).view("datetime64[us]")
         self._sizes[place.fields] = _common_sizes(columns)
         return Embeddings(ids, text, text_found, image, image_found, versions, times, place.seen)
-
-    def _dim(self, place: _Target) -> int:
-        """The dimension that vectors must have; 0 if nobody said."""
-        return self.dim or (place.stored.dim if place.stored else 0)
 
     def _foreign(
         self,
@@ -287,11 +267,14 @@ class Reader:
         return foreign
 
 
-def forget_older(found: Embeddings, limit: datetime) -> None:
-    """Mark vectors last seen unchanged before `limit`, or at an unknown time, as not found, in place."""
+def forget_older(found: Embeddings, max_age: timedelta | None) -> None:
+    """Mark vectors last seen unchanged longer ago, or at an unknown time, as not found, in place."""
+    if max_age is None:
+        return
+    limit = datetime.now(UTC) - max_age
     if found.seen is not None and found.seen >= limit:
         return
-    instant = np.datetime64(limit.astimezone(UTC).replace(tzinfo=None), "us")
+    instant = np.datetime64(limit.replace(tzinfo=None), "us")
     old = ~(found.event_times >= instant)  # NaT is neither
     for matrix, mask in ((found.text, found.text_found), (found.image, found.image_found)):
         matrix[old] = 0
@@ -305,14 +288,16 @@ class _Target:
     fields: tuple[bytes, ...]
     version: str | None
     stored: StoredVersion | None
+    dim: int  # 0 if the record does not say
     seen: datetime | None
 
 
 @lru_cache(maxsize=64)
 def _target_of(view: str, version: str | None, stored: StoredVersion | None = None) -> _Target:
     fields = [layout.hash_field(view, feature) for feature in layout.FEATURES]
+    dim = stored.dim if stored else 0
     seen = _time(stored.written) if stored else None
-    return _Target((*fields, layout.timestamp_field(view)), version, stored, seen)
+    return _Target((*fields, layout.timestamp_field(view)), version, stored, dim, seen)
 
 
 def _time(written: str) -> datetime | None:
@@ -329,10 +314,6 @@ def _microseconds(stamp: bytes | None) -> int:
     """Microseconds since 1970, as numpy stores them."""
     nanoseconds = codec.decode_timestamp(stamp)
     return NOT_A_TIME if nanoseconds is None else nanoseconds // 1000
-
-
-def _rows_of(rows: Sequence[Row] | Block) -> Sequence[Row]:
-    return rows.rows() if isinstance(rows, Block) else rows
 
 
 def _common_sizes(columns: Sequence[Sequence[bytes | None]]) -> tuple[int, ...]:

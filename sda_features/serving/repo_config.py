@@ -20,9 +20,9 @@ REDIS_STORES = (
     "sda_features.feast_plugins.online_store.VectorRedisOnlineStore",
 )
 _MOVED = {  # dotted paths that feature_store.yaml files may still have
-    "sda_features.feature_store.engine.": "sda_features.feast_plugins.engine.",
-    "sda_features.feature_store.online.": "sda_features.feast_plugins.online_store.",
-    "sda_features.feature_store.offline_store.": "sda_features.feast_plugins.offline_store.",
+    "sda_features.feature_store.engine": "sda_features.feast_plugins.engine",
+    "sda_features.feature_store.online": "sda_features.feast_plugins.online_store",
+    "sda_features.feature_store.offline_store": "sda_features.feast_plugins.offline_store",
 }
 YAML_PATH_VARIABLE = "FEAST_FS_YAML_FILE_PATH"  # Feast's own
 
@@ -62,7 +62,7 @@ class RepoConfig:
             OnlineStoreError: the online store is not Redis, or its address cannot be read.
         """
         redis_type = self.online_store.get("redis_type", "redis")
-        if self.online_type not in REDIS_STORES or redis_type not in REDIS_TYPES:
+        if not self.has_redis or redis_type not in REDIS_TYPES:
             got = f"{self.online_type} {self.online_store.get('redis_type', '')}".strip()
             raise OnlineStoreError(
                 f"Expected an online store of type redis in {self.path}, got {got}. Set online_store to "
@@ -91,11 +91,9 @@ def read_repo_config(repo_path: Path | str) -> RepoConfig:
         content = yaml.safe_load(os.path.expandvars(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         inner = Path(repo_path) / "feature_repo"
-        hint = (
-            f"Did you mean {inner}?"
-            if (inner / "feature_store.yaml").exists()
-            else "Create one with `feast init`."
-        )
+        hint = "Create one with `feast init`."
+        if (inner / "feature_store.yaml").exists():
+            hint = f"Did you mean {inner}?"
         raise FeatureStoreError(f"Expected a Feast repo: there is no {path}. {hint}") from None
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         # A YAML error quotes the line, which may be the one with the password.
@@ -111,20 +109,16 @@ def read_repo_config(repo_path: Path | str) -> RepoConfig:
         raise FeatureStoreError(
             f"{path} sets enable_online_feature_view_versioning, which renames the stored features. Remove it."
         )
-    online_store = content.get("online_store")
+    online_store = content.get("online_store") or {}
     if isinstance(online_store, str):
         online_store = {"type": online_store}
-    return RepoConfig(
-        path,
-        content["project"],
-        online_store or {},
-        _type_of(content.get("offline_store"), "dask"),
-        _type_of(content.get("batch_engine"), "local"),
-    )
+    offline_type = _type_of(content.get("offline_store"), "dask")
+    engine_type = _type_of(content.get("batch_engine"), "local")
+    return RepoConfig(path, content["project"], online_store, offline_type, engine_type)
 
 
 def _type_of(setting: Any, default: str) -> str:
     """The type that a setting of feature_store.yaml names, alone or in a mapping; a class by the path it has now."""
     named = setting.get("type") if isinstance(setting, dict) else setting
     module, dot, name = str(named or default).rpartition(".")
-    return f"{_MOVED.get(f'{module}.', module + dot)}{name}"
+    return f"{_MOVED.get(module, module)}{dot}{name}"

@@ -16,7 +16,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -64,13 +64,14 @@ def write_snapshot(
     """
     names = [str(item_id) for item_id in item_ids]
     count = len(names)
-    if len(set(names)) != count:
-        repeated = next(name for name, times in Counter(names).items() if times > 1)
-        raise FeatureStoreError(f"Expected one row an item; {repeated!r} has several.")
+    if repeated := [name for name, times in Counter(names).items() if times > 1]:
+        raise FeatureStoreError(f"Expected one row an item; {repeated[0]!r} has several.")
     if not text.shape == image.shape == (count, *text.shape[1:2]):
         raise FeatureMismatchError(
             f"Expected vectors [{count}, d] of {count} items, got text {text.shape} and image {image.shape}."
         )
+    if event_times is None:
+        event_times = np.full(count, "NaT", "datetime64[us]")
     hashes = _hashes(names)
     order = np.argsort(hashes, kind="stable")
     columns = {
@@ -78,7 +79,7 @@ def write_snapshot(
         ITEM_HASH: pa.array(hashes[order]),
         TEXT: _vectors(text, text_found, order),
         IMAGE: _vectors(image, image_found, order),
-        EVENT_TIMESTAMP: _times(event_times, order),
+        EVENT_TIMESTAMP: pa.array(event_times[order].astype("datetime64[us]")),
     }
     described = {"format": FORMAT, "version": version, "dim": text.shape[1], "items": count}
     batch = pa.record_batch(columns).replace_schema_metadata({METADATA: json.dumps(described)})
@@ -154,8 +155,7 @@ class SnapshotClient:
         image, image_found = _gather(self._image, self._image_found, rows)
         versions = tuple([self.version if there else None for there in known.tolist()])
         found = Embeddings(ids, text, text_found, image, image_found, versions, times)
-        if self.max_age is not None:
-            forget_older(found, datetime.now(UTC) - self.max_age)
+        forget_older(found, self.max_age)
         return found
 
     def __len__(self) -> int:
@@ -219,12 +219,6 @@ def _vectors(matrix: Matrix, found: Mask | None, order: npt.NDArray[np.int64]) -
     rows = pa.array(np.ascontiguousarray(matrix[order], np.float32).reshape(-1))
     mask = None if found is None else pa.array(~found[order])
     return pa.FixedSizeListArray.from_arrays(rows, matrix.shape[1], mask=mask)
-
-
-def _times(times: Times | None, order: npt.NDArray[np.int64]) -> pa.Array:
-    if times is None:
-        return pa.nulls(len(order), pa.timestamp("us"))
-    return pa.array(times[order].astype("datetime64[us]"))
 
 
 def _matrix(column: Any, dim: int) -> tuple[Matrix, Mask]:

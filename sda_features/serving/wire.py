@@ -10,6 +10,7 @@ read through redis-py's own pipeline, which follows them.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
@@ -29,12 +30,13 @@ except ImportError:
 
 Server: TypeAlias = "redis.Redis | RedisCluster"
 Row: TypeAlias = "list[bytes | None]"  # the values of one hash, in the order of the fields
+Rows: TypeAlias = "list[Row] | Block"
 
 READ_BYTES = 1 << 14
 """`socket_read_size` for connections: hiredis moves what is left in its buffer after each reply, so
 reading much at once makes it slow."""
-_GONE = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
-_ELSEWHERE = (redis.exceptions.AskError, redis.exceptions.TryAgainError, redis.exceptions.ClusterDownError)
+GONE = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
+ELSEWHERE = (redis.exceptions.AskError, redis.exceptions.TryAgainError, redis.exceptions.ClusterDownError)
 CHUNK = 128  # keys that are packed and sent before the next are packed: the server starts meanwhile
 
 
@@ -46,49 +48,30 @@ def fetch_fields(
     server: Server,
     keys: Sequence[bytes],
     fields: Sequence[bytes],
+    sizes: Sequence[int] = (),
     *,
     record_key: bytes | None = None,
     deadline: float | None = None,
-) -> tuple[list[Row], bytes | None]:
+) -> tuple[Rows, bytes | None]:
     """Read the same fields of n hashes.
 
     Args:
         server: a client with `decode_responses=False`; its pool, time-outs and retries apply.
         keys: n keys.
         fields: names of the fields.
+        sizes: bytes that the value of each field is expected to have; empty: not known.
         record_key: key of a string that is read after all hashes, in the same round trip (in a cluster
             in one of its own): what it says held when the hashes were read.
         deadline: instant of `time.monotonic()` at which to give up. Opening a connection is bounded
             by the client's own time-outs alone.
 
     Returns:
-        n rows, None where a hash has no such field, and the string.
+        n rows, None where a hash has no such field; a block if every value is there with its size.
+        And the string.
 
     Raises:
         DeadlineExceeded: the deadline passed.
         redis.exceptions.RedisError: what redis-py raises; a key that is no hash is a ResponseError.
-    """
-    rows, record = fetch_sized(server, keys, fields, (), record_key=record_key, deadline=deadline)
-    return rows.rows() if isinstance(rows, Block) else rows, record
-
-
-def fetch_sized(
-    server: Server,
-    keys: Sequence[bytes],
-    fields: Sequence[bytes],
-    sizes: Sequence[int],
-    *,
-    record_key: bytes | None = None,
-    deadline: float | None = None,
-) -> tuple[list[Row] | Block, bytes | None]:
-    """Read the same fields of n hashes whose values are expected to have certain sizes.
-
-    Args:
-        server, keys, fields, record_key, deadline: as in `fetch_fields`.
-        sizes: bytes of the value of each field; empty: not known.
-
-    Returns:
-        A block if every value is there with its size; else, as in `fetch_fields`, n rows. And the string.
     """
     if isinstance(server, RedisCluster):
         return _fetch_from_cluster(server, keys, fields, sizes, record_key, deadline)
@@ -101,18 +84,24 @@ def fetch_sized(
         connection.send_packed_command(pack_commands(keys, fields, record_key))
         return _receive(connection, count, sizes, deadline, more)
 
-    pool: Any = server.connection_pool
-    connection: Any = pool.get_connection()
-    try:
+    with borrowed(server.connection_pool) as connection:
         rows, rest = connection.retry.call_with_retry(attempt, lambda _: connection.disconnect())
-    except BaseException:
-        connection.disconnect()  # replies may be left in it
-        raise
-    finally:
-        pool.release(connection)
     record = rest[0] if rest else None
     check_replies([] if isinstance(rows, Block) else rows, record)
     return rows, record
+
+
+@contextlib.contextmanager
+def borrowed(pool: Any) -> Iterator[Any]:
+    """A connection of a pool; after an exception it is closed, as replies may be left in it."""
+    connection = pool.get_connection()
+    try:
+        yield connection
+    except BaseException:
+        connection.disconnect()
+        raise
+    finally:
+        pool.release(connection)
 
 
 def pack_commands(
@@ -212,14 +201,12 @@ def _receive(
 def by_node(server: RedisCluster, keys: Sequence[bytes]) -> list[tuple[Any, list[int]]]:
     """The nodes that have keys, each with the rows of its keys in `keys`."""
     slots = server.nodes_manager.slots_cache
-    rows: dict[str, list[int]] = {}
-    nodes = {}
+    nodes: dict[str, tuple[Any, list[int]]] = {}
     for row, key in enumerate(keys):
         held_by = slots.get(key_slot(key))
         node = held_by[0] if held_by else server.get_default_node()  # type: ignore[no-untyped-call]
-        rows.setdefault(node.name, []).append(row)
-        nodes[node.name] = node
-    return [(nodes[name], rows[name]) for name in rows]
+        nodes.setdefault(node.name, (node, []))[1].append(row)
+    return list(nodes.values())
 
 
 def _fetch_from_cluster(
@@ -229,43 +216,33 @@ def _fetch_from_cluster(
     sizes: Sequence[int],
     record_key: bytes | None,
     deadline: float | None,
-) -> tuple[list[Row] | Block, bytes | None]:
+) -> tuple[Rows, bytes | None]:
     check_deadline(deadline)
     parts: list[tuple[list[int], list[Any] | Block]] = []
-    asked: list[tuple[list[int], Any, Any]] = []  # rows, connection, its pool
+    asked: list[tuple[list[int], Any]] = []  # rows, connection
     left: list[int] = []  # rows without an answer
-    try:
+    with contextlib.ExitStack() as stack:
         for node, rows in by_node(server, keys):
-            pool: Any = server.get_redis_connection(node).connection_pool
             try:
-                connection = pool.get_connection()
-                asked.append((rows, connection, pool))
+                connection = stack.enter_context(borrowed(server.get_redis_connection(node).connection_pool))
                 connection.send_packed_command(pack_commands([keys[row] for row in rows], fields, None))
-            except _GONE:
+                asked.append((rows, connection))
+            except GONE:
                 left += rows
-        for rows, connection, _ in asked:
-            if left and rows[0] in left:
-                continue
+        for rows, connection in asked:
             try:
                 replies, _ = _receive(connection, len(rows), sizes, deadline)
-            except _GONE:
+            except GONE:
                 left += rows
                 connection.disconnect()
                 continue
             if not isinstance(replies, Block):
-                moved = [at for at, reply in enumerate(replies) if isinstance(reply, _ELSEWHERE)]
-                left += [rows[at] for at in moved]
-                for at in moved:
-                    replies[at] = []
+                for at, reply in enumerate(replies):
+                    if isinstance(reply, ELSEWHERE):
+                        left.append(rows[at])
+                        replies[at] = []
                 check_replies(replies, None)
             parts.append((rows, replies))
-    except BaseException:
-        for _, connection, _ in asked:
-            connection.disconnect()  # replies may be left in it
-        raise
-    finally:
-        for _, connection, pool in asked:
-            pool.release(connection)
     if left:
         check_deadline(deadline)
         pipeline = server.pipeline()  # type: ignore[no-untyped-call]
@@ -277,7 +254,7 @@ def _fetch_from_cluster(
     return _gather(parts, len(keys)), record
 
 
-def _gather(parts: Sequence[tuple[list[int], list[Any] | Block]], count: int) -> list[Row] | Block:
+def _gather(parts: Sequence[tuple[list[int], list[Any] | Block]], count: int) -> Rows:
     """Replies of several nodes in the order of the request; one block if all are blocks."""
     blocks = [block for _, block in parts if isinstance(block, Block)]
     if blocks and len(blocks) == len(parts):
@@ -287,6 +264,6 @@ def _gather(parts: Sequence[tuple[list[int], list[Any] | Block]], count: int) ->
         return Block(data, blocks[0].starts, blocks[0].sizes)
     gathered: list[Row] = [[]] * count
     for rows, part in parts:
-        for row, reply in zip(rows, part.rows() if isinstance(part, Block) else part, strict=True):
+        for row, reply in zip(rows, part, strict=True):
             gathered[row] = reply
     return gathered

@@ -1,7 +1,5 @@
 """What every pair of Feast stores must do, whoever wrote and whoever reads; a test module subclasses this."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,16 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from sda_features.feature_store.repo import quiet_feast
+from tests.feast_repo import NOON, config
 
-NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 EPOCH, END = datetime(1970, 1, 1, tzinfo=UTC), NOON + timedelta(days=30)
 STOCK = ("redis", "file")
 OURS = (
     "sda_features.feast_plugins.online_store.VectorRedisOnlineStore",
     "sda_features.feast_plugins.offline_store.VectorFileOfflineStore",
 )
-KINDS = (STOCK, OURS)
-NAMES = {STOCK: "stock", OURS: "ours"}
+KINDS = {"stock": STOCK, "ours": OURS}
 DIM = 5
 
 
@@ -33,26 +30,19 @@ def open_stores(folder, project, server, *kinds):
     stores = []
     for number, (online, offline) in enumerate(kinds):
         path = folder / f"store{number}.yaml"
-        path.write_text(
-            f"project: {project}\nprovider: local\nregistry: registry.db\n"
-            f"online_store: {{type: {online}, connection_string: '{server[0]}:{server[1]}'}}\n"
-            f"offline_store: {{type: {offline}}}\n"
-        )
+        path.write_text(config(project, server, online) + f"offline_store: {{type: {offline}}}\n")
         stores.append(FeatureStore(repo_path=str(folder), fs_yaml_file=path))
     return stores
 
 
-def vector_view(name, entity, *, id_type="string", ttl=timedelta(0)):
+def vector_view(name, entity, *, ttl=timedelta(0)):
     """A view of vectors, strings and packed bytes, over a folder of its name, and its source."""
     from feast import FeatureView, Field, FileSource
-    from feast.types import Array, Bytes, Float32, Int64, String
+    from feast.types import Array, Bytes, Float32, String
 
     source = FileSource(name=f"{name}_source", path=name, timestamp_field="event_timestamp")
-    fields = {"vector": Array(Float32), "version": String, "packed": Bytes}
-    schema = [
-        Field(name="item_id", dtype=String if id_type == "string" else Int64),
-        *(Field(name=field, dtype=dtype) for field, dtype in fields.items()),
-    ]
+    fields = {"item_id": String, "vector": Array(Float32), "version": String, "packed": Bytes}
+    schema = [Field(name=field, dtype=dtype) for field, dtype in fields.items()]
     return source, FeatureView(name=name, entities=[entity], source=source, ttl=ttl, schema=schema)
 
 
@@ -61,23 +51,16 @@ def vector_rows(ids, time, *, seed=0, dim=DIM):
     rng = np.random.default_rng(seed)
     matrix = (rng.normal(size=(len(ids), dim)) * 10.0 ** rng.integers(-42, 30, (len(ids), dim))).astype("f4")
     matrix[0, 0] = -0.0
-    vectors = pa.array(
-        [None if row == 1 else vector for row, vector in enumerate(matrix)], pa.list_(pa.float32())
-    )
+    vectors = [None if row == 1 else vector for row, vector in enumerate(matrix)]
     return pa.table(
         {
             "item_id": ids,
-            "vector": vectors,
+            "vector": pa.array(vectors, pa.list_(pa.float32())),
             "version": [None if row == 2 else f"v{seed}" for row in range(len(ids))],
             "packed": [b"\x00%d" % row for row in range(len(ids))],
             "event_timestamp": pa.array([time] * len(ids), pa.timestamp("us", tz="UTC")),
         }
     )
-
-
-def write_part(folder, table):
-    folder.mkdir(exist_ok=True)
-    pq.write_table(table, folder / f"{len(list(folder.iterdir()))}.parquet")
 
 
 def bits(values):
@@ -98,6 +81,12 @@ class Pair:
             self.writer.apply(list(objects), **options)
             self.reader.refresh_registry()
 
+    def write(self, view, rows):
+        """Add a file to the folder of a view."""
+        folder = self.folder / view
+        folder.mkdir(exist_ok=True)
+        pq.write_table(rows, folder / f"{len(list(folder.iterdir()))}.parquet")
+
     def materialize(self, end=END):
         with quiet_feast():
             self.writer.materialize(EPOCH, end)
@@ -108,18 +97,15 @@ class Pair:
             return self.reader.get_online_features(features, rows, **options).to_dict()
 
 
-def _name(pair):
-    return f"{NAMES[pair[0]]} writes, {NAMES[pair[1]]} reads"
-
-
 class StoreContract:
     """Runs with every pair of `KINDS`: one writes, the other reads."""
 
     ids = ("B001", "B 002", "ü/漢:3", "", "d")
 
-    @pytest.fixture(params=list(itertools.product(KINDS, repeat=2)), ids=_name)
+    @pytest.fixture(params=itertools.product(KINDS, repeat=2), ids="{0[0]} writes, {0[1]} reads".format)
     def pair(self, request, tmp_path, redis_server, new_project):
-        return Pair(*open_stores(tmp_path, new_project(), redis_server, *request.param), tmp_path)
+        kinds = [KINDS[name] for name in request.param]
+        return Pair(*open_stores(tmp_path, new_project(), redis_server, *kinds), tmp_path)
 
     @pytest.fixture
     def item(self):
@@ -130,7 +116,7 @@ class StoreContract:
     def test_what_is_materialized_is_read_bit_for_bit(self, pair, item):
         rows = vector_rows(self.ids, NOON)
         pair.apply(item, *vector_view("view", item))
-        write_part(pair.folder / "view", rows)
+        pair.write("view", rows)
         pair.materialize()
         read = pair.read(["view:vector", "view:version", "view:packed"], [*self.ids, "nobody", "d"])
         assert sorted(read) == ["item_id", "packed", "vector", "version"]
@@ -143,9 +129,8 @@ class StoreContract:
     def test_the_newest_row_wins_in_whatever_order_rows_come(self, pair, item):
         pair.apply(item, *vector_view("view", item))
         for hours, ids in ((2, "abc"), (1, "abcd"), (3, "a")):
-            write_part(
-                pair.folder / "view", vector_rows(list(ids), NOON + timedelta(hours=hours), seed=hours)
-            )
+            rows = vector_rows(list(ids), NOON + timedelta(hours=hours), seed=hours)
+            pair.write("view", rows)
         for end, expected in ((2.5, ["v2", "v2", None, "v1"]), (4, ["v3", "v2", None, "v1"])):
             pair.materialize(NOON + timedelta(hours=end))
             assert pair.read(["view:version"], "abcd")["version"] == expected
@@ -162,9 +147,8 @@ class StoreContract:
         source, view = vector_view("view", item, ttl=timedelta(hours=5))
         pair.apply(item, source, view)
         for hours in (0, 2):
-            write_part(
-                pair.folder / "view", vector_rows(["a", "b", "c"], NOON + timedelta(hours=hours), seed=hours)
-            )
+            rows = vector_rows(["a", "b", "c"], NOON + timedelta(hours=hours), seed=hours)
+            pair.write("view", rows)
         entities = pd.DataFrame({"item_id": [*"aaaaz"], "event_timestamp": [NOON] * 5, "clicked": range(5)})
         entities["event_timestamp"] += pd.to_timedelta([1, 3, -1, 8, 1], unit="h")
         with quiet_feast():
@@ -180,7 +164,7 @@ class StoreContract:
         (source, gone), (kept_source, kept) = (vector_view(name, item) for name in ("gone", "kept"))
         pair.apply(item, source, gone, kept_source, kept)
         for name in ("gone", "kept"):
-            write_part(pair.folder / name, vector_rows(self.ids, NOON))
+            pair.write(name, vector_rows(self.ids, NOON))
         pair.materialize()
         both = ["gone:version", "kept:version"]
         read = pair.read(both, self.ids, full_feature_names=True)

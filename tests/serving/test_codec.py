@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from sda_features.errors import FeatureMismatchError
 from sda_features.serving import codec
@@ -91,10 +92,9 @@ def test_another_list_of_the_same_size_is_refused():
 
 
 def test_another_dimension_is_refused():
+    values = [reference.vector([1, 2]), None, reference.vector([1, 2, 3])]
     with pytest.raises(FeatureMismatchError, match="Item 'b' has a vector of dimension 3, expected 2"):
-        codec.decode_vectors(
-            [reference.vector([1, 2]), None, reference.vector([1, 2, 3])], 2, names=["a", "-", "b"]
-        )
+        codec.decode_vectors(values, 2, names=["a", "-", "b"])
 
 
 def test_another_store_dtype_is_refused():
@@ -105,18 +105,13 @@ def test_another_store_dtype_is_refused():
 
 
 def matrices(largest: float):
-    numbers = st.floats(-largest, largest, width=32)
-
-    def of_shape(shape: tuple[int, int]):
-        flat = st.lists(numbers, min_size=shape[0] * shape[1], max_size=shape[0] * shape[1])
-        return flat.map(lambda values: np.array(values, np.float32).reshape(shape))
-
-    return st.tuples(st.integers(0, 4), st.integers(1, 40)).flatmap(of_shape)
+    shapes = st.tuples(st.integers(0, 4), st.integers(1, 40))
+    return arrays(np.float32, shapes, elements=st.floats(-largest, largest, width=32))
 
 
 @given(matrices(65504), st.data())
 def test_float16_is_numpys(matrix, data):
-    found = np.array(data.draw(st.lists(st.booleans(), min_size=len(matrix), max_size=len(matrix))), bool)
+    found = data.draw(arrays(bool, len(matrix)))
     values = codec.encode_vectors(matrix, found, "float16")
     for row, there, value in zip(matrix, found, values, strict=True):
         header = b"SV\x01\x00" + len(row).to_bytes(4, "little")

@@ -13,19 +13,16 @@ from sda_features.serving.connection import RedisAddress
 from sda_features.serving.pointer import pointer_key
 from sda_features.serving.repo_config import read_repo_config
 from tests.serving import servers
+from tests.serving.stored import put, record
 
 IDS = [str(number) for number in range(60)]
 SECRET = "s3cret"
 
 
-@pytest.fixture
-def fill(put, record):
-    def fill(server, project="shop"):
-        for item_id in IDS:
-            put(server, project, item_id, [float(item_id)] * 3, [1, 2, 3])
-        record(server, project, "v1", {"v1": 1})
-
-    return fill
+def fill(server):
+    for item_id in IDS:
+        put(server, "shop", item_id, [float(item_id)] * 3, [1, 2, 3])
+    record(server, "shop", "v1", {"v1": 1})
 
 
 def write_repo(folder, online_store):
@@ -33,15 +30,15 @@ def write_repo(folder, online_store):
     return folder
 
 
-def check(repo, **options):
+def check(repo):
     """Both clients of a repo read what `fill` wrote."""
 
     async def read():
-        async with AsyncEmbeddingClient.from_repo(repo, **options) as client:
+        async with AsyncEmbeddingClient.from_repo(repo) as client:
             await client.ping()
             return await client.get([*IDS, "?"], deadline=60)
 
-    with EmbeddingClient.from_repo(repo, **options) as client:
+    with EmbeddingClient.from_repo(repo) as client:
         client.ping()
         found = client.get([*IDS, "?"], deadline=60)
         for _ in range(2):  # without an unknown item the second reply is taken as a block
@@ -58,20 +55,18 @@ def cluster():
         yield ports
 
 
-def test_a_cluster_is_read_from_any_of_its_nodes(cluster, fill, tmp_path):
-    nodes = ",".join(f"{servers.HOST}:{port}" for port in cluster)
+def test_a_cluster_is_read_from_any_of_its_nodes(cluster, tmp_path):
     with RedisCluster(servers.HOST, cluster[0]) as client:
         fill(client)
         held = [client.get_redis_connection(node).dbsize() for node in client.get_nodes()]
         assert len(held) == 3
         assert all(held)
-    check(write_repo(tmp_path, f"type: redis, redis_type: redis_cluster, connection_string: '{nodes}'"))
-    # The first node that is named is down.
-    dead = f"{servers.HOST}:1,{servers.HOST}:{cluster[2]}"
-    check(write_repo(tmp_path, f"type: redis, redis_type: redis_cluster, connection_string: '{dead}'"))
+    for ports in (cluster, [1, cluster[2]]):  # the first of the second is down
+        nodes = ",".join(f"{servers.HOST}:{port}" for port in ports)
+        check(write_repo(tmp_path, f"type: redis, redis_type: redis_cluster, connection_string: '{nodes}'"))
 
 
-def test_a_cluster_client_of_your_own(cluster, fill):
+def test_a_cluster_client_of_your_own(cluster):
     with RedisCluster(servers.HOST, cluster[1]) as client:
         fill(client)
         reader = EmbeddingClient(client, project="shop")
@@ -79,7 +74,7 @@ def test_a_cluster_client_of_your_own(cluster, fill):
         assert f"{servers.HOST}:{cluster[0]}" in reader.address
 
 
-def test_slots_that_move_to_another_node_are_followed(cluster, fill):
+def test_slots_that_move_to_another_node_are_followed(cluster):
     key = pointer_key("shop", "sda")
     with RedisCluster(servers.HOST, cluster[0]) as client:
         fill(client)
@@ -94,39 +89,30 @@ def test_slots_that_move_to_another_node_are_followed(cluster, fill):
 
 
 def test_a_node_of_a_cluster_taken_for_a_server(cluster):
-    with (
-        EmbeddingClient(f"{servers.HOST}:{cluster[0]}", project="shop") as client,
-        pytest.raises(OnlineStoreError, match="node of a cluster. Set redis_type to redis_cluster"),
-    ):
-        client.get(IDS)
+    with pytest.raises(OnlineStoreError, match="node of a cluster. Set redis_type to redis_cluster"):
+        EmbeddingClient(f"{servers.HOST}:{cluster[0]}", project="shop").get(IDS)
 
 
 def test_a_cluster_that_is_not_there():
     address = RedisAddress.parse(f"127.0.0.1:1,127.0.0.1:2,password={SECRET}", "redis_cluster")
-    with pytest.raises(
-        OnlineStoreError, match=r"127\.0\.0\.1:1,127\.0\.0\.1:2, but no node of the cluster can be reached"
-    ) as raised:
+    refusal = r"127\.0\.0\.1:1,127\.0\.0\.1:2, but no node of the cluster can be reached"
+    with pytest.raises(OnlineStoreError, match=refusal) as raised:
         EmbeddingClient(address, project="shop", timeout=0.2)
     assert SECRET not in str(raised.value)
 
 
-def test_sentinel_names_the_master(redis_server, new_project, put, record, tmp_path):
+def test_sentinel_names_the_master(tmp_path):
     with servers.server() as port, redis.Redis(servers.HOST, port) as master:
-        for item_id in IDS:
-            put(master, "shop", item_id, [float(item_id)] * 3, [1, 2, 3])
-        record(master, "shop", "v1", {"v1": 1})
+        fill(master)
         with servers.sentinel(tmp_path, port, "vectors") as watcher:
             at = f"connection_string: '127.0.0.1:1,127.0.0.1:{watcher}'"
             store = f"type: redis, redis_type: redis_sentinel, {at}, sentinel_master:"
             check(write_repo(tmp_path, f"{store} vectors"))
-            with (
-                EmbeddingClient.from_repo(write_repo(tmp_path, f"{store} other")) as client,
-                pytest.raises(OnlineStoreError, match=r"\(master other\), but"),
-            ):
-                client.get(IDS)
+            with pytest.raises(OnlineStoreError, match=r"\(master other\), but"):
+                EmbeddingClient.from_repo(write_repo(tmp_path, f"{store} other")).get(IDS)
 
 
-def test_the_rights_that_a_reader_needs(fill, tmp_path):
+def test_the_rights_that_a_reader_needs(tmp_path):
     with servers.server() as port, redis.Redis(servers.HOST, port) as admin:
         fill(admin)
         admin.acl_setuser(
@@ -136,52 +122,36 @@ def test_the_rights_that_a_reader_needs(fill, tmp_path):
         repo = write_repo(tmp_path, f"type: redis, connection_string: '{address}'")
         with EmbeddingClient.from_repo(repo) as client:
             assert client.get(IDS).text_found.all()
-        with (
-            redis.Redis(servers.HOST, port, username="ranker", password=SECRET) as ranker,
-            pytest.raises(redis.exceptions.NoPermissionError),
-        ):
+        ranker = redis.Redis(servers.HOST, port, username="ranker", password=SECRET)
+        with pytest.raises(redis.exceptions.NoPermissionError):
             ranker.hset("a", "b", "c")
         admin.acl_setuser("ranker", enabled=True, commands=["-hmget"])
-        with (
-            EmbeddingClient.from_repo(repo) as client,
-            pytest.raises(
-                OnlineStoreError, match="lacks rights .*Allow it the commands HMGET and GET"
-            ) as raised,
-        ):
-            client.get(IDS)
+        advice = "lacks rights .*Allow it the commands HMGET and GET"
+        with pytest.raises(OnlineStoreError, match=advice) as raised:
+            EmbeddingClient.from_repo(repo).get(IDS)
         assert SECRET not in str(raised.value)
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
-def test_tls(redis_server, server, fill, tmp_path):
+def test_tls(redis_server, server, tmp_path):
     """The wheel's server has no TLS: a TLS end before it, as in front of many servers."""
     fill(server)
     certificate, key = servers.make_certificate(tmp_path)
     with servers.tls_end(redis_server[1], certificate, key) as port:
         at = f"{servers.HOST}:{port}"
-        check(
-            write_repo(
-                tmp_path, f"type: redis, connection_string: '{at},ssl=true,ssl_ca_certs={certificate}'"
-            )
-        )
+        trusting = f"connection_string: '{at},ssl=true,ssl_ca_certs={certificate}'"
+        check(write_repo(tmp_path, f"type: redis, {trusting}"))
         with EmbeddingClient(f"rediss://{at}?ssl_ca_certs={certificate}", project="shop") as client:
             assert client.get(IDS).text_found.all()
         for distrusting in (f"rediss://{at}", f"{at},ssl=true"):
-            with (
-                EmbeddingClient(distrusting, project="shop") as client,
-                pytest.raises(
-                    OnlineStoreError, match="TLS failed: name its certificate authority with ssl_ca_certs"
-                ),
-            ):
-                client.get(IDS)
+            advice = "TLS failed: name its certificate authority with ssl_ca_certs"
+            with pytest.raises(OnlineStoreError, match=advice):
+                EmbeddingClient(distrusting, project="shop").get(IDS)
 
 
 def test_options_reach_every_kind_of_client(tmp_path):
-    repo = write_repo(
-        tmp_path,
-        "type: redis, redis_type: redis_sentinel, "
-        f"connection_string: 'a:1,b:2,db=3,ssl=true,username=u,password={SECRET}'",
-    )
+    text = f"a:1,b:2,db=3,ssl=true,username=u,password={SECRET}"
+    repo = write_repo(tmp_path, f"type: redis, redis_type: redis_sentinel, connection_string: '{text}'")
     address = read_repo_config(repo).redis_address()
     assert SECRET not in f"{address} {address!r}"
     for client in (address.connect(timeout=1), address.connect_async(timeout=1)):
@@ -189,6 +159,7 @@ def test_options_reach_every_kind_of_client(tmp_path):
         assert pool.connection_class.__name__ == "SentinelManagedSSLConnection"
         options = pool.connection_kwargs
         assert (options["db"], options["username"], options["password"]) == (3, "u", SECRET)
-        assert [
-            sentinel.connection_pool.connection_kwargs["port"] for sentinel in pool.sentinel_manager.sentinels
-        ] == [1, 2]
+        watching = [
+            sentinel.connection_pool.connection_kwargs for sentinel in pool.sentinel_manager.sentinels
+        ]
+        assert [options["port"] for options in watching] == [1, 2]

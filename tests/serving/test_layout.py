@@ -54,8 +54,5 @@ def test_a_feature_set_has_a_plain_name(name):
 
 
 def test_slots_are_views_of_their_own():
-    assert [layout.view_name("sda", slot) for slot in (1, 2, 3)] == [
-        "sda_item_embeddings",
-        "sda_item_embeddings_2",
-        "sda_item_embeddings_3",
-    ]
+    names = [layout.view_name("sda", slot) for slot in (1, 2, 3)]
+    assert names == ["sda_item_embeddings", "sda_item_embeddings_2", "sda_item_embeddings_3"]

@@ -9,18 +9,18 @@ from prometheus_client import CollectorRegistry
 from sda_features.errors import OnlineStoreError
 from sda_features.serving import AsyncEmbeddingClient, EmbeddingClient
 from sda_features.serving.observer import prometheus_observer
+from tests.serving.stored import put, record
 
 
-def test_an_observer_is_told_of_each_request(server, redis_server, new_project, put, record):
-    project, seen = new_project(), []
+def test_an_observer_is_told_of_each_request(server, url, project):
+    seen = []
     put(server, project, "a", [1] * 3, None)
     record(server, project, "v1", {"v1": 1}, written=(datetime.now(UTC) - timedelta(hours=1)).isoformat())
-    at = "redis://{}:{}".format(*redis_server)
-    with EmbeddingClient(at, project=project, observer=seen.append) as client:
+    with EmbeddingClient(url, project=project, observer=seen.append) as client:
         client.get(["a", "?"])
 
     async def read():
-        async with AsyncEmbeddingClient(at, project=project, observer=seen.append) as client:
+        async with AsyncEmbeddingClient(url, project=project, observer=seen.append) as client:
             await client.get(["a", "?"])
 
     asyncio.run(read())
@@ -28,20 +28,17 @@ def test_an_observer_is_told_of_each_request(server, redis_server, new_project, 
         assert (told.items, told.found, told.version, told.error) == (2, 1, "v1", None)
         assert 3600 <= told.record_age < 3700
         assert 0 < told.seconds < 60
-    with (
-        EmbeddingClient("redis://127.0.0.1:1", project=project, observer=seen.append) as client,
-        pytest.raises(OnlineStoreError),
-    ):
-        client.get(["a"])
+    with pytest.raises(OnlineStoreError):
+        EmbeddingClient("redis://127.0.0.1:1", project=project, observer=seen.append).get(["a"])
     assert [(told.found, told.error) for told in seen] == [(1, None), (1, None), (0, "OnlineStoreError")]
 
 
-def test_prometheus(server, redis_server, new_project, put, record):
-    project, registry = new_project(), CollectorRegistry()
+def test_prometheus(server, url, project):
+    registry = CollectorRegistry()
     put(server, project, "a", [1] * 3, None)
     record(server, project, "v1", {"v1": 1}, written=datetime.now(UTC).isoformat())
     observer = prometheus_observer(registry)
-    with EmbeddingClient("redis://{}:{}".format(*redis_server), project=project, observer=observer) as client:
+    with EmbeddingClient(url, project=project, observer=observer) as client:
         client.get(["a", "?", "?"])
     value = registry.get_sample_value
     assert value("sda_features_items_total") == 3

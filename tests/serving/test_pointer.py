@@ -1,13 +1,11 @@
 """The version record on a real server: moved in one step, never half."""
 
 import json
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from sda_features.errors import OnlineStoreError
-from sda_features.serving.connection import RedisAddress
-from sda_features.serving.embedded import embedded_redis
 from sda_features.serving.pointer import (
     _CHANGE,
     FORMAT,
@@ -20,17 +18,11 @@ from sda_features.serving.pointer import (
     read_pointer,
 )
 
-KEY = pointer_key("shop", "sda")
+KEY = pointer_key("pointer", "sda")
 
 
 def stored(version: str, slot: int = 1) -> StoredVersion:
     return StoredVersion(version, slot, items=3, dim=8, store_dtype="float32", written="2026-01-01T00:00:00Z")
-
-
-@pytest.fixture(scope="module")
-def server():
-    with embedded_redis() as (host, port), RedisAddress(host, port).connect(timeout=5) as client:
-        yield client
 
 
 @pytest.fixture(autouse=True)
@@ -52,11 +44,10 @@ def test_a_move_is_read_back(server):
 
 
 def test_a_slot_holds_one_version():
-    pointer = Pointer("v2", "v1", {"v1": stored("v1"), "v2": stored("v2", 2)})
-    assert pointer.with_version(stored("v3")) == Pointer(
-        "v2", None, {"v2": stored("v2", 2), "v3": stored("v3")}
-    )
-    assert pointer.without_version("v1") == Pointer("v2", None, {"v2": stored("v2", 2)})
+    first, second, third = stored("v1"), stored("v2", 2), stored("v3")
+    pointer = Pointer("v2", "v1", {"v1": first, "v2": second})
+    assert pointer.with_version(third) == Pointer("v2", None, {"v2": second, "v3": third})
+    assert pointer.without_version("v1") == Pointer("v2", None, {"v2": second})
     assert pointer.promoted("v2") is pointer
 
 
@@ -75,11 +66,8 @@ def test_writers_do_not_lose_each_others_moves(server):
     def add(number: int) -> None:
         move_pointer(server, KEY, lambda p: p.with_version(stored(f"v{number}", number)))
 
-    writers = [threading.Thread(target=add, args=(number,)) for number in range(1, 9)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
+    with ThreadPoolExecutor(8) as writers:
+        list(writers.map(add, range(1, 9)))
     assert sorted(read_pointer(server, KEY).versions) == [f"v{number}" for number in range(1, 9)]
 
 

@@ -1,7 +1,5 @@
 """What `pip install sda-features` gives: a reader that needs numpy and redis, and a word on what else there is."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess
@@ -10,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from sda_features.cli.failures import _extra_with
+from tests.feast_repo import config
 from tests.installed import ROOT, install, link
+from tests.serving.stored import put
 
 FEATURES = {"text": [3, 0, 4], "image": [0, 1, 0]}
 HEAVY = {
@@ -41,10 +41,9 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def project(put, server, new_project) -> str:
-    name = new_project()
-    put(server, name, "a", *FEATURES.values())
-    return name
+def project(server, project) -> str:
+    put(server, project, "a", *FEATURES.values())
+    return project
 
 
 def run(*command: object) -> subprocess.CompletedProcess[str]:
@@ -52,7 +51,7 @@ def run(*command: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/feast.md"])
-def test_the_lookup_of_a_page_needs_numpy_and_redis_alone(page, programs, project, redis_server) -> None:
+def test_the_lookup_of_a_page_needs_numpy_and_redis_alone(page, programs, project, url) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     (block,) = (found for found in re.findall(r"```python\n(.*?)```", text, re.S) if '"shop"' in found)
     block = block.replace('["B001", "B002"]', "candidate_ids")
@@ -61,11 +60,10 @@ def test_the_lookup_of_a_page_needs_numpy_and_redis_alone(page, programs, projec
         "values = {name: getattr(found, name).tolist() for name in ('text', 'text_found', 'image', 'image_found')}\n"
         "print(json.dumps([values, sorted(sys.modules)]))"
     )
-    address = "redis://{}:{}".format(*redis_server)
-    for old, new in (("redis://localhost:6379", address), ('"shop"', f'"{project}"'), ("dim=256", "dim=3")):
+    for old, new in (("redis://localhost:6379", url), ('"shop"', f'"{project}"'), ("dim=256", "dim=3")):
         assert old in script
         script = script.replace(old, new)
-    done = run(programs / "python", "-c", script.replace("ADDRESS", repr(address)))
+    done = run(programs / "python", "-c", script.replace("ADDRESS", repr(url)))
     assert done.returncode == 0, done.stderr
     values, modules = json.loads(done.stdout)
     for name, vector in FEATURES.items():
@@ -86,9 +84,7 @@ def test_the_command_says_in_one_line_which_extra_it_needs(programs, project, re
     cli = ("click", "fsspec", "jinja2", "pillow", "pyarrow", "pydantic", "pyyaml", "scipy", "tqdm", "urllib3")
     of_pydantic = ("pydantic_core", "annotated_types", "typing_extensions", "typing_inspection")
     link(sites, *cli, *of_pydantic)
-    (tmp_path / "feature_store.yaml").write_text(
-        f"project: {project}\nonline_store: {{type: redis, connection_string: '{redis_server[0]}:{redis_server[1]}'}}"
-    )
+    (tmp_path / "feature_store.yaml").write_text(config(project, redis_server))
     found = json.loads(run(programs / "sda-features", "lookup", "a", "--repo", tmp_path, "--json").stdout)
     assert found["items"][0]["text"] == {"dim": 3, "norm": 5.0, "values": [3, 0, 4]}
     (tmp_path / "items.csv").write_text("item_id,title\na,lamp\n")

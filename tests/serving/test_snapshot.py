@@ -5,12 +5,13 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sda_features.errors import FeatureMismatchError, FeatureStoreError
-from sda_features.serving import EmbeddingClient, snapshot
+from sda_features.serving import snapshot
 from sda_features.serving.snapshot import SnapshotClient, write_snapshot
+from tests.serving.stored import assert_same, put
 
 DIM = 5
 
@@ -34,7 +35,6 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("snapshots")
 
 
-@settings(deadline=None)
 @given(
     ids=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=9), unique=True, max_size=30),
     data=st.data(),
@@ -56,29 +56,25 @@ def test_what_is_written_is_read(folder, ids, data):
             expected = stored[name][at] if there else np.zeros(DIM, np.float32)
             assert getattr(found, name)[row].tobytes() == expected.tobytes()
         assert found.versions[row] == (None if at is None else "v1")
-        assert np.isnat(found.event_times[row]) if at is None else True
-        assert at is None or found.event_times[row] == stored["event_times"][at]
+        if at is None:
+            assert np.isnat(found.event_times[row])
+        else:
+            assert found.event_times[row] == stored["event_times"][at]
 
 
-def test_it_is_what_the_server_gives(server, redis_server, new_project, put, tmp_path):
-    project, ids, stored = new_project(), ["a", "b", "c", "7"], arrays(4, seed=3)
+def test_it_is_what_the_server_gives(server, project, client, tmp_path):
+    ids, stored = ["a", "b", "c", "7"], arrays(4, seed=3)
     stored["event_times"] = np.array([0, 1_700_000_000] * 2, "datetime64[s]")
     for row, item_id in enumerate(ids):
-        text, image = (
-            stored[name][row] if stored[f"{name}_found"][row] else None for name in ("text", "image")
-        )
-        put(server, project, item_id, text, image, at=int(stored["event_times"][row].astype(int)))
+        there = {name: stored[name][row] for name in ("text", "image") if stored[f"{name}_found"][row]}
+        put(server, project, item_id, **there, at=int(stored["event_times"][row].astype(int)))
     write_snapshot(tmp_path / "s", ids, version="v1", **stored)
     asked = ["c", "?", 7, "a", "c"]
-    with EmbeddingClient("redis://{}:{}".format(*redis_server), project=project, dim=DIM) as client:
-        expected = client.get(asked)
+    expected = client.get(asked)
     found = SnapshotClient(tmp_path / "s").get(asked)
     assert not expected.text_found.all()
     assert expected.text_found.any()
-    assert (found.item_ids, found.versions) == (expected.item_ids, expected.versions)
-    for name in ("text", "text_found", "image", "image_found", "event_times"):
-        left, right = getattr(found, name), getattr(expected, name)
-        assert (left.dtype, left.tobytes()) == (right.dtype, right.tobytes())
+    assert_same(found, expected)
     assert found.text.flags.c_contiguous
 
 
@@ -95,18 +91,15 @@ def test_ids_that_share_a_hash(tmp_path, monkeypatch):
 def test_age(tmp_path):
     now = datetime.now(UTC).replace(tzinfo=None)
     times = np.array([now - timedelta(days=3), now, "NaT"], "datetime64[us]")
-    ones = np.ones((3, DIM), np.float32)
-    write_snapshot(
-        tmp_path / "s", ["old", "new", "?"], version="v1", text=ones, image=ones, event_times=times
-    )
+    ids, ones = ["old", "new", "?"], np.ones((3, DIM), np.float32)
+    write_snapshot(tmp_path / "s", ids, version="v1", text=ones, image=ones, event_times=times)
     client = SnapshotClient(tmp_path / "s", max_age=timedelta(days=1))
-    assert client.get(["old", "new", "?"]).text_found.tolist() == [False, True, False]
+    assert client.get(ids).text_found.tolist() == [False, True, False]
 
 
 def test_another_version_or_dimension(tmp_path):
-    write_snapshot(
-        tmp_path / "s", ["a"], version="v1", text=np.ones((1, 4), "f4"), image=np.ones((1, 4), "f4")
-    )
+    ones = np.ones((1, 4), np.float32)
+    write_snapshot(tmp_path / "s", ["a"], version="v1", text=ones, image=ones)
     with pytest.raises(FeatureMismatchError, match="dimension 4, expected 5"):
         SnapshotClient(tmp_path / "s", dim=5)
     with pytest.raises(FeatureMismatchError, match="adapter version 'v1', expected 'v2'"):
@@ -132,9 +125,8 @@ def test_rows_that_cannot_be_written(tmp_path):
     ones = np.ones((2, DIM), np.float32)
     with pytest.raises(FeatureStoreError, match="one row an item; '7' has several"):
         write_snapshot(tmp_path / "s", ["7", 7], version="v1", text=ones, image=ones)
-    with pytest.raises(
-        FeatureMismatchError, match=r"\[2, d\] of 2 items, got text \(2, 5\) and image \(2, 4\)"
-    ):
+    shapes = r"\[2, d\] of 2 items, got text \(2, 5\) and image \(2, 4\)"
+    with pytest.raises(FeatureMismatchError, match=shapes):
         write_snapshot(tmp_path / "s", ["a", "b"], version="v1", text=ones, image=ones[:, :4])
     assert not list(tmp_path.iterdir())
 

@@ -4,10 +4,9 @@ import time
 
 import pytest
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from sda_features.serving.wire import CHUNK, DeadlineExceeded, drain, fetch_fields
+from sda_features.serving.wire import CHUNK, DeadlineExceeded, borrowed, drain, fetch_fields
+from tests.serving.stored import one_connection, piped
 
 FIELDS = [b"\x00\r\n\xff", b"text", b"absent"]
 
@@ -24,19 +23,6 @@ def keys(server):
     return keys
 
 
-def oracle(server, keys):
-    with server.pipeline(transaction=False) as pipeline:
-        for key in keys:
-            pipeline.hmget(key, FIELDS)
-        return pipeline.execute()
-
-
-def client_of(redis_server, **options):
-    options = {"retry": Retry(NoBackoff(), 1), **options}
-    pool = redis.ConnectionPool(host=redis_server[0], port=redis_server[1], max_connections=1, **options)
-    return redis.Redis.from_pool(pool)
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -49,25 +35,22 @@ def client_of(redis_server, **options):
     ids=str,
 )
 @pytest.mark.parametrize("deadline", [None, 60])
-def test_it_is_what_a_pipeline_returns(server, redis_server, keys, options, deadline):
+def test_it_is_what_a_pipeline_returns(server, url, keys, options, deadline):
     ends = deadline and time.monotonic() + deadline
-    expected = oracle(server, keys)
+    expected = piped(server, keys, FIELDS)
     assert expected[-1] == [None] * 3
     assert len(expected[-2][0]) > 8192
-    with client_of(redis_server, **options) as client:
+    with one_connection(url, **options) as client:
         for count in (0, 1, CHUNK, len(keys)):
-            rows, record = fetch_fields(
-                client, keys[:count], FIELDS, record_key=b"wire:record", deadline=ends
-            )
-            assert (rows, record) == (expected[:count], b"$5\r\nrecord")
+            found = fetch_fields(client, keys[:count], FIELDS, record_key=b"wire:record", deadline=ends)
+            assert found == (expected[:count], b"$5\r\nrecord")
         assert fetch_fields(client, keys, FIELDS) == (expected, None)
         assert fetch_fields(client, [], FIELDS) == ([], None)
 
 
-def test_replies_are_taken_from_hiredis_itself(server, redis_server, keys):
+def test_replies_are_taken_from_hiredis_itself(server, url, keys):
     """Without this, a redis-py that moves its reader would make reads slow and leave tests green."""
-    with client_of(redis_server) as client:
-        connection = client.connection_pool.get_connection()
+    with one_connection(url) as client, borrowed(client.connection_pool) as connection:
         connection.send_packed_command([b"*2\r\n$3\r\nGET\r\n$11\r\nwire:record\r\n" * 3])
         assert connection.read_response() == b"$5\r\nrecord"
         received = drain(connection)()
@@ -76,30 +59,27 @@ def test_replies_are_taken_from_hiredis_itself(server, redis_server, keys):
             received += drain(connection)()
         assert received == [b"$5\r\nrecord"] * 2
         assert drain(connection) is not list
-        client.connection_pool.release(connection)
-    with client_of(redis_server, protocol=3) as client:
-        connection = client.connection_pool.get_connection()
+    with one_connection(url, protocol=3) as client, borrowed(client.connection_pool) as connection:
         assert drain(connection) is list
-        client.connection_pool.release(connection)
 
 
-def test_a_key_that_is_no_hash_leaves_the_connection_usable(redis_server, keys):
-    with client_of(redis_server) as client:
+def test_a_key_that_is_no_hash_leaves_the_connection_usable(url, keys):
+    with one_connection(url) as client:
         before = client.client_id()
         with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
             fetch_fields(client, [*keys[:3], b"wire:string", *keys[3:]], FIELDS)
         with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
             fetch_fields(client, [], FIELDS, record_key=keys[0])
-        assert fetch_fields(client, keys[:2], FIELDS) == (oracle(client, keys[:2]), None)
+        assert fetch_fields(client, keys[:2], FIELDS) == (piped(client, keys[:2], FIELDS), None)
         assert client.client_id() == before
 
 
-def test_a_lost_connection_is_made_again(server, redis_server, keys):
-    with client_of(redis_server) as client:
+def test_a_lost_connection_is_made_again(server, url, keys):
+    with one_connection(url) as client:
         fetch_fields(client, keys, FIELDS)
         server.client_kill_filter(_id=client.client_id())
-        assert fetch_fields(client, keys, FIELDS) == (oracle(server, keys), None)
-    with client_of(redis_server, retry=Retry(NoBackoff(), 0)) as client:
+        assert fetch_fields(client, keys, FIELDS) == (piped(server, keys, FIELDS), None)
+    with one_connection(url, retries=0) as client:
         connection = client.connection_pool.get_connection()
         connection.send_command("CLIENT ID")
         server.client_kill_filter(_id=connection.read_response())
@@ -109,8 +89,8 @@ def test_a_lost_connection_is_made_again(server, redis_server, keys):
             fetch_fields(client, keys, FIELDS)
 
 
-def test_a_server_that_answers_too_late(redis_server, keys, server):
-    with client_of(redis_server, socket_timeout=30) as client:
+def test_a_server_that_answers_too_late(url, keys, server):
+    with one_connection(url, socket_timeout=30) as client:
         fetch_fields(client, keys[:1], FIELDS)
         server.client_pause(400)
         try:
@@ -121,11 +101,11 @@ def test_a_server_that_answers_too_late(redis_server, keys, server):
         finally:
             server.client_unpause()
         # The late reply is not taken for the answer to the next request.
-        assert fetch_fields(client, keys[1:3], FIELDS) == (oracle(server, keys[1:3]), None)
+        assert fetch_fields(client, keys[1:3], FIELDS) == (piped(server, keys[1:3], FIELDS), None)
 
 
-def test_the_time_out_of_the_connection_holds_within_a_deadline(redis_server, keys, server):
-    with client_of(redis_server, socket_timeout=0.05, retry=Retry(NoBackoff(), 0)) as client:
+def test_the_time_out_of_the_connection_holds_within_a_deadline(url, keys, server):
+    with one_connection(url, socket_timeout=0.05, retries=0) as client:
         fetch_fields(client, keys[:1], FIELDS)
         server.client_pause(400)
         with pytest.raises(redis.exceptions.TimeoutError):
