@@ -110,16 +110,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def defaults(call: Call) -> dict[str, Any]:
     """Option of a call -> its default, None where there is none."""
     signature = inspect.signature(cast(Any, call))
-    of_groups: dict[str, Any] = {}
+    found = {
+        name: None if of.default is of.empty else of.default
+        for name, of in signature.parameters.items()
+        if name in call.names
+    }
     for group in call.groups:
-        fields = group.model.model_fields
         for option, name in group.options().items():
-            has_none = fields[name].is_required() or not group.defaults
-            of_groups[option] = None if has_none else fields[name].default
-    own = {name: of.default for name, of in signature.parameters.items() if name in call.names}
-    return {
-        name: None if value is inspect.Parameter.empty else value for name, value in own.items()
-    } | of_groups
+            field = group.model.model_fields[name]
+            found[option] = field.default if group.defaults and not field.is_required() else None
+    return found
 
 
 def given(group: Group, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def assert_feast_reads(rows, read):
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory, redis_server, new_project):
     """A repo fresh from `feast init`, `sda-features init` and `feast apply`, with `sda` materialized."""
-    from sda_features.cli.init import command
+    from sda_features.cli.start import init as command
 
     folder = tmp_path_factory.mktemp("shop")
     project = new_project()
@@ -121,7 +121,7 @@ def test_a_repo_that_is_not_applied(tmp_path, new_project):
 
 
 def test_lookup(shop):
-    from sda_features.cli.lookup import command
+    from sda_features.cli.serve import lookup as command
 
     def lookup(*arguments):
         return CliRunner().invoke(command, [*arguments, "--repo", str(shop)], catch_exceptions=False)

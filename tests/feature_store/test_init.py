@@ -6,7 +6,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from sda_features.cli.init import command
+from sda_features.cli.start import init as command
 from sda_features.errors import FeatureStoreError, SettingsError
 from sda_features.feature_store.init import FILE_NAME, init_repo
 

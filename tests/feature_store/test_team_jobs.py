@@ -169,7 +169,7 @@ def test_views_that_the_nightly_job_leaves_out_reach_another_online_store(tmp_pa
 
 
 def test_init_names_the_store_to_switch_to(tmp_path):
-    from sda_features.cli.init import command
+    from sda_features.cli.start import init as command
 
     store = "sda_features.feast_plugins.online_store.VectorRedisOnlineStore"
     (tmp_path / "feature_store.yaml").write_text(f"project: shop\nonline_store:\n  type: {store}\n")
