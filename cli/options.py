@@ -161,7 +161,7 @@ def _unwrap_optional(annotation: Any) -> tuple[Any, bool]:
 
 def names(ctx: click.Context, parameter: click.Parameter, value: str) -> list[str]:
     """Callback: A,B,... as a list without repeats."""
-    found = list(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+    found = list(dict.fromkeys(_comma_separated(ctx, parameter, value)))
     if not found:
         raise click.BadParameter("expected at least one name", ctx, parameter)
     return found
