@@ -10,23 +10,10 @@ import click
 
 from sda_features.api import functions
 from sda_features.api.repo import Repo
-from sda_features.config import PRESETS, SEED
+from sda_features.config import PRESETS
 
-from .options import JSON, REPO, Decorated, names, open_repo, say, settings_options, show, verb
-from .ranges import FOLDER, SEEDS, FiniteRange, OutputFile
-
-
-def _seeds(ctx: click.Context, parameter: click.Parameter, value: str) -> list[int]:
-    try:
-        seeds = [int(part) for part in names(ctx, parameter, value)]
-    except ValueError:
-        seeds = [-1]
-    if not all(0 <= seed <= SEED for seed in seeds):
-        raise click.BadParameter(
-            f"expected whole numbers from 0 to {SEED} such as 0,1,2, got {value!r}", ctx, parameter
-        )
-    return seeds
-
+from .options import JSON, REPO, Decorated, open_repo, say, settings_options, show, verb
+from .ranges import FOLDER, NAMES, PATH, SEEDS, FiniteRange, OutputFile, Seeds
 
 PRESET = click.option(
     "--preset",
@@ -34,10 +21,7 @@ PRESET = click.option(
     help="Settings of a model that no option gives: sparse as Amazon reviews, dense as MovieLens.",
 )
 RUNS = click.option(
-    "--seeds",
-    metavar="A,B,...",
-    callback=_seeds,
-    help="Seeds of initialisation, order, dropout and negatives; a run for each.",
+    "--seeds", type=Seeds(), help="Seeds of initialisation, order, dropout and negatives; a run for each."
 )
 
 
@@ -53,12 +37,7 @@ def training_options(call: Any) -> Callable[[Decorated], Decorated]:
 
 @verb(Repo.evaluate_vectors)
 @click.argument("interactions")
-@click.option(
-    "--features",
-    callback=names,
-    metavar="A,B,...",
-    help="See `train`; the last is compared with each of the others.",
-)
+@click.option("--features", type=NAMES, help="See `train`; the last is compared with each of the others.")
 @REPO
 @click.option("--catalog", help="Catalogue whose items are all ranked.  [default: the items of the log]")
 @click.option(
@@ -106,7 +85,7 @@ def train(repo: Path, as_json: bool, **values: Any) -> None:
 
 
 @verb(functions.evaluate)
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @click.option("--interactions", help="The log the run was trained on; needed to rank again.")
 @click.option(
     "--content-weight",
@@ -130,8 +109,8 @@ def evaluate(as_json: bool, **values: Any) -> None:
 
 
 @verb(functions.compare)
-@click.argument("run_a", type=click.Path(path_type=Path))
-@click.argument("run_b", type=click.Path(path_type=Path))
+@click.argument("run_a", type=PATH)
+@click.argument("run_b", type=PATH)
 @click.option("--seed", type=SEEDS, help="Seed of the bootstrap.")
 @JSON
 def compare(as_json: bool, **values: Any) -> None:
@@ -150,13 +129,8 @@ def compare(as_json: bool, **values: Any) -> None:
 
 @verb(Repo.table1)
 @click.option("--output", "-o", required=True, type=FOLDER, help="Folder for runs and tables.")
-@click.option("--models", callback=names, metavar="A,B,...", help="Recommenders.")
-@click.option(
-    "--features",
-    callback=names,
-    metavar="A,B,...",
-    help="See `train`; the last is compared with each of the others.",
-)
+@click.option("--models", type=NAMES, help="Recommenders.")
+@click.option("--features", type=NAMES, help="See `train`; the last is compared with each of the others.")
 @training_options(Repo.table1)
 def table1(repo: Path, as_json: bool, **values: Any) -> None:
     """Train every recommender on every feature set with every seed, and print the table (paper, Table 1).
@@ -177,8 +151,7 @@ def table1(repo: Path, as_json: bool, **values: Any) -> None:
 @click.option(
     "--features",
     required=True,
-    callback=names,
-    metavar="A,B,...",
+    type=NAMES,
     help="The full model's feature set, then one for each ablation, see `train`.",
 )
 @training_options(Repo.table2)

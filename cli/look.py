@@ -11,7 +11,7 @@ import click
 from sda_features.api.vector_set import VectorSet
 
 from .options import VERSION, settings_options, show, vector_set, verb, version_options
-from .ranges import COUNT, FOLDER, SEEDS, FiniteRange, OutputFile
+from .ranges import COUNT, FOLDER, PATH, SEEDS, FiniteRange, OutputFile
 
 AGAINST = click.option(
     "--against",
@@ -42,14 +42,12 @@ def inspect(repo: Path, feature_set: str, as_json: bool, **values: Any) -> None:
 @VERSION
 @AGAINST
 @click.option("--output", "-o", type=OutputFile(), help="HTML file.")
-@click.option(
-    "--run", type=click.Path(path_type=Path), help="Folder that `adapt` wrote: curves, experts, conflict."
-)
+@click.option("--run", type=PATH, help="Folder that `adapt` wrote: curves, experts, conflict.")
 @click.option(
     "--recommender",
     "recommenders",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Run of a recommender for the table; may be repeated.",
 )
 @click.option("--max-megabytes", type=FiniteRange(0, 1e9), help="Largest size of the pictures in the file.")
@@ -123,11 +121,9 @@ def index(repo: Path, feature_set: str, as_json: bool, **values: Any) -> None:
 @verb(VectorSet.gate)
 @click.argument("candidate")
 @click.argument("catalog")
-@click.option("--interactions", type=click.Path(path_type=Path), help="Log to compare both versions on, too.")
+@click.option("--interactions", type=PATH, help="Log to compare both versions on, too.")
 @click.option(
-    "--thresholds",
-    type=click.Path(path_type=Path),
-    help="TOML file of limits.  [default: [limits] of the settings file]",
+    "--thresholds", type=PATH, help="TOML file of limits.  [default: [limits] of the settings file]"
 )
 @click.option("--junit", type=OutputFile(), help="Also write JUnit XML here.")
 @click.option("--markdown", type=OutputFile(), help="Also write the table here, as Markdown.")

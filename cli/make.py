@@ -11,8 +11,8 @@ from sda_features.api import functions
 from sda_features.api.vector_set import VectorSet
 from sda_features.config import MANY, WIDEST
 
-from .options import JSON, REPO, names, settings_options, show, vector_set, verb
-from .ranges import COUNT, FOLDER, SEEDS, Device, FiniteRange, OutputFile
+from .options import JSON, REPO, settings_options, show, vector_set, verb
+from .ranges import COUNT, FOLDER, NAMES, PATH, SEEDS, Device, FiniteRange, OutputFile
 
 
 @verb(functions.adapt)
@@ -39,7 +39,7 @@ def adapt(as_json: bool, **values: Any) -> None:
 
 
 @verb(functions.diagnose)
-@click.argument("checkpoints", metavar="[CHECKPOINT]...", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("checkpoints", metavar="[CHECKPOINT]...", nargs=-1, type=PATH)
 @click.option(
     "--catalog",
     metavar="PATH_OR_URL",
@@ -60,7 +60,7 @@ def adapt(as_json: bool, **values: Any) -> None:
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help="Activations.")
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code that ships with the model.")
 @click.option("--device", type=Device(), help="Torch device.")
-@click.option("--modules", callback=names, metavar="A,B,...", help="Linears whose B is examined.")
+@click.option("--modules", type=NAMES, help="Linears whose B is examined.")
 @click.option("--items", type=click.IntRange(2, MANY), help="Items to use.")
 @click.option("--batch-size", type=click.IntRange(2, MANY), help="Items of one loss.")
 @click.option(
@@ -97,7 +97,7 @@ def diagnose(as_json: bool, **values: Any) -> None:
 @click.option("--text-vectors", metavar="COLUMN", help="Column of text vectors in TABLE.")
 @click.option("--image-vectors", metavar="COLUMN", help="Column of picture vectors in TABLE.")
 @click.option("--version", help="Version of the vectors in TABLE.  [default: a hash of the table]")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Checkpoint that `adapt` wrote.")
+@click.option("--checkpoint", type=PATH, help="Checkpoint that `adapt` wrote.")
 @click.option(
     "--model",
     help="Base model; with --checkpoint only if it moved, alone for vectors of a Qwen-VL, CLIP or SigLIP as it is.",
@@ -176,7 +176,7 @@ def materialize(repo: Path, feature_set: str | None, as_json: bool, **values: An
 @click.argument("key")
 @REPO
 @click.option("--feature-set", default="sda", help="Feature set to write.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Checkpoint that `adapt` wrote.")
+@click.option("--checkpoint", type=PATH, help="Checkpoint that `adapt` wrote.")
 @click.option("--model", help="Base model; see `materialize`.")
 @click.option("--quantization", type=click.Choice(["nf4", "int8", "none"]), help="See `materialize`.")
 @click.option("--device", type=Device(), help="Torch device.")
@@ -184,9 +184,7 @@ def materialize(repo: Path, feature_set: str | None, as_json: bool, **values: An
 @click.option("--group", help="Consumer group.")
 @click.option("--consumer", help="Name of this process in the group.")
 @click.option("--kafka", metavar="HOST:PORT", help="KEY is a topic of this Kafka; needs the extra kafka.")
-@click.option(
-    "--kafka-config", type=click.Path(path_type=Path), help="File of its client's settings, NAME=VALUE."
-)
+@click.option("--kafka-config", type=PATH, help="File of its client's settings, NAME=VALUE.")
 @click.option("--max-events", type=COUNT, help="Events written together.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a batch.")
 @click.option("--once", is_flag=True, help="End when no event is left.")
@@ -213,7 +211,7 @@ def stream(repo: Path, feature_set: str, as_json: bool, once: bool, **values: An
 
 
 @verb(functions.export)
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=PATH)
 @click.option("--output", "-o", type=FOLDER, required=True, help="Folder to write.")
 @click.option(
     "--for",

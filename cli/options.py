@@ -22,11 +22,11 @@ from sda_features.api.vector_set import VectorSet
 from sda_features.artifacts import to_json
 from sda_features.results import Result
 
-from .ranges import Device, NumberOrNone, number_range
+from .ranges import PATH, Device, NumberOrNone, number_range
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
-REPO = click.option("--repo", type=click.Path(path_type=Path), default=".", help="Feast repo.")
+REPO = click.option("--repo", type=PATH, default=".", help="Feast repo.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 FEATURE_SET = click.option("--feature-set", default="sda", help="Feature set.")
 VERSION = click.option("--version", help="Adapter version.  [default: the live one]")
@@ -48,9 +48,7 @@ class Verb(click.Command):
             if isinstance(param, click.Option) and not param.required and param.name in known:
                 param.default = _as_typed(param, known[param.name])
         help_ = f"Settings file.  [default: {FILE_NAME} of the repo]"
-        self.params.append(
-            click.Option(["--config"], type=click.Path(path_type=Path), expose_value=False, help=help_)
-        )
+        self.params.append(click.Option(["--config"], type=PATH, expose_value=False, help=help_))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the settings file that the arguments name, then the arguments."""
@@ -146,7 +144,7 @@ def _attributes(name: str, field: FieldInfo) -> dict[str, Any]:
         words = [word for word in options if isinstance(word, str)]
         attributes["type"] = NumberOrNone(number_range(kind, limits.metadata), words)
     elif annotation is Path:
-        attributes["type"] = click.Path(path_type=Path)
+        attributes["type"] = PATH
     elif name == "device":
         attributes["type"] = Device()
     return attributes
@@ -157,14 +155,6 @@ def _unwrap_optional(annotation: Any) -> tuple[Any, bool]:
         options = [option for option in get_args(annotation) if option is not type(None)]
         return options[0], True
     return annotation, False
-
-
-def names(ctx: click.Context, parameter: click.Parameter, value: str) -> list[str]:
-    """Callback: A,B,... as a list without repeats."""
-    found = list(dict.fromkeys(_comma_separated(ctx, parameter, value)))
-    if not found:
-        raise click.BadParameter("expected at least one name", ctx, parameter)
-    return found
 
 
 def _comma_separated(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:

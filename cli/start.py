@@ -12,8 +12,8 @@ from sda_features.api import functions
 from sda_features.api.repo import Repo
 from sda_features.workflows.doctor import Finding
 
-from .options import JSON, REPO, names, open_repo, show, verb
-from .ranges import FOLDER, SEEDS
+from .options import JSON, REPO, open_repo, show, verb
+from .ranges import FOLDER, NAMES, PATH, SEEDS
 
 
 @verb(functions.demo)
@@ -40,8 +40,7 @@ def demo(output: Path, seed: int, as_json: bool) -> None:
 @click.argument("repo", type=click.Path(path_type=Path, file_okay=False), default=".")
 @click.option(
     "--feature-sets",
-    callback=names,
-    metavar="A,B,...",
+    type=NAMES,
     help="Feature sets to define; NAME:float16 and NAME:int8 store smaller numbers.",
 )
 @click.option(
@@ -92,7 +91,7 @@ COLOURS = {"ok": "green", "note": "yellow", "fault": "red"}
 
 
 @verb(functions.doctor)
-@click.option("--repo", type=click.Path(path_type=Path), help="Feast repo; its online store is asked, too.")
+@click.option("--repo", type=PATH, help="Feast repo; its online store is asked, too.")
 @click.option("--model", metavar="FOLDER", help="Model or checkpoint whose files are looked at.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON object.")
 def doctor(repo: Path | None, model: str | None, as_json: bool) -> None:
