@@ -14,6 +14,9 @@ from sda_features.config import MANY, WIDEST
 from .options import JSON, REPO, settings_options, show, vector_set, verb
 from .ranges import COUNT, FOLDER, NAMES, PATH, SEEDS, Device, FiniteRange, OutputFile
 
+QUANTIZATION = click.Choice(["nf4", "int8", "none"])
+DTYPE = click.Choice(["auto", "float32", "bfloat16", "float16"])
+
 
 @verb(functions.adapt)
 @click.argument("catalog")
@@ -54,10 +57,8 @@ def adapt(as_json: bool, **values: Any) -> None:
     help="Also a fresh adapter of this kind over --model, untrained; may be repeated.",
 )
 @click.option("--model", help="Base model; with checkpoints only if it moved.")
-@click.option(
-    "--quantization", type=click.Choice(["nf4", "int8", "none"]), help="Default: as in training, or nf4."
-)
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help="Activations.")
+@click.option("--quantization", type=QUANTIZATION, help="Default: as in training, or nf4.")
+@click.option("--dtype", type=DTYPE, help="Activations.")
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code that ships with the model.")
 @click.option("--device", type=Device(), help="Torch device.")
 @click.option("--modules", type=NAMES, help="Linears whose B is examined.")
@@ -103,9 +104,7 @@ def diagnose(as_json: bool, **values: Any) -> None:
     help="Base model; with --checkpoint only if it moved, alone for vectors of a Qwen-VL, CLIP or SigLIP as it is.",
 )
 @click.option(
-    "--quantization",
-    type=click.Choice(["nf4", "int8", "none"]),
-    help="Default: as in training, or nf4; none for CLIP and SigLIP.",
+    "--quantization", type=QUANTIZATION, help="Default: as in training, or nf4; none for CLIP and SigLIP."
 )
 @click.option(
     "--dtype",
@@ -178,7 +177,7 @@ def materialize(repo: Path, feature_set: str | None, as_json: bool, **values: An
 @click.option("--feature-set", default="sda", help="Feature set to write.")
 @click.option("--checkpoint", type=PATH, help="Checkpoint that `adapt` wrote.")
 @click.option("--model", help="Base model; see `materialize`.")
-@click.option("--quantization", type=click.Choice(["nf4", "int8", "none"]), help="See `materialize`.")
+@click.option("--quantization", type=QUANTIZATION, help="See `materialize`.")
 @click.option("--device", type=Device(), help="Torch device.")
 @click.option("--url", help="Redis server with the stream.  [default: the repo's online store]")
 @click.option("--group", help="Consumer group.")
@@ -222,11 +221,7 @@ def stream(repo: Path, feature_set: str, as_json: bool, once: bool, **values: An
 @click.option("--model", help="Base model, if it moved since training.")
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code that ships with the model.")
 @click.option("--merged", is_flag=True, help="Also write the base model with each adapter merged in.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    help="Dtype of merged weights; auto: the base model's.",
-)
+@click.option("--dtype", type=DTYPE, help="Dtype of merged weights; auto: the base model's.")
 @JSON
 def export(as_json: bool, **values: Any) -> None:
     """Write CHECKPOINT as two PEFT LoRA adapters, OUTPUT/text and OUTPUT/image.
