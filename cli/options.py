@@ -46,7 +46,8 @@ class Verb(click.Command):
         known = defaults(call)
         for param in self.params:
             if isinstance(param, click.Option) and not param.required and param.name in known:
-                param.default = _as_typed(param, known[param.name])
+                default = known[param.name]
+                param.default = None if default == () else _as_typed(param, default)
         help_ = f"Settings file.  [default: {FILE_NAME} of the repo]"
         self.params.append(click.Option(["--config"], type=PATH, expose_value=False, help=help_))
 
@@ -68,7 +69,7 @@ class Verb(click.Command):
 def _as_typed(param: click.Parameter, value: Any) -> Any:
     """A value of the settings file, or a default, as a user would type it."""
     if isinstance(value, list | tuple) and not param.multiple and param.nargs == 1:
-        return ",".join(map(str, value)) or None
+        return ",".join(map(str, value))
     return value
 
 

@@ -9,7 +9,6 @@ import click
 
 from sda_features.api.vector_set import VectorSet
 from sda_features.results import Result
-from sda_features.workflows.lookup import SHOWN
 
 from .options import REPO, show, vector_set, verb, version_options
 from .ranges import FiniteRange
@@ -114,7 +113,7 @@ def prune(repo: Path, feature_set: str, as_json: bool, **values: Any) -> None:
 @click.option("--modality", type=click.Choice(["text", "image", "both"]), help="Vectors to show.")
 @click.option("--join-key", help="Join key of the item entity.")
 @click.option("--id-type", type=click.Choice(["string", "int32", "int64"]), help="Type of the ids in Feast.")
-@click.option("--full", is_flag=True, help=f"Print all values of a vector, not only the first {SHOWN}.")
+@click.option("--full", is_flag=True, help="Print all values of a vector, not only the first 4.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def lookup(repo: Path, feature_set: str, as_json: bool, **values: Any) -> None:
     """Show what the online store holds for the items ID...

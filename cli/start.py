@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sda_features.api import functions
 from sda_features.api.repo import Repo
-from sda_features.workflows.doctor import Finding
 
 from .options import JSON, REPO, open_repo, show, verb
 from .ranges import FOLDER, NAMES, PATH, SEEDS
+
+if TYPE_CHECKING:
+    from sda_features.workflows.doctor import Finding
 
 
 @verb(functions.demo)

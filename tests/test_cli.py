@@ -19,6 +19,7 @@ from sda_features.api.calls import parse
 from sda_features.cli.main import GROUPS, VERBS, cli, main
 from sda_features.config import AdapterSettings, CatalogSettings, LossSettings, TrainSettings
 from sda_features.errors import CatalogError, SettingsError
+from sda_features.workflows.lookup import SHOWN
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,8 +39,13 @@ def python(script: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]
     return done
 
 
+VERB_OF_EACH_MODULE = ["config", "adapt", "materialize", "inspect", "lookup", "train"]
+
+
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["adapt", "--help"], ["materialize", "--help"], ["--version"]]
+    "arguments",
+    [["--help"], *([verb, "--help"] for verb in VERB_OF_EACH_MODULE), ["--version"]],
+    ids=" ".join,
 )
 def test_help_loads_neither_torch_nor_feast(arguments: list[str]) -> None:
     script = (
@@ -66,6 +72,12 @@ def test_help_lists_every_verb_once_and_in_groups() -> None:
     listed = [line.split()[0] for line in lines if re.match(r"  [a-z]", line) and line.split()[0] in VERBS]
     assert listed == list(VERBS)
     assert [f"{title}:" for title in GROUPS] == [line for line in lines if line.rstrip(":") in GROUPS]
+
+
+def test_the_help_of_lookup_says_how_many_values_it_prints() -> None:
+    assert f"not only the first {SHOWN}." in " ".join(
+        CliRunner().invoke(cli, ["lookup", "--help"]).output.split()
+    )
 
 
 def test_the_shell_completes_verbs_and_options() -> None:
