@@ -1,7 +1,7 @@
 """The entry point: a lazy group of verbs and one place where errors become messages.
 
 `sda-features --help` must answer in under half a second, so a verb's module is imported only when
-that verb runs, and each verb imports torch or feast only inside its function.
+that verb runs, and its call imports torch or feast only when it is made.
 """
 
 from __future__ import annotations
@@ -61,21 +61,22 @@ GROUPS = {
     },
 }
 VERBS = {verb: line for verbs in GROUPS.values() for verb, line in verbs.items()}
+MODULES = {verb: title.split()[0].lower() for title, verbs in GROUPS.items() for verb in verbs}
 
 
 class LazyGroup(click.Group):
-    """A group whose commands live in modules of the same name, imported on use."""
+    """A group whose commands live in a module for each of `GROUPS`, imported on use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Verbs in the order in which a user meets them."""
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the verb's module and return its `command`."""
+        """Import the verb's module and return its command."""
         if cmd_name not in VERBS:
             return None
-        module = importlib.import_module(f"sda_features.cli.{cmd_name.replace('-', '_')}")
-        command: click.Command = module.command
+        module = importlib.import_module(f"sda_features.cli.{MODULES[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         known = {parameter.name for parameter in command.params}
         command.params += [option for option in _everywhere() if option.name not in known]
         return command

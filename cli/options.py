@@ -1,33 +1,39 @@
-"""Click options made from settings models, so that every setting is described once, on its field."""
+"""What verbs share: options made from settings models, the repo that they name, and how a result is shown.
+
+Every setting is described once, on its field, and every default stands once, in the signature of the call.
+"""
 
 from __future__ import annotations
 
 import sys
 import types
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
-from sda_features.api.calls import Call
+from sda_features.api.calls import Call, defaults
+from sda_features.api.repo import Repo
 from sda_features.api.settings_file import FILE_NAME, read_settings_file
+from sda_features.api.vector_set import VectorSet
 from sda_features.artifacts import to_json
 from sda_features.results import Result
 
-from .ranges import Device, NumberOrNone, number_range
+from .ranges import PATH, Device, NumberOrNone, number_range
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
-REPO = click.option("--repo", type=click.Path(path_type=Path), default=".", help="Feast repo.")
+REPO = click.option("--repo", type=PATH, default=".", help="Feast repo.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
-VERSION = click.option("--version", "version", help="Adapter version.  [default: the live one]")
+FEATURE_SET = click.option("--feature-set", default="sda", help="Feature set.")
+VERSION = click.option("--version", help="Adapter version.  [default: the live one]")
 
 
 class Verb(click.Command):
-    """A command that takes what its user leaves out from the settings file.
+    """A command that takes what its user leaves out from the settings file, else from the call's defaults.
 
     Args:
         call: the call of the API that it makes.
@@ -37,10 +43,13 @@ class Verb(click.Command):
         super().__init__(*arguments, **named)
         self.call = call
         self.context_settings["show_default"] = True
+        known = defaults(call)
+        for param in self.params:
+            if isinstance(param, click.Option) and not param.required and param.name in known:
+                default = known[param.name]
+                param.default = None if default == () else _as_typed(param, default)
         help_ = f"Settings file.  [default: {FILE_NAME} of the repo]"
-        self.params.append(
-            click.Option(["--config"], type=click.Path(path_type=Path), expose_value=False, help=help_)
-        )
+        self.params.append(click.Option(["--config"], type=PATH, expose_value=False, help=help_))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the settings file that the arguments name, then the arguments."""
@@ -58,8 +67,8 @@ class Verb(click.Command):
 
 
 def _as_typed(param: click.Parameter, value: Any) -> Any:
-    """A value of the settings file as a user would type it."""
-    if isinstance(value, list) and not param.multiple and param.nargs == 1:
+    """A value of the settings file, or a default, as a user would type it."""
+    if isinstance(value, list | tuple) and not param.multiple and param.nargs == 1:
         return ",".join(map(str, value))
     return value
 
@@ -67,6 +76,21 @@ def _as_typed(param: click.Parameter, value: Any) -> Any:
 def verb(call: Any) -> Callable[[Callable[..., None]], click.Command]:
     """Make a function the command of a call of the API."""
     return click.command(name=call.verb, cls=Verb, call=call)
+
+
+def version_options(function: Decorated) -> Decorated:
+    """Decorate a command with `--repo`, `--feature-set` and `--json`."""
+    return REPO(FEATURE_SET(JSON(function)))
+
+
+def open_repo(repo: Path) -> Repo:
+    """The repo, with the settings file that this command has read."""
+    return Repo(repo, settings=click.get_current_context().meta[FILE_NAME])
+
+
+def vector_set(repo: Path, feature_set: str) -> VectorSet:
+    """A feature set of the repo."""
+    return open_repo(repo)[feature_set]
 
 
 def show(result: Result, as_json: bool) -> None:
@@ -84,17 +108,14 @@ def say(line: str) -> None:
 def settings_options(call: Any) -> Callable[[Decorated], Decorated]:
     """Decorate a command with one option for each setting of its call.
 
-    A field `max_length` becomes `--max-length`, with the prefix of its group before it. Where the group has
-    no defaults, an option that is not given is None.
+    A field `max_length` becomes `--max-length`, with the prefix of its group before it.
     """
 
     def decorate(function: Decorated) -> Decorated:
         for group in reversed(call.groups):
             for option, name in reversed(group.options().items()):
                 field = group.model.model_fields[name]
-                attributes = _attributes(name, field)
-                if not group.defaults:
-                    attributes |= {"default": None, "show_default": False, "required": False}
+                attributes = _attributes(name, field) | {"required": group.defaults and field.is_required()}
                 function = click.option(*_declaration(option, field), **attributes)(function)
         return function
 
@@ -109,36 +130,24 @@ def _declaration(parameter: str, field: FieldInfo) -> list[str]:
 
 
 def _attributes(name: str, field: FieldInfo) -> dict[str, Any]:
-    required = field.default is PydanticUndefined
-    attributes: dict[str, Any] = {
-        "help": field.description,
-        "required": required,
-        "default": None if required else field.default,
-        "show_default": not required and field.default not in (None, ()),
-    }
+    attributes: dict[str, Any] = {"help": field.description}
     annotation, optional = _unwrap_optional(field.annotation)
     if get_origin(annotation) is Literal:
         attributes["type"] = click.Choice([str(choice) for choice in get_args(annotation)])
     elif get_origin(annotation) is tuple:
-        attributes.update(multiple=False, callback=_comma_separated, metavar="A,B,...")
-        attributes["default"] = ",".join(field.default) if not required else None
-        attributes["show_default"] = bool(attributes["default"])
+        attributes |= {"callback": _comma_separated, "metavar": "A,B,..."}
     elif annotation in (int, float):
         numbers = number_range(annotation, field.metadata)
         attributes["type"] = NumberOrNone(numbers) if optional and field.default is not None else numbers
     elif get_origin(annotation) is Annotated:  # a number of a range, or one of some words
         kind, limits = get_args(annotation)[:2]
-        words = [
-            word
-            for option in get_args(field.annotation)
-            for word in get_args(option)
-            if isinstance(word, str)
-        ]
+        options = chain.from_iterable(map(get_args, get_args(field.annotation)))
+        words = [word for word in options if isinstance(word, str)]
         attributes["type"] = NumberOrNone(number_range(kind, limits.metadata), words)
     elif annotation is Path:
-        attributes["type"] = click.Path(path_type=Path)
-    elif annotation is str:
-        attributes["type"] = Device() if name == "device" else str
+        attributes["type"] = PATH
+    elif name == "device":
+        attributes["type"] = Device()
     return attributes
 
 
@@ -147,14 +156,6 @@ def _unwrap_optional(annotation: Any) -> tuple[Any, bool]:
         options = [option for option in get_args(annotation) if option is not type(None)]
         return options[0], True
     return annotation, False
-
-
-def names(ctx: click.Context, parameter: click.Parameter, value: str) -> list[str]:
-    """Callback: A,B,... as a list without repeats."""
-    found = list(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
-    if not found:
-        raise click.BadParameter("expected at least one name", ctx, parameter)
-    return found
 
 
 def _comma_separated(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:

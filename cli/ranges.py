@@ -61,6 +61,33 @@ class Device(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return str(value)
 
 
+class Names(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A,B,... as a list without repeats."""
+
+    name = "A,B,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The names, or a usage error."""
+        found = list(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+        if not found:
+            self.fail("expected at least one name", param, ctx)
+        return found
+
+
+class Seeds(Names):
+    """Seeds of runs, as A,B,..."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The numbers, or a usage error."""
+        try:
+            seeds = [int(part) for part in super().convert(value, param, ctx)]
+        except ValueError:
+            seeds = [-1]
+        if not all(0 <= seed <= SEED for seed in seeds):
+            self.fail(f"expected whole numbers from 0 to {SEED} such as 0,1,2, got {value!r}", param, ctx)
+        return seeds
+
+
 class OutputFile(click.Path):
     """A file to write in a folder that exists: what is wrong shows before any work is done."""
 
@@ -101,7 +128,9 @@ def _output(kind: click.Path, value: Any, param: click.Parameter | None, ctx: cl
     return path
 
 
+PATH = click.Path(path_type=Path)
 FOLDER = OutputFolder()
+NAMES = Names()
 SEEDS = click.IntRange(0, SEED)
 COUNT = click.IntRange(1, MANY)
 

@@ -45,10 +45,9 @@ def install(folder: Path, *needs: str) -> Path:
 
 
 def link(sites: Path, *needs: str) -> None:
-    """Let an environment's site-packages have the packages `needs` of this one."""
+    """Let an environment's site-packages have the packages `needs` of this one, and no other."""
     for need in needs:
         found = importlib.metadata.distribution(need)
-        for name in {
-            file.parts[0] for file in found.files or () if file.parts[0] not in ("..", "__pycache__")
-        }:
-            (sites / name).symlink_to(found.locate_file(name))
+        for name in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
+            if not (sites / name).exists():  # two packages may share a folder
+                (sites / name).symlink_to(Path(str(found.locate_file(name))).resolve())

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import click
 import fsspec
@@ -15,23 +15,37 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from sda_features.api.calls import Group, parse
+from sda_features.api.calls import parse
 from sda_features.cli.main import GROUPS, VERBS, cli, main
-from sda_features.cli.options import settings_options
 from sda_features.config import AdapterSettings, CatalogSettings, LossSettings, TrainSettings
 from sda_features.errors import CatalogError, SettingsError
+from sda_features.workflows.lookup import SHOWN
 
 ROOT = Path(__file__).parents[1]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The installed command, as a user runs it."""
-    command = Path(sys.executable).with_name("sda-features")
-    return subprocess.run([command, *arguments], capture_output=True, text=True, check=False)
+    command = [Path(sys.executable).with_name("sda-features"), *arguments]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def python(script: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """A script in a fresh process, which must succeed."""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+VERB_OF_EACH_MODULE = ["config", "adapt", "materialize", "inspect", "lookup", "train"]
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["adapt", "--help"], ["materialize", "--help"], ["--version"]]
+    "arguments",
+    [["--help"], *([verb, "--help"] for verb in VERB_OF_EACH_MODULE), ["--version"]],
+    ids=" ".join,
 )
 def test_help_loads_neither_torch_nor_feast(arguments: list[str]) -> None:
     script = (
@@ -40,9 +54,7 @@ def test_help_loads_neither_torch_nor_feast(arguments: list[str]) -> None:
         "try:\n    main()\nfinally:\n"
         "    print('LOADED', sorted({'torch', 'feast', 'transformers', 'peft', 'pandas'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "LOADED []"
+    assert python(script).stdout.splitlines()[-1] == "LOADED []"
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -62,15 +74,17 @@ def test_help_lists_every_verb_once_and_in_groups() -> None:
     assert [f"{title}:" for title in GROUPS] == [line for line in lines if line.rstrip(":") in GROUPS]
 
 
+def test_the_help_of_lookup_says_how_many_values_it_prints() -> None:
+    assert f"not only the first {SHOWN}." in " ".join(
+        CliRunner().invoke(cli, ["lookup", "--help"]).output.split()
+    )
+
+
 def test_the_shell_completes_verbs_and_options() -> None:
-    command = Path(sys.executable).with_name("sda-features")
     for words, wanted in (("sda-features eval", "evaluate-vectors"), ("sda-features similar --b", "--by")):
-        asked = {
-            "_SDA_FEATURES_COMPLETE": "bash_complete",
-            "COMP_WORDS": words,
-            "COMP_CWORD": str(len(words.split()) - 1),
-        }
-        done = subprocess.run([command], env=os.environ | asked, capture_output=True, text=True, check=True)
+        last = str(len(words.split()) - 1)
+        done = run(_SDA_FEATURES_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=last)
+        assert done.returncode == 0, done.stderr
         assert wanted in done.stdout
 
 
@@ -82,46 +96,30 @@ def test_a_log_gets_no_line_for_every_step() -> None:
         "bar = tqdm(range(20_000))\n"
         "for step in bar:\n    bar.set_postfix(step=step, refresh=False)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert len(re.split(r"[\r\n]+", done.stderr.strip())) <= 3
+    assert len(re.split(r"[\r\n]+", python(script).stderr.strip())) <= 3
 
 
 def test_the_reference_of_commands_is_what_the_commands_say() -> None:
     """In a fresh process: click keeps the help option of whichever context asked for it first."""
-    script = "from make_cli import render\nprint(render(), end='')"
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT / "docs", capture_output=True, text=True, check=True
-    )
+    done = python("from make_cli import render\nprint(render(), end='')", ROOT / "docs")
     assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == done.stdout, "run `make docs`"
 
 
 def test_options_mirror_the_settings() -> None:
-    seen: dict[str, object] = {}
+    def typed(*arguments: str) -> dict[str, Any]:
+        command: Any = cli.get_command(click.Context(cli), "adapt")
+        words = ["items.parquet", "--model", "m", "-o", "run", *arguments]
+        return command.make_context("adapt", words).params
 
-    groups = (
-        Group(LossSettings, "loss"),
-        Group(AdapterSettings, "adapter"),
-        Group(TrainSettings, skip=("seed",)),
-    )
-
-    @click.command()
-    @settings_options(SimpleNamespace(groups=groups))
-    def command(**values: object) -> None:
-        seen.update(values)
-
-    arguments = ["--loss", "infonce", "--no-loss-normalize", "--loss-teacher", "moving"]
-    arguments += ["--adapter-target-modules", "q_proj, k_proj", "--steps", "7"]
-    done = CliRunner().invoke(command, arguments)
-    assert done.exit_code == 0, done.output
+    given = ["--loss", "infonce", "--no-loss-normalize", "--loss-teacher", "moving"]
+    seen = typed(*given, "--adapter-target-modules", "q_proj, k_proj", "--steps", "7")
     loss = parse(LossSettings, seen, "loss")
     assert (loss.kind, loss.normalize, loss.teacher) == ("infonce", False, "moving")
     adapter = parse(AdapterSettings, seen, "adapter")
     assert adapter.target_modules == ("q_proj", "k_proj")
     assert parse(TrainSettings, seen).steps == 7
-    defaults = CliRunner().invoke(command, [])
-    assert defaults.exit_code == 0
-    assert parse(LossSettings, seen, "loss") == LossSettings()
-    assert parse(AdapterSettings, seen, "adapter") == AdapterSettings()
+    assert parse(LossSettings, typed(), "loss") == LossSettings()
+    assert parse(AdapterSettings, typed(), "adapter") == AdapterSettings()
 
 
 def test_all_faults_of_settings_are_reported_together() -> None:
@@ -132,11 +130,6 @@ def test_all_faults_of_settings_are_reported_together() -> None:
         "max_bad_rows",
         "colour",
     ]
-
-
-def catalogue(path: Path) -> Path:
-    pq.write_table(pa.Table.from_pylist([{"item_id": "a", "title": "x"}]), path)
-    return path
 
 
 @pytest.mark.parametrize(
@@ -168,7 +161,7 @@ def test_a_users_mistake_is_one_message_without_a_traceback(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    catalogue(tmp_path / "items.parquet")
+    pq.write_table(pa.table({"item_id": ["a"], "title": ["x"]}), "items.parquet")
     monkeypatch.setattr(sys, "argv", ["sda-features", *arguments])
     with pytest.raises(SystemExit) as ended:
         main()

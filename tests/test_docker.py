@@ -37,19 +37,16 @@ def stages() -> dict[str, tuple[str, list[tuple[str, str]]]]:
 
 
 def compose() -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
-    return content
+    return yaml.safe_load((DOCKER / "compose.yaml").read_text())
 
 
 def reaches_builder(path: str) -> bool:
     """.dockerignore's rule: the last pattern that matches decides."""
-    ignored = False
-    for line in (ROOT / ".dockerignore").read_text().splitlines():
-        if line and not line.startswith("#"):
-            pattern = line.lstrip("!").replace("**/", "*")
-            if fnmatch.fnmatch(path, pattern):
-                ignored = not line.startswith("!")
-    return not ignored
+    patterns = [
+        line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] not in ("", "#")
+    ]
+    matching = [line for line in patterns if fnmatch.fnmatch(path, line.lstrip("!").replace("**/", "*"))]
+    return not matching or matching[-1].startswith("!")
 
 
 def test_both_targets_exist_and_the_default_is_cpu() -> None:

@@ -25,6 +25,7 @@ from tests.installed import ROOT, install
 DOCS = ROOT / "docs"
 PAGES = sorted(path for folder in ("docs", "docker", "examples") for path in (ROOT / folder).rglob("*.md"))
 PAGES += sorted(ROOT.glob("*.md"))
+EACH_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -43,14 +44,14 @@ def commands(page: Path, *languages: str) -> list[list[list[str]]]:
     return [lines for lines in found if lines]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@EACH_PAGE
 def test_links_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     missing = [name for name in targets if "://" not in name and not (page.parent / name).exists()]
     assert missing == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@EACH_PAGE
 def test_python_blocks_are_python_and_import_what_there_is(page: Path) -> None:
     """tests/serving/test_slim.py runs those that read vectors, `test_the_tutorials_commands_run` the tutorial's."""
     for text in blocks(page, "python"):
@@ -60,7 +61,7 @@ def test_python_blocks_are_python_and_import_what_there_is(page: Path) -> None:
                     assert hasattr(importlib.import_module(str(node.module)), alias.name), alias.name
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@EACH_PAGE
 def test_yaml_blocks_are_yaml(page: Path) -> None:
     for text in blocks(page, "yaml"):
         assert list(yaml.safe_load_all(text))

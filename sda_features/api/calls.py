@@ -73,28 +73,28 @@ def call(*groups: Group) -> Callable[[Function], Function]:
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
         own = frozenset(signature.parameters) - {"self", "options"}
+        names = own.union(*(group.options() for group in groups))
         paths = {
             name for name, of in signature.parameters.items() if of.annotation in ("Path", "Path | None")
         }
 
         @functools.wraps(function)
         def run(*positional: Any, **named: Any) -> Any:
-            found = cast(Call, run)
-            if unknown := sorted(set(named) - found.names):
-                hint = did_you_mean(unknown[0], found.names)
+            if unknown := sorted(set(named) - names):
+                hint = did_you_mean(unknown[0], names)
                 raise SettingsError(f"{function.__name__}() has no option {unknown[0]!r}.{hint}")
             bound = signature.bind_partial(*positional, **named)
             given = {**bound.arguments, **bound.arguments.pop("options", {})}
             owner = given.pop("self", None)
             if owner is not None:
                 given |= {"feature_set": of} if (of := getattr(owner, "feature_set", None)) else {}
-                named |= owner.settings.of(found, given)
+                named |= owner.settings.of(made, given)
             as_paths = {name: Path(named[name]) for name in paths & named.keys() if named[name] is not None}
             return function(*positional, **named | as_paths)
 
         made: Any = run
         made.verb, made.groups = function.__name__.replace("_", "-"), groups
-        made.names = own.union(*(group.options() for group in groups))
+        made.names = names
         CALLS[made.verb] = made
         return cast(Function, run)
 
@@ -110,16 +110,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def defaults(call: Call) -> dict[str, Any]:
     """Option of a call -> its default, None where there is none."""
     signature = inspect.signature(cast(Any, call))
-    of_groups: dict[str, Any] = {}
+    found = {
+        name: None if of.default is of.empty else of.default
+        for name, of in signature.parameters.items()
+        if name in call.names
+    }
     for group in call.groups:
-        fields = group.model.model_fields
         for option, name in group.options().items():
-            has_none = fields[name].is_required() or not group.defaults
-            of_groups[option] = None if has_none else fields[name].default
-    own = {name: of.default for name, of in signature.parameters.items() if name in call.names}
-    return {
-        name: None if value is inspect.Parameter.empty else value for name, value in own.items()
-    } | of_groups
+            field = group.model.model_fields[name]
+            found[option] = field.default if group.defaults and not field.is_required() else None
+    return found
 
 
 def given(group: Group, options: Mapping[str, Any]) -> dict[str, Any]:

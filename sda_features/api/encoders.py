@@ -36,6 +36,6 @@ def overrides_of(
     """Settings of the backbone that were given; a model's folder as a worker elsewhere finds it."""
     if model is not None and Path(model).exists():
         model = str(Path(model).resolve())
-    given = {"model": model, "quantization": quantization, "dtype": dtype, "device": device}
-    given |= {"trust_remote_code": remote_code or None}  # type: ignore[dict-item]
+    given: dict[str, Any] = {"model": model, "quantization": quantization, "dtype": dtype, "device": device}
+    given["trust_remote_code"] = remote_code or None
     return {name: value for name, value in given.items() if value is not None}

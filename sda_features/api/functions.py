@@ -127,11 +127,11 @@ def diagnose(
     overrides = overrides_of(model, quantization, dtype, device, trust_remote_code)
     from sda_features.lvlm.diagnostics import diagnose_on_catalog, fresh, trained
 
-    def untrained(kind: Literal["moda", "lora"]) -> Callable[[], Any]:
-        return partial(fresh, AdapterSettings(kind=kind), BackboneSettings.parse(**overrides), seed)
-
+    loads = [partial(trained, Path(folder), **overrides) for folder in checkpoints]
+    for kind in kinds:
+        loads.append(partial(fresh, AdapterSettings(kind=kind), BackboneSettings.parse(**overrides), seed))
     found = diagnose_on_catalog(
-        [*(partial(trained, Path(folder), **overrides) for folder in checkpoints), *map(untrained, kinds)],
+        loads,
         opened,
         modules=modules,
         items=items,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 RECOMMENDER = Group(RecommenderSettings, skip=("seed",), defaults=False)
 TRAINING = (Group(LogSettings), RECOMMENDER, Group(EvaluationSettings, "eval"))
-MODELS = ("sasrec", "bert4rec", "vbpr", "slmrec")
 Echo = Callable[[str], None]
 
 
@@ -68,8 +68,6 @@ class Repo:
         force: bool = False,
     ) -> Initialized:
         """Add the definitions of item-vector views, and a settings file to fill in."""
-        from dataclasses import replace
-
         from sda_features.feature_store.init import init_repo
 
         result = init_repo(
@@ -117,7 +115,7 @@ class Repo:
         interactions: Table,
         *,
         output: Table,
-        models: Sequence[str] = MODELS,
+        models: Sequence[str] = ("sasrec", "bert4rec", "vbpr", "slmrec"),
         features: Sequence[str] = ("id", "clip", "vanilla", "sda"),
         preset: str = "sparse",
         seeds: Sequence[int] = (0, 1, 2),

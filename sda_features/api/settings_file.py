@@ -14,13 +14,12 @@ Paths are relative to the file.
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from pydantic_core import PydanticUndefined
 
 from sda_features import config
 from sda_features.api.calls import CALLS, Call, defaults, did_you_mean
@@ -48,9 +47,7 @@ SECTIONS: dict[str, type[Settings]] = {
 SETS = "sets"
 OF_PYTHON = {"progress", "echo"}  # options that the command line has no words for
 PATHS = {"catalog", "interactions", "checkpoint", "model", "vectors", "image_root", "output", "report"}
-INSTEAD = {
-    "vectors": {"catalog", "checkpoint", "model", "dim"}
-}  # an option that is given -> what it replaces
+OF_ENCODING = {"catalog", "checkpoint", "model", "dim"}  # what `vectors` that are given replace
 
 
 @dataclass(frozen=True)
@@ -86,9 +83,7 @@ class SettingsFile:
                 for name, value in self.tables.get(table, {}).items()
                 if name in call.names
             }
-        dropped = set().union(
-            *(INSTEAD.get(name, set()) for name, value in given.items() if value is not None)
-        )
+        dropped = OF_ENCODING if given.get("vectors") is not None else set()
         return {
             name: (self._place(name, value), table)
             for name, (value, table) in values.items()
@@ -198,14 +193,14 @@ def effective_settings(file: SettingsFile, verb: str | None, feature_set: str) -
         )
     if verb not in CALLS:
         raise SettingsError(f"{verb!r} is no command.{did_you_mean(verb, set(CALLS))}")
-    found = {
-        name: (value, _label(table))
-        for name, (value, table) in file.found(CALLS[verb], {"feature_set": feature_set}).items()
-    }
     held = {
-        name: (value, "default") for name, value in defaults(CALLS[verb]).items() if name not in OF_PYTHON
-    } | found
-    return EffectiveSettings(file.path, [(name, *of_name) for name, of_name in held.items()])
+        name: (name, value, "default")
+        for name, value in defaults(CALLS[verb]).items()
+        if name not in OF_PYTHON
+    }
+    for name, (value, table) in file.found(CALLS[verb], {"feature_set": feature_set}).items():
+        held[name] = (name, value, _label(table))
+    return EffectiveSettings(file.path, list(held.values()))
 
 
 def _label(table: str) -> str:
@@ -235,17 +230,10 @@ def write_settings_file(folder: Path) -> Path | None:
     for section, model in SECTIONS.items():
         lines += ["", f"[{section}]"]
         for name, setting in model.model_fields.items():
-            lines.append(f"# {name} = {_toml(setting.default)}  # {setting.description}")
+            default = "" if setting.is_required() or setting.default is None else setting.default
+            lines.append(
+                f"# {name} = {json.dumps(default)}  # {setting.description}"
+            )  # TOML writes these alike
     with atomic_file(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
-
-
-def _toml(value: Any) -> str:
-    if value is None or value is PydanticUndefined:
-        return '""'
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return str(value) if isinstance(value, int | float) else f'"{value}"'

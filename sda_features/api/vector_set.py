@@ -172,13 +172,8 @@ class VectorSet:
             raise SettingsError("Give --checkpoint (adapted vectors) or --model (vanilla vectors).")
         from sda_features.workflows.stream import redis_stream, stream
 
-        load = partial(
-            load_encoder,
-            checkpoint,
-            None,
-            overrides_of(model, quantization, None, device, False),
-            self.feature_set,
-        )
+        overrides = overrides_of(model, quantization, None, device, False)
+        load = partial(load_encoder, checkpoint, None, overrides, self.feature_set)
         settings = parse(CatalogSettings, options, path="events.jsonl")
         if kafka:
             from sda_features.workflows.kafka_topic import kafka_topic

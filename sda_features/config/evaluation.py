@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from sda_features.config.base import MANY, Count, Fraction, Seed, Settings, Share
+from sda_features.config.base import Count, Fraction, Seed, Settings, Share
 
 
 class EvaluationSettings(Settings):
@@ -50,9 +50,7 @@ class VectorEvaluationSettings(Settings):
         "that were not trained on the log.",
     )
     window: Count = Field(20, description="Most interactions between two items of a session.")
-    max_users: int | None = Field(
-        10_000, gt=0, le=MANY, description="Users measured, drawn by the seed; none: all."
-    )
+    max_users: Count | None = Field(10_000, description="Users measured, drawn by the seed; none: all.")
     seed: Seed = Field(0, description="Seed of the drawn users and of the bootstrap.")
 
 

@@ -7,16 +7,15 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
 from importlib.metadata import distribution
-from pathlib import Path
 from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
 
+from tests.installed import ROOT, link
+
 pytestmark = pytest.mark.timeout(900)  # of a loaded machine
-ROOT = Path(__file__).parents[2]
 LISTED = [
     line
     for line in (ROOT / "benchmarks" / "gpu_requirements.txt").read_text(encoding="utf-8").splitlines()
@@ -39,26 +38,12 @@ def with_dependencies(name: str) -> set[str]:
     return found
 
 
-def install(names: Iterable[str], folder: Path) -> None:
-    """Put links to these distributions, and to no other, into a folder."""
-    folder.mkdir()
-    for name in names:
-        found = distribution(name)
-        for top in {Path(file).parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
-            link = folder / top
-            if not link.exists():
-                link.symlink_to(Path(str(found.locate_file(top))).resolve())
-
-
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     site = tmp_path_factory.mktemp("machine") / "site"
-    install([*LISTED, *with_dependencies("torch")], site)
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join((str(site), str(ROOT))),
-    }
+    site.mkdir()
+    link(site, *LISTED, *with_dependencies("torch"))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
     python = [sys.executable, "-S"]  # without this environment's own packages
     absent = subprocess.run(
         [*python, "-c", "import feast"], env=environment, capture_output=True, check=False

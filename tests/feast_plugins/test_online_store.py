@@ -21,7 +21,7 @@ from sda_features.feast_plugins.online_response import VectorOnlineResponse
 from sda_features.feature_store.repo import quiet_feast
 from sda_features.serving import codec
 from sda_features.serving.blocks import Block
-from sda_features.serving.embedded import _free_port
+from sda_features.serving.embedded import free_port
 from tests.contracts.stores import (
     NOON,
     OURS,
@@ -275,7 +275,7 @@ def test_the_asyncio_twin(shop):
 @pytest.mark.slow
 def test_feast_serve(shop):
     """Stock Feast's HTTP server answers with our store as with its own."""
-    port = _free_port()
+    port = free_port()
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/get-online-features",
         json.dumps({"features": VECTORS, "entities": {"item_id": [*IDS, "nobody"]}}).encode(),

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sda_features.cli.diagnose import command
+from sda_features.cli.make import diagnose as command
 from sda_features.config import AdapterSettings, BackboneSettings, LossSettings, PromptSettings
 from sda_features.errors import SettingsError
 from sda_features.lvlm.backbone import PromptBatch

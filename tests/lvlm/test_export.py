@@ -16,7 +16,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sda_features.cli.export import command
+from sda_features.cli.make import export as command
 from sda_features.config import (
     AdapterSettings,
     AdaptSettings,
