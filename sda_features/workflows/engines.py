@@ -113,19 +113,9 @@ class Encoding(Protocol):
         """
 
 
-class Engine(Protocol):
-    """Starts to encode; the encoder and what it runs on are gone after the block."""
-
-    def __call__(
-        self, load_encoder: LoadEncoder, batch_size: int, shard_rows: int
-    ) -> AbstractContextManager[Encoding]:
-        """Load the encoder.
-
-        Args:
-            load_encoder: gives the encoder.
-            batch_size: sequences encoded together.
-            shard_rows: items yielded together.
-        """
+# Loads the encoder, to encode so many sequences and to yield so many items together; it and what it runs on
+# are gone after the block.
+Engine = Callable[[LoadEncoder, int, int], AbstractContextManager[Encoding]]
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from sda_features.workflows.inspect_vectors import (
     load_space,
     read_columns,
 )
-from sda_features.workflows.vectors import evaluate_feature_sets
+from sda_features.workflows.vectors import VectorReport, evaluate_feature_sets
 from sda_features.workflows.verify import verify
 
 PASSES = "gates"  # folder of verdicts in the repo
@@ -137,20 +137,23 @@ def run_gate(
     """
     ids, _ = read_columns(settings)
     new = load_space(repo, feature_set, ids, candidate)
-    live: Space | None = load_space(repo, feature_set, ids)
-    assert live is not None
-    if live.version == new.version:
-        live = None
+    served = load_space(repo, feature_set, ids)
+    live = None if served.version == new.version else served
     numbers = inspect_space(new, {})
     checks = [*_alone(numbers, limits)]
     if live is not None:
         checks += _against(numbers, inspect_space(live, {}), compare_spaces(new, live), limits)
-        if interactions is not None:
-            checks += _on_log(repo, feature_set, settings, new, live, interactions, log, limits)
+    if live is not None and interactions is not None:
+        names = [f"{feature_set}@{space.version}" for space in (new, live)]
+        measures, protocol = VectorEvaluationSettings(), EvaluationSettings()
+        report = evaluate_feature_sets(
+            interactions, names, measures, protocol, log=log, repo=repo, catalog=settings.path
+        )
+        checks += _on_log(report, *names, limits)
     checks.append(_parity(repo, feature_set, settings, new, limits))
     verdict = Verdict(
         feature_set,
-        str(new.version),
+        new.version,
         live.version if live else None,
         tuple(checks),
         sha256_json(limits.model_dump(mode="json"))[:12],
@@ -228,27 +231,8 @@ def _against(
     yield _at_most("size of an item", size / max(before, 1), limits.max_size, ".2f", " x live")
 
 
-def _on_log(
-    repo: Path,
-    feature_set: str,
-    settings: CatalogSettings,
-    new: Space,
-    live: Space,
-    interactions: Path,
-    log: LogSettings | None,
-    limits: GateSettings,
-) -> Iterator[Check]:
+def _on_log(report: VectorReport, ours: str, theirs: str, limits: GateSettings) -> Iterator[Check]:
     """Metrics without training: co-occurrences and the next item, overall, in the tail, of cold items."""
-    ours, theirs = f"{feature_set}@{new.version}", f"{feature_set}@{live.version}"
-    report = evaluate_feature_sets(
-        interactions,
-        [ours, theirs],
-        VectorEvaluationSettings(),
-        EvaluationSettings(),
-        log=log,
-        repo=repo,
-        catalog=settings.path,
-    )
     for row in report.differences(ours):
         if row["against"] != theirs or not row["metric"].startswith(WATCHED) or row["high"] is None:
             continue

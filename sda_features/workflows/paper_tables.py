@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -129,19 +130,14 @@ def train_grid(
             raise SettingsError(f"Two feature sets are called {found.label!r}; rename one of the files.")
         without_vector[found.label] = found.without_vector
         say_without_vector(found, echo)
-        for model, of_model in settings.items():
-            for seed in seeds:
-                number += 1
-                seeded = of_model.model_copy(update={"seed": seed})
-                run = Training(read, log, found, model, seeded, evaluation).run(
-                    output / "runs" / model / found.label / f"seed-{seed}",
-                    echo,
-                    place=f"[{number}/{total}] ",
-                    progress=progress,
-                )
-                finished.setdefault((model, found.label), []).append(run)
-    order = [(model, label) for model in settings for label in without_vector]
-    return Grid({cell: finished[cell] for cell in order}, without_vector)
+        for model, seed in product(settings, seeds):
+            number += 1
+            seeded = settings[model].model_copy(update={"seed": seed})
+            folder = output / "runs" / model / found.label / f"seed-{seed}"
+            training = Training(read, log, found, model, seeded, evaluation)
+            run = training.run(folder, echo, place=f"[{number}/{total}] ", progress=progress)
+            finished.setdefault((model, found.label), []).append(run)
+    return Grid({cell: finished[cell] for cell in product(settings, without_vector)}, without_vector)
 
 
 def score_tables(grid: Grid, *, full: str | None = None) -> list[ScoreTable]:
@@ -165,10 +161,8 @@ def score_tables(grid: Grid, *, full: str | None = None) -> list[ScoreTable]:
         ]
         rows = []
         for model in grid.models:
-            scores = _block(grid, model, protocol, full)
-            for label in grid.features:
-                labels = (label,) if full else (model, label)
-                rows.append(Row(labels, tuple(scores[label])))
+            for label, scores in _block(grid, model, protocol, full).items():
+                rows.append(Row((label,) if full else (model, label), tuple(scores)))
         headers = ("features",) if full else ("model", "features")
         tables.append(
             ScoreTable(_title(grid, protocol, full), headers, tuple(columns), tuple(rows), _note(grid, full))
@@ -178,13 +172,11 @@ def score_tables(grid: Grid, *, full: str | None = None) -> list[ScoreTable]:
 
 def differences(grid: Grid, ours: str, others: Sequence[str]) -> list[dict[str, Any]]:
     """`ours` against each of `others`, for each model and metric, as rows for JSON and `differences_table`."""
-    rows = []
-    for model in grid.models:
-        for other in others:
-            for found in compare_runs(grid.runs[model, ours], grid.runs[model, other]):
-                row = {"model": model, "features": ours, "against": other}
-                rows.append(row | difference_row(found))
-    return rows
+    return [
+        {"model": model, "features": ours, "against": other} | difference_row(found)
+        for model, other in product(grid.models, others)
+        for found in compare_runs(grid.runs[model, ours], grid.runs[model, other])
+    ]
 
 
 def difference_row(found: Difference) -> dict[str, Any]:
@@ -199,24 +191,16 @@ def write_tables(
 ) -> str:
     """Write `name`.json (the manifest, every score in it), `name`.md and `name`.tex; return the Markdown."""
     manifest = grid.any_run.manifest
+    runs = [(model, label, run) for (model, label), of_cell in grid.runs.items() for run in of_cell]
     write_json(
         output / f"{name}.json",
         {
             "table": name,
             "commit": source_commit(),
-            "sda_features": manifest["sda_features"],
-            "data": manifest["data"],
-            "log": manifest["log"],
-            "evaluation": manifest["evaluation"],
-            "seeds": sorted(
-                {run.manifest["settings"]["seed"] for runs in grid.runs.values() for run in runs}
-            ),
+            **{name: manifest[name] for name in ("sda_features", "data", "log", "evaluation")},
+            "seeds": sorted({run.manifest["settings"]["seed"] for _, _, run in runs}),
             "items_without_vector": grid.without_vector,
-            "runs": [
-                _entry(output, model, label, run)
-                for (model, label), runs in grid.runs.items()
-                for run in runs
-            ],
+            "runs": [_entry(output, *named) for named in runs],
             "tables": [table.json() for table in tables],
             "differences": list(compared),
         },

@@ -26,14 +26,7 @@ from sda_features.report.html import GalleryData, Section, render_report
 from sda_features.report.tables import metrics_table
 from sda_features.report.thumbnails import make_sheets, thumbnail
 from sda_features.results import Result
-from sda_features.workflows.inspect_vectors import (
-    COMMON,
-    Space,
-    compare_spaces,
-    inspect_space,
-    kinds,
-    load_spaces,
-)
+from sda_features.workflows.inspect_vectors import COMMON, Space, inspect_spaces, kinds, load_spaces
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -89,9 +82,7 @@ class CatalogContent:
         )
 
 
-def read_catalog_content(
-    settings: CatalogSettings, *, side: int = SIDE, progress: bool = True
-) -> CatalogContent:
+def read_catalog_content(settings: CatalogSettings, *, progress: bool = True) -> CatalogContent:
     """Read names, columns and thumbnails of every usable item.
 
     Raises:
@@ -104,7 +95,7 @@ def read_catalog_content(
         shelf.names.append(next(iter(item.fields.values()), item.item_id))
         for name, values in shelf.columns.items():
             values.append(item.fields.get(name))
-        small = thumbnail(item.image, side)
+        small = thumbnail(item.image, SIDE)
         shelf.thumbnails.append(small)
         digest = small and hashlib.blake2b(small.tobytes(), digest_size=8).hexdigest()
         shelf.picture_hashes.append(digest or None)
@@ -156,8 +147,7 @@ def write_report(
     """
     shelf = read_catalog_content(settings, progress=progress)
     spaces = load_spaces(repo, feature_set, shelf.ids, version, against)
-    numbers = [inspect_space(space, shelf.columns) for space in spaces]
-    change = compare_spaces(*spaces) if len(spaces) > 1 else None
+    inspection = inspect_spaces(spaces, shelf.columns)
     chosen = choose(len(shelf.ids), MOST_ITEMS, 0)
     shared = shelf.only(chosen)
     shown = [space.only(chosen) for space in spaces]
@@ -168,8 +158,8 @@ def write_report(
     html = render_report(
         f"Item vectors: {feature_set}",
         f"{len(shelf.ids):,} items of {settings.path}; {' against '.join(space.name for space in spaces)}",
-        numbers,
-        change,
+        inspection.spaces,
+        inspection.change,
         GalleryData(
             shared.ids,
             shared.names,
@@ -188,10 +178,10 @@ def write_report(
     )
     with atomic_file(output) as temporary:
         temporary.write_text(html, encoding="utf-8")
-    return ReportWritten(numbers, change, output, len(html.encode()))
+    return ReportWritten(inspection.spaces, inspection.change, output, len(html.encode()))
 
 
-def project(space: Space, *, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def project(space: Space) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Places of the items with both vectors on a plane.
 
     t-SNE of up to `LANDMARKS` items; every other item is put at the mean place of its five nearest
@@ -206,17 +196,17 @@ def project(space: Space, *, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[
     items = np.flatnonzero(rows.any(axis=1))
     if len(items) < 5:
         return items, np.full((len(items), 2), 0.5, np.float32)
-    landmarks = items[choose(len(items), LANDMARKS, seed)]
+    landmarks = items[choose(len(items), LANDMARKS, 0)]
     perplexity = min(30.0, (len(landmarks) - 1) / 3)
     fitted = TSNE(
-        perplexity=perplexity, init="pca", metric="cosine", random_state=seed, max_iter=500
+        perplexity=perplexity, init="pca", metric="cosine", random_state=0, max_iter=500
     ).fit_transform(rows[landmarks])
     places = np.zeros((len(rows), 2), np.float32)
     places[landmarks] = fitted
     others = np.setdiff1d(items, landmarks)
     if len(others):
         near = nearest(rows[others], rows[landmarks], 5)
-        jitter = np.random.default_rng(seed).normal(0, 0.004 * np.ptp(fitted), (len(others), 2))
+        jitter = np.random.default_rng(0).normal(0, 0.004 * np.ptp(fitted), (len(others), 2))
         places[others] = fitted[near].mean(axis=1) + jitter
     low, high = places[items].min(axis=0), places[items].max(axis=0)
     return items, ((places[items] - low) / np.maximum(high - low, 1e-9)).astype(np.float32)

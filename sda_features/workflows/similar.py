@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,12 +19,9 @@ from sda_features.errors import FeatureMismatchError, SettingsError
 from sda_features.evaluation.neighbours import nearest
 from sda_features.evaluation.space import choose
 from sda_features.results import Result, text_table
-from sda_features.workflows.inspect_vectors import load_space, read_columns
-
-View = Literal["text", "image", "both"]
+from sda_features.workflows.inspect_vectors import VIEWS, View, load_space, read_columns
 
 FORMAT = 1
-VIEWS: tuple[View, ...] = ("text", "image", "both")
 FILES = (
     *(f"{view}.{kind}" for view in VIEWS for kind in ("faiss", "parquet")),
     *("codes.parquet", "codebooks.npy", "manifest.json"),
@@ -134,10 +130,8 @@ def write_index(
     settings: CatalogSettings,
     output: Path,
     *,
-    views: Sequence[View] = VIEWS,
     version: str | None = None,
     codes: tuple[int, int] | None = None,
-    seed: int = 0,
 ) -> IndexWritten:
     """Write a folder for retrieval: for each view `{view}.faiss` and `{view}.parquet`, and manifest.json.
 
@@ -149,29 +143,27 @@ def write_index(
         feature_set: name of the feature set.
         settings: the catalogue, whose items are indexed.
         output: folder; an index of another version there is replaced.
-        views: what is indexed.
         version: adapter version or its beginning; None: the live one.
         codes: (levels, codes a level): also codes.parquet, see `residual_codes`. Codebooks of an
             index of the same version at `output` are used again, so that codes stay what they were.
-        seed: of k-means and of the sample.
 
     Raises:
         ModuleNotFoundError: faiss is not installed.
         SDAError: catalogue or vectors cannot be read.
     """
     check_folder(output, FILES, "an index")
-    faiss = _faiss()
+    import faiss
+
     ids, _ = read_columns(settings)
     space = load_space(repo, feature_set, ids, version)
-    assert space.version is not None
     known = _codebooks(output, space.version, codes)
     items: dict[View, int] = {}
     recall: dict[View, float] = {}
     with atomic_folder(output) as temporary:
-        for view in views:
+        for view in VIEWS:
             rows = space.views[view]
             present = np.flatnonzero(rows.any(axis=1))
-            index, recall[view] = build_index(rows[present], seed=seed)
+            index, recall[view] = build_index(rows[present])
             faiss.write_index(index, str(temporary / f"{view}.faiss"))
             pq.write_table(
                 pa.table({"item_id": [ids[item] for item in present]}), temporary / f"{view}.parquet"
@@ -180,7 +172,7 @@ def write_index(
         if codes is not None:
             rows = space.views["both"]
             present = np.flatnonzero(rows.any(axis=1))
-            codebooks = known if known is not None else fit_codebooks(rows[present], *codes, seed=seed)
+            codebooks = known if known is not None else fit_codebooks(rows[present], *codes)
             np.save(temporary / "codebooks.npy", codebooks, allow_pickle=False)
             found = residual_codes(rows[present], codebooks)
             now = pa.array([datetime.now(UTC)] * len(present), pa.timestamp("us", tz="UTC"))
@@ -200,7 +192,7 @@ def write_index(
     return written
 
 
-def build_index(unit: NDArray[np.float32], *, seed: int = 0) -> tuple[Any, float]:
+def build_index(unit: NDArray[np.float32]) -> tuple[Any, float]:
     """A faiss index by inner product, and its recall@10 against exact search for a sample of its rows.
 
     A graph (HNSW) for up to `MOST_IN_GRAPH` rows, inverted lists (IVF) for more; of these as many
@@ -208,14 +200,14 @@ def build_index(unit: NDArray[np.float32], *, seed: int = 0) -> tuple[Any, float
 
     Args:
         unit: float32 [n, d], rows of length 1.
-        seed: of the sample.
 
     Raises:
         ModuleNotFoundError: faiss is not installed.
     """
-    faiss = _faiss()
+    import faiss
+
     rows, (items, dim) = np.ascontiguousarray(unit, np.float32), unit.shape
-    queries = rows[choose(items, MEASURED, seed)]
+    queries = rows[choose(items, MEASURED, 0)]
     exact = nearest(queries, rows, min(RECALL_OF, items), rows_at_once=64)
 
     def recall() -> float:
@@ -230,7 +222,7 @@ def build_index(unit: NDArray[np.float32], *, seed: int = 0) -> tuple[Any, float
         index.add(rows)
         return index, recall()
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, LISTS, faiss.METRIC_INNER_PRODUCT)
-    index.cp.max_points_per_centroid, index.cp.seed = TRAINED_ON, 1 + seed
+    index.cp.max_points_per_centroid, index.cp.seed = TRAINED_ON, 1
     index.train(rows)
     index.add(rows)
     reached = 0.0
@@ -240,14 +232,13 @@ def build_index(unit: NDArray[np.float32], *, seed: int = 0) -> tuple[Any, float
     return index, reached
 
 
-def fit_codebooks(rows: NDArray[np.float32], levels: int, size: int, *, seed: int = 0) -> NDArray[np.float32]:
+def fit_codebooks(rows: NDArray[np.float32], levels: int, size: int) -> NDArray[np.float32]:
     """Residual k-means: level l + 1 clusters what level l leaves over.
 
     Args:
         rows: float32 [n, d].
         levels: number of levels.
         size: codes a level, at most n.
-        seed: of k-means.
 
     Returns:
         float32 [levels, size, d].
@@ -256,10 +247,11 @@ def fit_codebooks(rows: NDArray[np.float32], levels: int, size: int, *, seed: in
         raise SettingsError(
             f"--codes asks for {size} codes a level, but only {len(rows)} items have both vectors."
         )
-    faiss = _faiss()
+    import faiss
+
     codebooks, residual = [], np.ascontiguousarray(rows, np.float32)
     for level in range(levels):
-        means = faiss.Kmeans(rows.shape[1], size, niter=20, seed=seed + level, min_points_per_centroid=1)
+        means = faiss.Kmeans(rows.shape[1], size, niter=20, seed=level, min_points_per_centroid=1)
         means.train(residual)
         codebooks.append(means.centroids.copy())
         residual = residual - codebooks[-1][_closest(residual, codebooks[-1])]
@@ -290,9 +282,3 @@ def _codebooks(folder: Path, version: str, codes: tuple[int, int] | None) -> NDA
         return None
     books: NDArray[np.float32] = np.load(folder / "codebooks.npy", allow_pickle=False)
     return books
-
-
-def _faiss() -> Any:  # its annotations are not those of its wheels
-    import faiss
-
-    return faiss

@@ -97,27 +97,20 @@ class Training:
         if not (folder / MANIFEST).exists():
             return ["not trained yet"]
         manifest = read_manifest(folder)
-        wanted: dict[str, Any] = {
-            "sda_features": __version__,
-            "model": self.model,
-            "settings": self.settings.model_dump(mode="json"),
-            "evaluation": self.evaluation.model_dump(mode="json"),
-            "data": {"sha256": self.interactions.data_hash},
-            "features": self.features.name,
-            "vectors_version": self.features.version,
-            "vectors_sha256": self.features.sha256,
-        }
-        pairs = [
-            (key, value, before.get(key))
-            for name, ours in wanted.items()
-            for key, value, before in (
-                [(name, ours, manifest)]
-                if not isinstance(ours, dict)
-                else [(key, value, manifest.get(name) or {}) for key, value in ours.items()]
-            )
-            if key not in NOT_COMPARED
+        inputs: list[tuple[dict[str, Any], dict[str, Any]]] = [  # as they were, as they are
+            (manifest, {"sda_features": __version__, "model": self.model}),
+            (manifest.get("settings") or {}, self.settings.model_dump(mode="json")),
+            (manifest.get("evaluation") or {}, self.evaluation.model_dump(mode="json")),
+            (manifest.get("data") or {}, {"sha256": self.interactions.data_hash}),
+            (manifest, {"features": self.features.name, "vectors_version": self.features.version}),
+            (manifest, {"vectors_sha256": self.features.sha256}),
         ]
-        return [f"{key}: {_short(old)} before, {_short(new)} now" for key, new, old in pairs if new != old]
+        return [
+            f"{key}: {_short(before.get(key))} before, {_short(now)} now"
+            for before, wanted in inputs
+            for key, now in wanted.items()
+            if key not in NOT_COMPARED and before.get(key) != now
+        ]
 
 
 def train_recommender(

@@ -74,15 +74,6 @@ class VectorReport:
                 )
         return rows
 
-    def json(self, differences: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Everything, ready for JSON."""
-        return {
-            **self.manifest,
-            "users": self.users(),
-            "metrics": self.metrics(),
-            "differences": list(differences),
-        }
-
 
 @dataclass(frozen=True)
 class Evaluated(Result):
@@ -107,7 +98,8 @@ class Evaluated(Result):
 
     def as_dict(self) -> dict[str, Any]:
         """See `Result`."""
-        return self.report.json(self.differences)
+        measured = {"users": self.report.users(), "metrics": self.report.metrics()}
+        return {**self.report.manifest, **measured, "differences": self.differences}
 
     def __str__(self) -> str:
         shown = [
