@@ -144,12 +144,17 @@ def run_gate(
     if live is not None:
         checks += _against(numbers, inspect_space(live, {}), compare_spaces(new, live), limits)
     if live is not None and interactions is not None:
-        names = [f"{feature_set}@{space.version}" for space in (new, live)]
-        measures, protocol = VectorEvaluationSettings(), EvaluationSettings()
+        ours, theirs = (f"{feature_set}@{space.version}" for space in (new, live))
         report = evaluate_feature_sets(
-            interactions, names, measures, protocol, log=log, repo=repo, catalog=settings.path
+            interactions,
+            [ours, theirs],
+            VectorEvaluationSettings(),
+            EvaluationSettings(),
+            log=log,
+            repo=repo,
+            catalog=settings.path,
         )
-        checks += _on_log(report, *names, limits)
+        checks += _on_log(report, ours, theirs, limits)
     checks.append(_parity(repo, feature_set, settings, new, limits))
     verdict = Verdict(
         feature_set,

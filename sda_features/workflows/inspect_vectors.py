@@ -61,7 +61,7 @@ class Space:
     @property
     def found(self) -> dict[str, NDArray[np.bool_]]:
         """Modality -> bool [n]."""
-        return {name: rows.any(axis=1) for name, rows in self.matrices.items()}
+        return {name: np.any(rows, axis=1) for name, rows in self.matrices.items()}
 
     @cached_property
     def views(self) -> dict[str, NDArray[np.float32]]:

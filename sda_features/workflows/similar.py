@@ -152,8 +152,7 @@ def write_index(
         SDAError: catalogue or vectors cannot be read.
     """
     check_folder(output, FILES, "an index")
-    import faiss
-
+    faiss = _faiss()
     ids, _ = read_columns(settings)
     space = load_space(repo, feature_set, ids, version)
     known = _codebooks(output, space.version, codes)
@@ -204,8 +203,7 @@ def build_index(unit: NDArray[np.float32]) -> tuple[Any, float]:
     Raises:
         ModuleNotFoundError: faiss is not installed.
     """
-    import faiss
-
+    faiss = _faiss()
     rows, (items, dim) = np.ascontiguousarray(unit, np.float32), unit.shape
     queries = rows[choose(items, MEASURED, 0)]
     exact = nearest(queries, rows, min(RECALL_OF, items), rows_at_once=64)
@@ -247,8 +245,7 @@ def fit_codebooks(rows: NDArray[np.float32], levels: int, size: int) -> NDArray[
         raise SettingsError(
             f"--codes asks for {size} codes a level, but only {len(rows)} items have both vectors."
         )
-    import faiss
-
+    faiss = _faiss()
     codebooks, residual = [], np.ascontiguousarray(rows, np.float32)
     for level in range(levels):
         means = faiss.Kmeans(rows.shape[1], size, niter=20, seed=level, min_points_per_centroid=1)
@@ -282,3 +279,9 @@ def _codebooks(folder: Path, version: str, codes: tuple[int, int] | None) -> NDA
         return None
     books: NDArray[np.float32] = np.load(folder / "codebooks.npy", allow_pickle=False)
     return books
+
+
+def _faiss() -> Any:  # its annotations are not those of its wheels
+    import faiss
+
+    return faiss
