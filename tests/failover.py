@@ -28,8 +28,9 @@ from sda_features.feature_store.lifecycle import promote, prune
 from sda_features.feature_store.versions import open_versions
 from sda_features.online import lease
 from tests import two_writers
+from tests.forks import fork, result
 from tests.serving import servers
-from tests.two_writers import fork, make_repo, read, result, together, wrong_versions
+from tests.two_writers import make_repo, read, together, wrong_versions
 
 READERS, PAUSE = 8, 0.02
 FIRST, SECOND = "0" * 12, "1" * 12
@@ -95,7 +96,7 @@ def until_written(repo: Path, version: str) -> bool:
 def in_mid_promotion(scene: Scene) -> Counter[str]:
     """Two versions are promoted in turn while servers fail; the last promotion that was answered, again."""
 
-    def promotions() -> dict[str, int]:
+    def promotions() -> Counter[str]:
         seen: Counter[str] = Counter()
         ends, goal = time.monotonic() + 8, FIRST
         while time.monotonic() < ends:
@@ -111,7 +112,7 @@ def in_mid_promotion(scene: Scene) -> Counter[str]:
     promoter = fork(promotions)
     time.sleep(scene.chance.uniform(0.3, 2))
     scene.fail()
-    seen = Counter(result(promoter))
+    seen = result(promoter)
     scene.heal()
 
     def again() -> str:
@@ -250,7 +251,7 @@ def scenario(name: str, rounds: int, seed: int) -> Counter[str]:
                 print(name, round_number, dict(total), file=sys.stderr, flush=True)
         finally:
             stop.touch()
-            total += together(Counter(result(reader)) for reader in readers)
+            total += together(map(result, readers))
     return Counter({kind: total[kind] for kind in ("lost or mixed", "wrong numbers", "stored wrong", *total)})
 
 

@@ -9,11 +9,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import random
-import signal
 import time
-import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -36,6 +33,7 @@ from sda_features.serving import EmbeddingClient
 from sda_features.serving.embedded import embedded_redis
 from sda_features.workflows import materialize
 from tests.feast_repo import applied_repo, config
+from tests.forks import FAILED, KILLED, fork, result
 from tests.shop import tiny_encoder
 
 for name in (  # what a run imports on its way: once here, not in every fork
@@ -49,7 +47,6 @@ for name in (  # what a run imports on its way: once here, not in every fork
         importlib.import_module(name)
 
 ITEMS, SHARD_ROWS = 150, 5
-KILLED = "killed"
 
 
 def prepare(folder: Path, server: tuple[str, int]) -> None:
@@ -75,31 +72,14 @@ def run(folder: Path, repo: str, catalogue: str) -> list[int]:
 
 
 def in_fork(job: Callable[[], Any], wait: Callable[[], None] | None = None) -> Any:
-    """Result of `job`, run in a fork; `KILLED` if it still ran when `wait` returned.
-
-    This process itself starts no thread, because a fork has only the one that called it.
-    """
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.write(write, json.dumps(job()).encode())
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    os.close(write)
+    """Result of `job`, run in a fork; `KILLED` if it still ran when `wait` returned."""
+    forked = fork(job)
     if wait is not None:
         wait()
-        os.kill(child, signal.SIGKILL)
-    with open(read, "rb") as answer:
-        content = answer.read()
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        return KILLED
-    if os.WEXITSTATUS(status):
-        raise AssertionError("a run failed by itself")
-    return json.loads(content)
+        forked[0].kill()
+    found = result(forked)
+    assert found != FAILED, "a run failed by itself"
+    return found
 
 
 def random_moment(folder: Path, seconds: float, chance: random.Random, new_parts: int | None) -> None:

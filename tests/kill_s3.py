@@ -82,7 +82,7 @@ def kill_runs(repo: Path, table: VectorTable, kills: int, seed: int) -> Counter[
     return seen
 
 
-def main(kills: int, seed: int) -> Counter[str]:
+def main(kills: int = 20, seed: int = 0) -> Counter[str]:
     """In a repo and with servers of its own."""
     with tempfile.TemporaryDirectory() as name, s3_server() as bucket, embedded_redis() as server:
         settings = {"feature_sets": ["sda"], "source_folder": f"{bucket}/kills"}
@@ -99,4 +99,4 @@ def main(kills: int, seed: int) -> Counter[str]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(*(map(int, [*sys.argv[1:], *("20", "0")[len(sys.argv) - 1 :]])))))
+    print(json.dumps(main(*map(int, sys.argv[1:]))))

@@ -31,6 +31,7 @@ from sda_features.recommenders.saved import load_run
 from sda_features.serving import EmbeddingClient
 from sda_features.workflows import MaterializeResult, materialize, train_recommender
 from tests.shop import catalog, run, tiny_encoder
+from tests.workflows.stores import served, with_column
 
 ITEMS = 60
 
@@ -51,10 +52,6 @@ def vanilla(shop: Path, **prompts: Any) -> Callable[[], LoadedEncoder]:
     return tiny_encoder(shop / "model", **prompts)
 
 
-def catalog_settings(path: Path) -> CatalogSettings:
-    return CatalogSettings.parse(path=path)
-
-
 def test_commands_run_from_catalogue_to_ranking(shop: Path, tmp_path: Path) -> None:
     """adapt, materialize, materialize again after a change, lookup, train."""
     items, repo, checkpoint = shop / "items.parquet", shop / "repo", tmp_path / "run" / "checkpoint"
@@ -69,7 +66,7 @@ def test_commands_run_from_catalogue_to_ranking(shop: Path, tmp_path: Path) -> N
     titles = table["title"].to_pylist()
     titles[7] = "changed"
     changed = tmp_path / "items.parquet"
-    pq.write_table(table.set_column(1, "title", pa.array(titles)), changed)
+    pq.write_table(with_column(table, "title", titles), changed)
     report = tmp_path / "report.jsonl"
     again = run("materialize", changed, *options, "--report", report)
     assert f"encoded    1 items, {ITEMS - 1} unchanged" in again
@@ -82,8 +79,7 @@ def test_commands_run_from_catalogue_to_ranking(shop: Path, tmp_path: Path) -> N
     trained = run(*train, "-o", tmp_path / "sasrec", *quick)
     assert "| sampled-20 | tail" in trained
     loaded = load_run(tmp_path / "sasrec")
-    with EmbeddingClient.from_repo(repo) as client:
-        found = client.get(loaded.item_ids, version=loaded.vectors_version)
+    found = served(repo, "sda", loaded.item_ids, loaded.vectors_version)
     assert set(found.versions) == {loaded.vectors_version} != {None}
     # Vectors read from Redis give the scores of the representations saved with the run.
     history, vectors = loaded.item_ids[:5], {"text": found.text, "image": found.image}
@@ -96,16 +92,13 @@ def test_commands_run_from_catalogue_to_ranking(shop: Path, tmp_path: Path) -> N
 
 
 def test_vectors_online_are_those_of_the_encoder(shop: Path) -> None:
-    result = materialize(
-        shop / "repo", "vanilla", catalog_settings(shop / "items.parquet"), vanilla(shop), progress=False
-    )
     from sda_features.catalog.rows import Catalog
     from sda_features.lvlm.encode import encode_items
 
-    items = Catalog(catalog_settings(shop / "items.parquet")).items()
-    (expected,) = encode_items(vanilla(shop)(), items)
-    with EmbeddingClient.from_repo(shop / "repo", "vanilla") as client:
-        found = client.get(expected.item_ids)
+    items = CatalogSettings.parse(path=shop / "items.parquet")
+    result = materialize(shop / "repo", "vanilla", items, vanilla(shop), progress=False)
+    (expected,) = encode_items(vanilla(shop)(), Catalog(items).items())
+    found = served(shop / "repo", "vanilla", expected.item_ids)
     np.testing.assert_array_equal(found.text, expected.text)
     np.testing.assert_array_equal(found.image, expected.image)
     np.testing.assert_array_equal(found.image_found, expected.image_found)
@@ -119,11 +112,10 @@ def half_bad(shop: Path, tmp_path: Path) -> tuple[CatalogSettings, CatalogSettin
     table = pq.read_table(shop / "items.parquet").slice(0, 40)
     pictures = table["image"].to_pylist()
     pq.write_table(table, tmp_path / "good.parquet")
-    bad = table.set_column(
-        table.schema.get_field_index("image"), "image", pa.array([*pictures[:20], *[b"broken"] * 20])
-    )
+    bad = with_column(table, "image", [*pictures[:20], *[b"broken"] * 20])
     pq.write_table(bad, tmp_path / "bad.parquet")
-    return catalog_settings(tmp_path / "good.parquet"), catalog_settings(tmp_path / "bad.parquet")
+    good, bad = (CatalogSettings.parse(path=tmp_path / f"{name}.parquet") for name in ("good", "bad"))
+    return good, bad
 
 
 def test_an_interrupted_run_keeps_its_finished_shards(
@@ -133,8 +125,7 @@ def test_an_interrupted_run_keeps_its_finished_shards(
     good, bad = half_bad
     encoder = vanilla(shop, text_instruction="Another version.")
     ids = pq.read_table(shop / "items.parquet")["item_id"].to_pylist()[:2]
-    with EmbeddingClient.from_repo(shop / "repo", "vanilla") as client:
-        before = client.get(ids)
+    before = served(shop / "repo", "vanilla", ids)
     with pytest.raises(CatalogError, match="above --max-bad-rows"):
         materialize(shop / "repo", "vanilla", bad, encoder, shard_rows=5, progress=False)
     with open_versions(shop / "repo", "vanilla") as versions:
@@ -147,8 +138,7 @@ def test_an_interrupted_run_keeps_its_finished_shards(
     assert (promoted.encoded, promoted.live) == (0, promoted.version)
     with open_versions(shop / "repo", "vanilla") as versions:
         rollback(versions)
-    with EmbeddingClient.from_repo(shop / "repo", "vanilla") as client:
-        after = client.get(ids)
+    after = served(shop / "repo", "vanilla", ids)
     assert after.text.tobytes() == before.text.tobytes()
     assert after.versions == before.versions
 
@@ -164,7 +154,7 @@ def test_items_that_are_gone_are_removed_and_too_many_are_refused(
         pq.write_table(rows, tmp_path / f"{name}.parquet")
 
     def run(name: str, **options: Any) -> MaterializeResult:
-        items = catalog_settings(tmp_path / f"{name}.parquet")
+        items = CatalogSettings.parse(path=tmp_path / f"{name}.parquet")
         return materialize(repo, "gone", items, vanilla(shop), progress=False, **options)
 
     assert run("all").removed == 0
@@ -192,13 +182,11 @@ def test_items_that_are_gone_are_removed_and_too_many_are_refused(
     for module in ("parts", "schema"):
         monkeypatch.setattr(f"sda_features.offline.{module}.datetime", SlowClock)
     titles = [f"changed {row}" for row in range(37)]
-    changed = table.slice(3).set_column(table.column_names.index("title"), "title", pa.array(titles))
-    pq.write_table(changed, tmp_path / "changed.parquet")
+    pq.write_table(with_column(table.slice(3), "title", titles), tmp_path / "changed.parquet")
     assert run("changed").encoded == 37
     stamp = newest_timestamp(open_feature_set(repo, "gone").folder)
     assert stamp == newest + timedelta(microseconds=1)
-    with EmbeddingClient.from_repo(repo, "gone") as client:
-        after = client.get(ids[3:])
+    after = served(repo, "gone", ids[3:])
     assert after.text.tobytes() == load_vectors(repo, "gone", ids[3:]).text.tobytes()
     assert not np.array_equal(after.text, before.text)
 
@@ -236,7 +224,7 @@ def test_a_view_that_is_missing_or_a_store_that_is_down_is_found_before_the_mode
     def load() -> LoadedEncoder:
         raise AssertionError("the model was loaded")
 
-    items = catalog_settings(shop / "items.parquet")
+    items = CatalogSettings.parse(path=shop / "items.parquet")
     with pytest.raises(FeatureStoreError, match="has no feature view clip_item_embeddings"):
         materialize(shop / "repo", "clip", items, load)
     down = tmp_path / "repo"
@@ -288,12 +276,11 @@ def test_a_picture_that_cannot_be_reached_costs_no_vector(
         thread.start()
         address = f"127.0.0.1:{server.server_address[1]}"
         urls = pa.array([f"http://{address}/{number}.png" for number in range(len(table))])
+        with_urls = table.set_column(table.schema.get_field_index("image"), "image", urls)
         titles = table["title"].to_pylist()
 
         def run(titles: list[str], **limits: float) -> MaterializeResult:
-            rows = table.set_column(table.schema.get_field_index("image"), "image", urls)
-            rows = rows.set_column(rows.schema.get_field_index("title"), "title", pa.array(titles))
-            pq.write_table(rows, tmp_path / "items.parquet")
+            pq.write_table(with_column(with_urls, "title", titles), tmp_path / "items.parquet")
             settings = catalog(tmp_path / "items.parquet", image_hosts=(address,), max_bad_rows=0.5, **limits)
             return materialize(repo, "sda", settings, vanilla(shop), progress=False)
 
@@ -312,8 +299,7 @@ def test_a_picture_that_cannot_be_reached_costs_no_vector(
         after = load_vectors(repo, "sda", ids)
         assert after.text.tobytes() == before.text.tobytes()
         assert after.image.tobytes() == before.image.tobytes()
-        with EmbeddingClient.from_repo(repo, "sda") as client:
-            assert client.get(ids[:3]).image_found.all()
+        assert served(repo, "sda", ids[:3]).image_found.all()
         down.clear()
         third = run(changed)
         assert third.encoded == 1

@@ -23,6 +23,7 @@ from sda_features.workflows.doctor import examine
 from sda_features.workflows.inspect_vectors import load_space, read_columns
 from sda_features.workflows.similar import similar_items
 from tests.shop import catalog, tiny_encoder
+from tests.workflows.stores import with_column
 
 ITEMS = 60
 
@@ -47,11 +48,7 @@ def write_placeholders(folder: Path) -> None:
     pictures = items["image"].to_pylist()
     one = next(picture for picture in pictures if picture)
     changed = [one if row % 2 else picture for row, picture in enumerate(pictures)]
-    column = items.schema.get_field_index("image")
-    pq.write_table(
-        items.set_column(column, "image", pa.array(changed, items.schema.field("image").type)),
-        folder / "placeholders.parquet",
-    )
+    pq.write_table(with_column(items, "image", changed), folder / "placeholders.parquet")
 
 
 def of(shop: Path) -> list[str]:
