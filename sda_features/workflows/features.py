@@ -157,13 +157,10 @@ def shared_space(modalities: Matrices) -> NDArray[np.float32]:
 def stored_vectors(
     repo: Path, feature_set: str, item_ids: Any, version: str | None = None
 ) -> tuple[Matrices, str | None]:
-    """Vectors from Feast's offline store, and their adapter version.
+    """Vectors from Feast's offline store, and their adapter version; by default the live ones.
 
     Args:
-        repo: an applied Feast repo.
-        feature_set: name of the feature set.
         item_ids: Arrow strings [I]; item i has code i + 1.
-        version: adapter version; None: the live one.
 
     Returns:
         Modality -> float32 [I + 1, d]; zero in row 0 (padding) and for missing vectors. And the version.

@@ -36,14 +36,7 @@ WATCHED = ("recall@", "ndcg@")  # metrics on the log that are checked
 
 @dataclass(frozen=True)
 class Check:
-    """One condition.
-
-    Attributes:
-        name: what is checked.
-        passed: whether it holds.
-        found: the value, for people.
-        wanted: the limit, for people.
-    """
+    """One condition, and for people the value and the limit."""
 
     name: str
     passed: bool
@@ -56,11 +49,8 @@ class Verdict(Result):
     """Whether a version may be served.
 
     Attributes:
-        feature_set: name of the feature set.
-        version: the candidate.
         live: the version it was compared with; None: there was none.
-        checks: all conditions.
-        thresholds: hash of the settings they were made with.
+        thresholds: hash of the settings that the checks were made with.
         time: ISO time.
     """
 
@@ -124,8 +114,6 @@ def run_gate(
     """Check a stored version; the verdict is also written to the repo, for `promote --gated`.
 
     Args:
-        repo: an applied Feast repo.
-        feature_set: name of the feature set.
         candidate: adapter version or its beginning.
         settings: the catalogue.
         limits: the thresholds.

@@ -93,9 +93,6 @@ def load_space(repo: Path, feature_set: str, item_ids: Sequence[str], version: s
     """Read a version's vectors through Feast's offline store.
 
     Args:
-        repo: an applied Feast repo.
-        feature_set: name of the feature set.
-        item_ids: n ids.
         version: adapter version or its beginning; None: the live one.
 
     Raises:
@@ -120,7 +117,6 @@ def load_spaces(
     """A version and, if asked for, the one to compare it with; see `load_space`.
 
     Args:
-        repo, feature_set, item_ids, version: of the first.
         against: `SET`, `@VERSION` or `SET@VERSION`; a version left out is the live one.
 
     Raises:

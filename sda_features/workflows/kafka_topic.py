@@ -32,7 +32,6 @@ class KafkaTopic:
     delete` the item of its value. Use the id as key: a partition keeps its order, a topic does not.
 
     Args:
-        topic: its name.
         settings: of librdkafka, such as bootstrap.servers and group.id.
         id_column: column of the item's id in a row.
 
@@ -96,11 +95,8 @@ def kafka_topic(
     """The topic at `servers`; the consumer leaves its group after the block.
 
     Args:
-        topic: its name.
         servers: HOST:PORT, several with commas.
-        group: the consumer group.
         config: a file of librdkafka's settings, NAME=VALUE a line, for log-ins and certificates.
-        id_column: column of the item's id.
     """
     settings = {"bootstrap.servers": servers, "group.id": group, **(_read(config) if config else {})}
     return closing(KafkaTopic(topic, settings, id_column))

@@ -83,16 +83,7 @@ def ray_engine(
 
 @dataclass(frozen=True)
 class RayEncoding:
-    """`Encoding` on a Ray cluster, in any order.
-
-    Attributes:
-        load_encoder: gives the encoder of a worker.
-        version: adapter version of the vectors.
-        batch_size: sequences encoded together.
-        shard_rows: catalogue rows of one task; at least so many items are yielded together.
-        workers: actors.
-        options: resources of each.
-    """
+    """`Encoding` on a Ray cluster, in any order; see `ray_engine`. `options` are the resources of each worker."""
 
     load_encoder: LoadEncoder
     version: str

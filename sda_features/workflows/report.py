@@ -132,11 +132,8 @@ def write_report(
 
     Args:
         output: the HTML file.
-        repo: an applied Feast repo.
-        feature_set: name of the feature set.
         settings: the catalogue.
-        version: adapter version or its beginning; None: the live one.
-        against: `FEATURE_SET`, `@VERSION` or `FEATURE_SET@VERSION` to show side by side.
+        version, against: see `load_spaces`.
         run: folder that `adapt` wrote, for curves and gates.
         recommenders: folders of recommenders' runs, for their table.
         max_megabytes: largest size of the pictures in the file.

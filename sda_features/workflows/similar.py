@@ -36,13 +36,7 @@ RECALL_OF = 10
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A near item.
-
-    Attributes:
-        item_id: its id.
-        name: its first text field.
-        cosine: similarity, -1..1; of both modalities, the mean of the two.
-    """
+    """A near item: its name is its first text field, its cosine -1..1, of both modalities the mean of the two."""
 
     item_id: str
     name: str
@@ -101,8 +95,6 @@ class IndexWritten(Result):
     """What `write_index` made.
 
     Attributes:
-        path: the folder.
-        version: adapter version.
         items: view -> items in its index.
         recall: view -> recall@10 against exact search on a sample.
         codes: levels and codes a level; None if none were asked for.
@@ -139,8 +131,6 @@ def write_index(
     parquet file. Queries are rows of the same version, centred as these are.
 
     Args:
-        repo: an applied Feast repo.
-        feature_set: name of the feature set.
         settings: the catalogue, whose items are indexed.
         output: folder; an index of another version there is replaced.
         version: adapter version or its beginning; None: the live one.

@@ -29,16 +29,7 @@ Echo = Callable[[str], None]
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """Everything that decides what a run finds.
-
-    Attributes:
-        interactions: the log.
-        log: how it was read.
-        features: vectors of its items.
-        model: name of the recommender, see `find_recommender`.
-        settings: of the recommender.
-        evaluation: the protocol.
-    """
+    """Everything that decides what a run finds: a log and how it was read, vectors, a model, the protocol."""
 
     interactions: Interactions
     log: LogSettings
@@ -73,8 +64,6 @@ class Training:
         """The run in `folder`: read when it was made of the same inputs, else trained and written.
 
         Args:
-            folder: the run folder.
-            echo: prints a line.
             place: where this run stands among others, e.g. "[3/24] ".
             progress: show a bar on standard error.
         """
@@ -129,9 +118,7 @@ def train_recommender(
     Args:
         interactions: parquet, CSV or JSONL log, as a path or an fsspec URL.
         features: see `load_features`.
-        settings: of the recommender.
-        evaluation: of the protocol.
-        model: name of the recommender, see `find_recommender`.
+        model: see `find_recommender`.
         log: how the log is read.
         repo: an applied Feast repo; needed for a feature set.
         progress: show a bar on standard error.

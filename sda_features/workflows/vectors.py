@@ -77,12 +77,7 @@ class VectorReport:
 
 @dataclass(frozen=True)
 class Evaluated(Result):
-    """A report and the comparison of its last feature set with the others.
-
-    Attributes:
-        report: the measures.
-        seed: of the bootstrap.
-    """
+    """A report and the comparison of its last feature set with the others; `seed` is of the bootstrap."""
 
     report: VectorReport
     seed: int

@@ -74,9 +74,6 @@ def verify(
     store, and with the bytes in Redis.
 
     Args:
-        repo: an applied Feast repo.
-        feature_set: name of the feature set.
-        catalog_settings: the catalogue.
         version: adapter version; None: the live one.
         sample: compare the vectors of so many random items; None: of all. Ids and hashes are
             always compared for all.
