@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -97,9 +97,7 @@ def load(settings: BackboneSettings, marker: Path | None = None) -> LoadedEncode
     loaded = unadapted(settings, PromptSettings())
     if marker is None:
         return loaded
-    return Mortal(
-        **{field.name: getattr(loaded, field.name) for field in fields(loaded)}, marker=marker, calls=[]
-    )
+    return Mortal(**vars(loaded), marker=marker, calls=[])
 
 
 def fail() -> LoadedEncoder:

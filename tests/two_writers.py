@@ -111,15 +111,19 @@ def together(readers: Iterable[Counter[str]]) -> Counter[str]:
     return total
 
 
-def wrong_versions(repo: Path) -> dict[str, int]:
-    """Read every version that is recorded, and compare it with what was written."""
+def check(repos: list[Path]) -> dict[str, int]:
+    """Read every version that is recorded, compare it with what was written, and make room."""
     wrong = 0
-    with open_versions(repo, "sda") as opened, EmbeddingClient.from_repo(repo, "sda") as client:
+    with open_versions(repos[0], "sda") as opened, EmbeddingClient.from_repo(repos[0], "sda") as client:
         record = opened.record()
         for version in record.versions:
             found = client.get(IDS, version)
             wrong += not (np.array_equal(found.text, numbers(version).text) and found.text_found.all())
-    return {"stored wrong": wrong, "versions checked": len(record.versions)}
+    pruned = 0
+    for repo in repos:  # each has its own folders
+        with open_versions(repo, "sda") as opened:
+            pruned += len(prune(opened))
+    return {"stored wrong": wrong, "versions checked": len(record.versions), "pruned": pruned}
 
 
 def make_repo(folder: Path, config: str) -> Path:
@@ -143,14 +147,7 @@ def one_run(repos: list[Path], kind: str, chance: random.Random) -> Counter[str]
         os.kill(stopped, signal.SIGCONT)
     seen = Counter(f"writer {result(writer)}" for writer in writers)
 
-    def check() -> dict[str, int]:
-        found = wrong_versions(repos[0])
-        for repo in repos:  # each has its own folders
-            with open_versions(repo, "sda") as opened:
-                prune(opened)
-        return found
-
-    checked = result(fork(check))
+    checked = result(fork(lambda: check(repos)))
     return seen + Counter({"check failed": 1} if checked == FAILED else checked)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from sda_features.errors import FeatureMismatchError, FeatureStoreError
 from sda_features.feature_store.repo import open_feature_set
-from sda_features.workflows.features import load_features
+from sda_features.workflows.features import Features, load_features
 from tests.feast_repo import Rows, make_repo
 
 __all__ = ["make_repo"]  # a fixture
@@ -20,6 +20,13 @@ __all__ = ["make_repo"]  # a fixture
 IDS = ["a", "b", "c", "d", "e", "f"]
 ROWS = Rows.random(IDS[:5])  # the text of b and the image of b are missing
 LOG_IDS = pa.array(["f", "e", "c", "b", "a"])  # f is unknown to Feast, d is in no interaction
+
+
+def vectors_of(name: object, item_ids: pa.Array, repo: Path | None = None) -> Features:
+    """Features that are not ids alone."""
+    found = load_features(str(name), item_ids, repo)
+    assert found.modalities is not None
+    return found
 
 
 @pytest.fixture
@@ -30,8 +37,7 @@ def repo(make_repo: Callable[..., Path]) -> Path:
 
 
 def test_a_feature_set_is_aligned_with_the_codes_of_the_log(repo: Path) -> None:
-    found = load_features("sda", LOG_IDS, repo)
-    assert found.modalities is not None
+    found = vectors_of("sda", LOG_IDS, repo)
     assert list(found.modalities) == ["text", "image"]
     assert (found.version, found.items, found.label) == ("v1", 5, "sda")
     for name, stored in {"text": ROWS.text, "image": ROWS.image}.items():
@@ -45,12 +51,10 @@ def test_a_feature_set_is_aligned_with_the_codes_of_the_log(repo: Path) -> None:
 
 
 def test_one_modality_of_a_feature_set(repo: Path) -> None:
-    both = load_features("sda", LOG_IDS, repo)
+    both = vectors_of("sda", LOG_IDS, repo)
     hashes = {both.sha256}
     for modality in ("text", "image"):
-        found = load_features(f"sda-{modality}", LOG_IDS, repo)
-        assert found.modalities is not None
-        assert both.modalities is not None
+        found = vectors_of(f"sda-{modality}", LOG_IDS, repo)
         assert list(found.modalities) == [modality]
         np.testing.assert_array_equal(found.modalities[modality], both.modalities[modality])
         assert found.label == f"sda-{modality}"
@@ -100,8 +104,7 @@ def test_a_file_gives_a_modality_a_column(tmp_path: Path, kind: pa.DataType) -> 
         }
     )
     pq.write_table(table, tmp_path / "mine.parquet")
-    found = load_features(str(tmp_path / "mine.parquet"), LOG_IDS)
-    assert found.modalities is not None
+    found = vectors_of(tmp_path / "mine.parquet", LOG_IDS)
     assert {name: matrix.tolist() for name, matrix in found.modalities.items()} == {
         "vit": [[0, 0], [0, 0], [0, 0], [0, 0], [1, 2], [0, 0]],
         "bert": [[0, 0], [0, 0], [5, 6], [0, 0], [0, 0], [0, 0]],
@@ -112,8 +115,7 @@ def test_a_file_gives_a_modality_a_column(tmp_path: Path, kind: pa.DataType) -> 
 def test_integer_ids_of_a_file_are_written_in_decimal(tmp_path: Path) -> None:
     table = pa.table({"item_id": [10, 7], "v": pa.array([[1.0], [2.0]], pa.list_(pa.float32()))})
     pq.write_table(table, tmp_path / "v.parquet")
-    found = load_features(str(tmp_path / "v.parquet"), pa.array(["7", "10"]))
-    assert found.modalities is not None
+    found = vectors_of(tmp_path / "v.parquet", pa.array(["7", "10"]))
     assert found.modalities["v"].ravel().tolist() == [0, 2, 1]
 
 
@@ -150,8 +152,7 @@ def test_one_space_is_the_mean_of_the_modalities_an_item_has(tmp_path: Path) -> 
         "image": [image[0], None, image[2], None],
     }
     pq.write_table(pa.table(rows), tmp_path / "v.parquet")
-    found = load_features(f"{tmp_path}/v.parquet:shared", pa.array(rows["item_id"]))
-    assert found.modalities is not None
+    found = vectors_of(f"{tmp_path}/v.parquet:shared", pa.array(rows["item_id"]))
     assert list(found.modalities) == ["shared"]
     texts, images = text[:2] - text[:2].mean(axis=0), image[[0, 2]] - image[[0, 2]].mean(axis=0)
     units = [part / np.linalg.norm(part, axis=1, keepdims=True) for part in (texts, images)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -71,20 +72,16 @@ def test_every_input_counts(training: Training, folder: Path, shop: Path) -> Non
     log = training.interactions
     shorter = read_log(shop / "log.parquet", LogSettings(k_core=2))
     half, ids = load_features(str(shop / "half.parquet"), log.item_ids), load_features("id", log.item_ids)
+    hashes = f"sha256: {log.data_hash[:12]} before, {shorter.data_hash[:12]} now"
+    changed = SETTINGS.model_copy(update={"dropout": 0.1, "seed": 3})
     cases = {
-        "settings": (
-            {"settings": SETTINGS.model_copy(update={"dropout": 0.1, "seed": 3})},
-            ["dropout: 0.5 before, 0.1 now", "seed: 0 before, 3 now"],
-        ),
-        "evaluation": ({"evaluation": EvaluationSettings(negatives=4)}, ["negatives: 5 before, 4 now"]),
-        "model": ({"model": "vbpr"}, ["model: sasrec before, vbpr now"]),
-        "data": (
-            {"interactions": shorter},
-            [f"sha256: {log.data_hash[:12]} before, {shorter.data_hash[:12]} now"],
-        ),
+        "settings": (changed, ["dropout: 0.5 before, 0.1 now", "seed: 0 before, 3 now"]),
+        "evaluation": (EvaluationSettings(negatives=4), ["negatives: 5 before, 4 now"]),
+        "model": ("vbpr", ["model: sasrec before, vbpr now"]),
+        "interactions": (shorter, [hashes]),
     }
-    for name, (changes, expected) in cases.items():
-        assert replace(training, **changes).differs_from(folder) == expected, name
+    for name, (value, expected) in cases.items():
+        assert replace(training, **{name: value}).differs_from(folder) == expected, name
     differs = replace(training, features=half).differs_from(folder)
     assert [line.split(":")[0] for line in differs] == ["features", "vectors_sha256"]
     same_name = replace(half, name=training.features.name)
@@ -116,32 +113,22 @@ def test_a_folder_that_is_no_run_is_never_replaced(training: Training, folder: P
 
 
 def test_several_seeds_lie_side_by_side_and_one_lies_alone(shop: Path, tmp_path: Path) -> None:
-    arguments = {
-        "features": str(shop / "full.parquet"),
-        "settings": {"sasrec": SETTINGS},
-        "evaluation": EVALUATION,
-    }
     lines: list[str] = []
-
-    def run(name: str, seeds: list[int]) -> list[Path]:
-        runs = train_seeds(
-            shop / "log.parquet",
-            tmp_path / name,
-            seeds=seeds,
-            log=LogSettings(),
-            echo=lines.append,
-            progress=False,
-            **arguments,
-        )
-        return [run.folder for run in runs]
-
-    assert run("one", [3]) == [tmp_path / "one"]
-    assert run("two", [3, 4]) == [tmp_path / "two" / "seed-3", tmp_path / "two" / "seed-4"]
+    train = partial(
+        train_seeds,
+        shop / "log.parquet",
+        features=str(shop / "full.parquet"),
+        settings={"sasrec": SETTINGS},
+        evaluation=EVALUATION,
+        log=LogSettings(),
+        echo=lines.append,
+        progress=False,
+    )
+    one, two = train(tmp_path / "one", seeds=[3]), train(tmp_path / "two", seeds=[3, 4])
+    folders = [tmp_path / name for name in ("one", "two/seed-3", "two/seed-4")]
+    assert [run.folder for run in one + two] == folders
     assert lines[0].startswith("full: 2 of 40 items have no vector")
-    seeds = [
-        json.loads((tmp_path / name / "manifest.json").read_text())
-        for name in ("one", "two/seed-3", "two/seed-4")
-    ]
+    seeds = [json.loads((folder / "manifest.json").read_text()) for folder in folders]
     assert [manifest["settings"]["seed"] for manifest in seeds] == [3, 3, 4]
     assert seeds[0]["metrics"] == seeds[1]["metrics"] != seeds[2]["metrics"]
 
