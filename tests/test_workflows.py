@@ -253,12 +253,12 @@ def test_a_picture_that_cannot_be_reached_costs_no_vector(
     shop: Path, new_repo: Callable[..., Path], tmp_path: Path
 ) -> None:
     """Its item keeps both vectors, offline and online, and the next run encodes it again if it has changed."""
-    served = tmp_path / "served"
-    served.mkdir()
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
     table = pq.read_table(shop / "items.parquet").slice(0, 30)
     table = table.filter(pa.compute.is_valid(table["image"]))
     for number, picture in enumerate(table["image"].to_pylist()):
-        (served / f"{number}.png").write_bytes(picture)
+        (pictures / f"{number}.png").write_bytes(picture)
     down: set[str] = set()
 
     class Handler(http.server.SimpleHTTPRequestHandler):
@@ -271,7 +271,8 @@ def test_a_picture_that_cannot_be_reached_costs_no_vector(
         def log_message(self, *args: object) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(served))) as server:
+    handler = partial(Handler, directory=str(pictures))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         address = f"127.0.0.1:{server.server_address[1]}"

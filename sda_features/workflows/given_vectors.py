@@ -116,9 +116,8 @@ class VectorTable:
         if ids.null_count:
             raise CatalogError(f"Expected an id in every row of {self.path}; some are null.")
         names = ids.to_pylist()
-        (text, text_found), (image, image_found) = (
-            self._matrix(batch, name) for name in (self.text, self.image)
-        )
+        text, text_found = self._matrix(batch, self.text)
+        image, image_found = self._matrix(batch, self.image)
         pieces = (text, text_found[:, None], image, image_found[:, None])
         raw = [np.ascontiguousarray(piece).view(np.uint8).reshape(len(names), -1) for piece in pieces]
         joined = np.concatenate(raw, axis=1)
