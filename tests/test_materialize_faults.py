@@ -15,7 +15,7 @@ KILLS = 6
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_is_completed_without_encoding_a_shard_twice(tmp_path: Path) -> None:
+def test_a_run_that_was_killed_is_completed_without_encoding_a_shard_twice(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "tests.kill_materialize", str(tmp_path), "--kills", str(KILLS)],
         cwd=ROOT,

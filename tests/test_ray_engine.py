@@ -46,19 +46,19 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:ray")  # o
 ITEMS, SHARD_ROWS, CALLS_BEFORE_DEATH = 60, 8, 3
 
 
-def test_without_ray_the_engine_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_the_engine_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "sda_features.workflows.ray_engine", raising=False)
     done = CliRunner().invoke(cli, ["materialize", "items.parquet", "--model", "x", "--engine", "ray"])
     assert "needs ray, which is not installed: pip install 'sda-features[ray]'" in explain(done.exception)
 
 
-def test_options_of_the_cluster_are_not_ignored() -> None:
+def test_options_of_the_cluster_are_not_ignored():
     done = CliRunner().invoke(cli, ["materialize", "items.parquet", "--model", "x", "--workers", "2"])
     assert isinstance(done.exception, SettingsError)
 
 
-def test_a_cluster_that_does_not_answer_is_named() -> None:
+def test_a_cluster_that_does_not_answer_is_named():
     pytest.importorskip("ray", reason="the extra ray is not installed")
     from sda_features.workflows.ray_engine import _cluster
 
@@ -69,7 +69,7 @@ def test_a_cluster_that_does_not_answer_is_named() -> None:
         pass
 
 
-def test_a_worker_that_does_not_see_the_folder_hands_vectors_back(tmp_path: Path) -> None:
+def test_a_worker_that_does_not_see_the_folder_hands_vectors_back(tmp_path):
     (tmp_path / ".part-1").touch()
     assert Staging(tmp_path, "string", ".part-1").is_here()
     assert not Staging(tmp_path, "string", ".part-2").is_here()
@@ -172,7 +172,7 @@ def run(
 
 
 @pytest.mark.slow
-def test_a_dual_encoder_runs_there_too(shop: Path, ray_engine: Engine) -> None:
+def test_a_dual_encoder_runs_there_too(shop, ray_engine):
     """Texts that were cut are counted in the workers."""
     build_dual_model(shop / "clip", "clip")
     settings = on_cpu(shop / "clip", quantization="nf4", dtype="float32")
@@ -190,7 +190,7 @@ def test_a_dual_encoder_runs_there_too(shop: Path, ray_engine: Engine) -> None:
 
 
 @pytest.mark.slow
-def test_each_worker_has_a_gpu_of_its_own(shop: Path, tmp_path: Path) -> None:
+def test_each_worker_has_a_gpu_of_its_own(shop, tmp_path):
     """Ray counts GPUs that are not there, and shows each worker its own."""
     pytest.importorskip("ray", reason="the extra ray is not installed")
     command = [sys.executable, "-m", "tests.ray_gpus", shop / "before", shop / "model", tmp_path]
@@ -236,9 +236,7 @@ def vectors_of(rows: pa.Table) -> EncodedItems:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_loses_nothing_and_the_result_is_that_of_the_local_engine(
-    shop: Path, backbone: BackboneSettings, ray_engine: Engine
-) -> None:
+def test_a_killed_worker_loses_nothing_and_the_result_is_that_of_the_local_engine(shop, backbone, ray_engine):
     """First everything is encoded, then what has changed; partitioned parquet at a URL."""
     local = run(shop, local_engine, "before", partial(load, backbone))
     marker = shop / "killed"
@@ -255,14 +253,7 @@ def test_a_killed_worker_loses_nothing_and_the_result_is_that_of_the_local_engin
 
 
 @pytest.mark.slow
-def test_workers_write_at_a_url(
-    shop: Path,
-    bucket: str,
-    backbone: BackboneSettings,
-    ray_engine: Engine,
-    new_repo: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_workers_write_at_a_url(shop, bucket, backbone, ray_engine, new_repo, monkeypatch):
     """Row for row what the local engine writes in a folder; this process writes no row."""
     new_repo(shop / "s3", feature_sets=["sda"], source_folder=f"{bucket}/ray")
     local = run(shop, local_engine, "after", partial(load, backbone))
@@ -277,9 +268,7 @@ def test_workers_write_at_a_url(
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_in_a_worker_is_said_as_it_is_here(
-    shop: Path, backbone: BackboneSettings, ray_engine: Engine
-) -> None:
+def test_what_goes_wrong_in_a_worker_is_said_as_it_is_here(shop, backbone, ray_engine):
     with pytest.raises(CheckpointError, match="^damaged in this worker$"):
         run(shop, ray_engine, "before", fail)
     with pytest.raises(SettingsError, match="Expected at most 2 workers, got 3"):

@@ -34,6 +34,7 @@ from tests.shop import catalog, run, tiny_encoder
 from tests.workflows.stores import served, with_column
 
 ITEMS = 60
+train_sasrec = partial(train_recommender, settings=RecommenderSettings(), evaluation=EvaluationSettings())
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def vanilla(shop: Path, **prompts: Any) -> Callable[[], LoadedEncoder]:
     return tiny_encoder(shop / "model", **prompts)
 
 
-def test_commands_run_from_catalogue_to_ranking(shop: Path, tmp_path: Path) -> None:
+def test_commands_run_from_catalogue_to_ranking(shop, tmp_path):
     """adapt, materialize, materialize again after a change, lookup, train."""
     items, repo, checkpoint = shop / "items.parquet", shop / "repo", tmp_path / "run" / "checkpoint"
     sizes = ("--steps", 3, "--batch-size", 8, "--quantization", "nf4")
@@ -91,7 +92,7 @@ def test_commands_run_from_catalogue_to_ranking(shop: Path, tmp_path: Path) -> N
     )
 
 
-def test_vectors_online_are_those_of_the_encoder(shop: Path) -> None:
+def test_vectors_online_are_those_of_the_encoder(shop):
     from sda_features.catalog.rows import Catalog
     from sda_features.lvlm.encode import encode_items
 
@@ -112,15 +113,13 @@ def half_bad(shop: Path, tmp_path: Path) -> tuple[CatalogSettings, CatalogSettin
     table = pq.read_table(shop / "items.parquet").slice(0, 40)
     pictures = table["image"].to_pylist()
     pq.write_table(table, tmp_path / "good.parquet")
-    bad = with_column(table, "image", [*pictures[:20], *[b"broken"] * 20])
-    pq.write_table(bad, tmp_path / "bad.parquet")
+    broken = with_column(table, "image", [*pictures[:20], *[b"broken"] * 20])
+    pq.write_table(broken, tmp_path / "bad.parquet")
     good, bad = (CatalogSettings.parse(path=tmp_path / f"{name}.parquet") for name in ("good", "bad"))
     return good, bad
 
 
-def test_an_interrupted_run_keeps_its_finished_shards(
-    shop: Path, half_bad: tuple[CatalogSettings, CatalogSettings]
-) -> None:
+def test_an_interrupted_run_keeps_its_finished_shards(shop, half_bad):
     """What was encoded until the catalogue turned bad is not encoded again; the live version stays live."""
     good, bad = half_bad
     encoder = vanilla(shop, text_instruction="Another version.")
@@ -143,9 +142,7 @@ def test_an_interrupted_run_keeps_its_finished_shards(
     assert after.versions == before.versions
 
 
-def test_items_that_are_gone_are_removed_and_too_many_are_refused(
-    shop: Path, new_repo: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_items_that_are_gone_are_removed_and_too_many_are_refused(shop, new_repo, tmp_path, monkeypatch):
     """Online, offline, and nothing of it before the catalogue is trusted; the clock is set back meanwhile."""
     repo = new_repo(shop / "shrinking", feature_sets=["gone"])
     table = pq.read_table(shop / "items.parquet").slice(0, 40)
@@ -191,7 +188,7 @@ def test_items_that_are_gone_are_removed_and_too_many_are_refused(
     assert not np.array_equal(after.text, before.text)
 
 
-def test_a_slot_has_one_writer(shop: Path, half_bad: tuple[CatalogSettings, CatalogSettings]) -> None:
+def test_a_slot_has_one_writer(shop, half_bad):
     repo = shop / "repo"
     with (
         open_versions(repo, "vanilla") as versions,
@@ -201,9 +198,7 @@ def test_a_slot_has_one_writer(shop: Path, half_bad: tuple[CatalogSettings, Cata
         materialize(repo, "vanilla", half_bad[0], vanilla(shop), progress=False)
 
 
-def test_vectors_of_two_versions_do_not_train_together(
-    shop: Path, new_repo: Callable[..., Path], half_bad: tuple[CatalogSettings, CatalogSettings]
-) -> None:
+def test_vectors_of_two_versions_do_not_train_together(shop, new_repo, half_bad):
     """A feature set with one slot is written over; half-way it is no input for a trainer."""
     good, bad = half_bad
     repo = new_repo(shop / "narrow", slots=1)
@@ -213,14 +208,10 @@ def test_vectors_of_two_versions_do_not_train_together(
     with pytest.raises(CatalogError):
         materialize(repo, "vanilla", bad, vanilla(shop, text_instruction="B"), shard_rows=5, progress=False)
     with pytest.raises(FeatureMismatchError, match="2 adapter versions"):
-        train_recommender(
-            shop / "log.parquet", "vanilla", RecommenderSettings(), EvaluationSettings(), repo=repo
-        )
+        train_sasrec(shop / "log.parquet", "vanilla", repo=repo)
 
 
-def test_a_view_that_is_missing_or_a_store_that_is_down_is_found_before_the_model_loads(
-    shop: Path, tmp_path: Path
-) -> None:
+def test_a_view_that_is_missing_or_a_store_that_is_down_is_found_before_the_model_loads(shop, tmp_path):
     def load() -> LoadedEncoder:
         raise AssertionError("the model was loaded")
 
@@ -239,19 +230,15 @@ def test_a_view_that_is_missing_or_a_store_that_is_down_is_found_before_the_mode
     assert "hush" not in str(error.value)
 
 
-def test_a_log_of_other_items_is_refused(shop: Path, tmp_path: Path) -> None:
+def test_a_log_of_other_items_is_refused(shop, tmp_path):
     rows = [{"user_id": "u", "item_id": f"other{n}", "position": n} for n in range(4)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "log.parquet")
     with pytest.raises(FeatureMismatchError, match="None of the 4 items of the log"):
-        train_recommender(
-            tmp_path / "log.parquet", "sda", RecommenderSettings(), EvaluationSettings(), repo=shop / "repo"
-        )
+        train_sasrec(tmp_path / "log.parquet", "sda", repo=shop / "repo")
 
 
 @pytest.mark.fault
-def test_a_picture_that_cannot_be_reached_costs_no_vector(
-    shop: Path, new_repo: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_picture_that_cannot_be_reached_costs_no_vector(shop, new_repo, tmp_path):
     """Its item keeps both vectors, offline and online, and the next run encodes it again if it has changed."""
     pictures = tmp_path / "pictures"
     pictures.mkdir()

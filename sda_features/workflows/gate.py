@@ -115,10 +115,7 @@ def run_gate(
 
     Args:
         candidate: adapter version or its beginning.
-        settings: the catalogue.
-        limits: the thresholds.
         interactions: a log; then metrics of both versions on it are compared as well.
-        log: how it is read.
 
     Raises:
         SDAError: something cannot be read.

@@ -113,8 +113,6 @@ def materialize(
     report names it.
 
     Args:
-        repo: an applied Feast repo that defines the feature set.
-        feature_set: e.g. "sda".
         source: the catalogue, or vectors that are there already; these need no encoder and no engine.
         load_encoder: gives the encoder; called after repo, catalogue and online store have been
             found usable, because a model takes long to load.

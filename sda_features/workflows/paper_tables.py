@@ -30,13 +30,7 @@ from sda_features.results import Result
 from sda_features.workflows.features import load_features
 from sda_features.workflows.train import Echo, Training, read_log, say_without_vector
 
-GROUPS = {
-    "all": "overall",
-    "warm": "warm",
-    "tail": "tail",
-    "cold": "cold",
-    "lowest-quintile": "lowest quintile",
-}
+GROUPS = {"all": "overall", "lowest-quintile": "lowest quintile"}  # the others are called what they are
 NAMES = {"hit": "H", "ndcg": "N"}  # as the paper's tables abbreviate
 Values = NDArray[np.float64]
 TABLES = ("table1", "table2", "modality")
@@ -100,13 +94,9 @@ def train_grid(
     """Train every model on every feature set with every seed, or read the run when it is there already.
 
     Args:
-        interactions: the log.
         output: folder; a run lies in `runs/MODEL/FEATURES/seed-SEED`.
         features: see `load_features`.
         settings: model -> its settings; their seed is replaced.
-        seeds: of the trainings.
-        evaluation: the protocol of all.
-        log: how the log is read.
         repo: an applied Feast repo; needed for feature sets.
         echo: prints a line for each run.
         progress: show a bar for each training.
@@ -283,25 +273,21 @@ def _block(grid: Grid, model: str, protocol: str, full: str | None) -> dict[str,
     run = grid.any_run
     rows: dict[str, list[Score]] = {label: [] for label in grid.features}
     for group in grid.groups:
-        means: dict[str, list[float | None]] = {label: [] for label in rows}
         for metric in METRICS:
-            values = {label: grid.values((model, label), metric, protocol, group) for label in rows}
-            averages = [mean(of_label) for of_label in values.values()]
-            ranked = dict(zip(rows, places(averages), strict=True))
             name = f"{metric}@{run.cutoff}/{protocol}/{group}"
-            seeds = {
-                label: [run.manifest["metrics"][name] for run in grid.runs[model, label]] for label in rows
-            }
-            first = [label for place in (1, 2) for label in rows if ranked[label] == place][:2]
-            p_value, star = _tell_apart([values[label] for label in first], [seeds[label] for label in first])
-            for label, average in zip(rows, averages, strict=True):
-                place = ranked[label]
+            users = [grid.values((model, label), metric, protocol, group) for label in rows]
+            seeds = [[run.manifest["metrics"][name] for run in grid.runs[model, label]] for label in rows]
+            averages = [mean(of_label) for of_label in users]
+            ranked = places(averages)
+            first = [row for place in (1, 2) for row in range(len(ranked)) if ranked[row] == place][:2]
+            p_value, star = _tell_apart([users[row] for row in first], [seeds[row] for row in first])
+            for scores, average, of_seeds, place in zip(rows.values(), averages, seeds, ranked, strict=True):
                 mark = (star, p_value) if place == 1 else (False, None)
-                rows[label].append(Score(average, _spread(seeds[label]), place, *mark))
-                means[label].append(average)
+                scores.append(Score(average, _spread(of_seeds), place, *mark))
         if full:
-            for label in rows:
-                rows[label].append(Score(_relative_change(means[label], means[full]), percent=True))
+            means = {label: [s.value for s in scores[-len(METRICS) :]] for label, scores in rows.items()}
+            for label, scores in rows.items():
+                scores.append(Score(_relative_change(means[label], means[full]), percent=True))
     return rows
 
 

@@ -103,8 +103,6 @@ def write_report(
     """Write the report of a version to `output`.
 
     Args:
-        output: the HTML file.
-        settings: the catalogue.
         version, against: see `load_spaces`.
         run: folder that `adapt` wrote, for curves and gates.
         recommenders: folders of recommenders' runs, for their table.

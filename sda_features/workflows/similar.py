@@ -146,34 +146,29 @@ def write_index(
     ids, _ = read_columns(settings)
     space = load_space(repo, feature_set, ids, version)
     known = _codebooks(output, space.version, codes)
-    items: dict[View, int] = {}
+    present = {view: np.flatnonzero(space.views[view].any(axis=1)) for view in VIEWS}
     recall: dict[View, float] = {}
     with atomic_folder(output) as temporary:
-        for view in VIEWS:
-            rows = space.views[view]
-            present = np.flatnonzero(rows.any(axis=1))
-            index, recall[view] = build_index(rows[present])
+        for view, items in present.items():
+            index, recall[view] = build_index(space.views[view][items])
             faiss.write_index(index, str(temporary / f"{view}.faiss"))
-            pq.write_table(
-                pa.table({"item_id": [ids[item] for item in present]}), temporary / f"{view}.parquet"
-            )
-            items[view] = len(present)
+            table = pa.table({"item_id": [ids[item] for item in items]})
+            pq.write_table(table, temporary / f"{view}.parquet")
         if codes is not None:
-            rows = space.views["both"]
-            present = np.flatnonzero(rows.any(axis=1))
-            codebooks = known if known is not None else fit_codebooks(rows[present], *codes)
+            rows = space.views["both"][present["both"]]
+            codebooks = known if known is not None else fit_codebooks(rows, *codes)
             np.save(temporary / "codebooks.npy", codebooks, allow_pickle=False)
-            found = residual_codes(rows[present], codebooks)
-            now = pa.array([datetime.now(UTC)] * len(present), pa.timestamp("us", tz="UTC"))
+            now = pa.scalar(datetime.now(UTC), pa.timestamp("us", tz="UTC"))
             table = pa.table(  # as Feast reads it
                 {
-                    "item_id": pa.array([ids[item] for item in present], pa.string()),
-                    "codes": pa.array(found.tolist(), pa.list_(pa.int32())),
-                    "event_timestamp": now,
+                    "item_id": pa.array([ids[item] for item in present["both"]], pa.string()),
+                    "codes": pa.array(residual_codes(rows, codebooks).tolist(), pa.list_(pa.int32())),
+                    "event_timestamp": pa.repeat(now, len(rows)),
                 }
             )
             pq.write_table(table, temporary / "codes.parquet")
-        written = IndexWritten(str(output), space.version, items, recall, codes)
+        counts = {view: len(items) for view, items in present.items()}
+        written = IndexWritten(str(output), space.version, counts, recall, codes)
         write_json(
             temporary / "manifest.json",
             {"format": FORMAT, "feature_set": feature_set, "recall_of": RECALL_OF, **asdict(written)},

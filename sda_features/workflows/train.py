@@ -119,7 +119,6 @@ def train_recommender(
         interactions: parquet, CSV or JSONL log, as a path or an fsspec URL.
         features: see `load_features`.
         model: see `find_recommender`.
-        log: how the log is read.
         repo: an applied Feast repo; needed for a feature set.
         progress: show a bar on standard error.
 
@@ -159,9 +158,8 @@ def train_seeds(
     runs = []
     for seed in seeds:
         seeded = replace(training, settings=of_model.model_copy(update={"seed": seed}))
-        runs.append(
-            seeded.run(output / f"seed-{seed}" if len(seeds) > 1 else output, echo, progress=progress)
-        )
+        folder = output / f"seed-{seed}" if len(seeds) > 1 else output
+        runs.append(seeded.run(folder, echo, progress=progress))
     return runs
 
 
@@ -255,13 +253,12 @@ def check_output(output: Path, seeds: int) -> None:
     Raises:
         SettingsError: naming what is in the way.
     """
+    if seeds == 1:
+        check_folder(output, RUN_FILES, "an earlier run")
+        return
     inside = output.iterdir() if output.is_dir() else ()
-    ours = (
-        RUN_FILES
-        if seeds == 1
-        else {p.name for p in inside if re.fullmatch(r"seed-\d+", p.name) and p.is_dir()}
-    )
-    check_folder(output, ours, "an earlier run" if seeds == 1 else "a folder of earlier runs")
+    ours = {path.name for path in inside if re.fullmatch(r"seed-\d+", path.name) and path.is_dir()}
+    check_folder(output, ours, "a folder of earlier runs")
 
 
 def say_without_vector(features: Features, echo: Echo) -> None:

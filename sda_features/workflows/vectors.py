@@ -59,14 +59,13 @@ class VectorReport:
         for label, theirs in self.measures.items():
             for measure, other in zip(self.measures[ours], theirs, strict=True) if label != ours else ():
                 (found,) = compare(measure.values[:, None], other.values[:, None], seed=seed)
-                means = mean(measure.values), mean(other.values)
                 rows.append(
                     {
                         "features": ours,
                         "against": label,
                         "metric": measure.name,
-                        "ours": means[0],
-                        "theirs": means[1],
+                        "ours": mean(measure.values),
+                        "theirs": mean(other.values),
                         "won": 0,  # nothing was trained, so there are no seeds
                         "pairs": 0,
                         **asdict(found),
@@ -123,15 +122,11 @@ def evaluate_feature_sets(
     """Measure each feature set, and popularity beside them.
 
     Args:
-        interactions: the log.
         features: see `load_features`.
-        settings: of the measures.
         evaluation: the split, the cut-off and the limit of the tail.
-        log: how the log is read.
         repo: an applied Feast repo; needed for feature sets.
         catalog: its items are all ranked, also those without interactions; none: the items of the log.
         product_column: of the catalogue, equal for the variants of one product, see `evaluate_vectors`.
-        echo: prints a line.
 
     Raises:
         SettingsError: ids alone are no vectors, one label twice, or a product column without a catalogue.

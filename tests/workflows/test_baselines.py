@@ -66,7 +66,7 @@ def expected_vectors(shop: Path, model: str) -> list[dict[str, np.ndarray]]:
     ]
 
 
-def test_clip_goes_the_way_of_every_feature_set(shop: Path, tmp_path: Path) -> None:
+def test_clip_goes_the_way_of_every_feature_set(shop, tmp_path):
     """init, materialize, verify, lookup, read, materialize a change, train."""
     repo = str(shop / "repo")
     first = materialize(shop, "clip", "--feature-set", "clip", "--shard-rows", "15")
@@ -104,7 +104,7 @@ def test_clip_goes_the_way_of_every_feature_set(shop: Path, tmp_path: Path) -> N
     assert "clip" in run(*train, "-o", tmp_path / "run", *QUICK)
 
 
-def test_another_extractor_is_another_version(shop: Path) -> None:
+def test_another_extractor_is_another_version(shop):
     """Vectors of two models never serve together, though one feature set holds both."""
     clip = json.loads(materialize(shop, "clip", "--feature-set", "clip", "--json"))
     siglip = json.loads(materialize(shop, "siglip", "--feature-set", "clip", "--json"))
@@ -121,7 +121,7 @@ def test_another_extractor_is_another_version(shop: Path) -> None:
         (["--feature-set", "clip", "--dim", "8"], "--dim needs a --checkpoint"),
     ],
 )
-def test_what_does_not_fit_is_said(shop: Path, options: list[str], message: str) -> None:
+def test_what_does_not_fit_is_said(shop, options, message):
     with pytest.raises(SettingsError, match=message):
         materialize(shop, "clip", *options)
     assert {path.name for path in (shop / "repo").glob("data/item_embeddings/vanilla*/*.parquet")} == {
@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_said(shop: Path, options: list[str], message: str)
     }
 
 
-def test_adapt_refuses_such_a_model(shop: Path, tmp_path: Path) -> None:
+def test_adapt_refuses_such_a_model(shop, tmp_path):
     adapt = ("adapt", shop / "items.parquet", "--model", shop / "clip", "-o", tmp_path / "run")
     with pytest.raises(BackboneError, match="is a 'clip' model; expected one of qwen2_vl"):
         run(*adapt, "--max-bad-rows", 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,7 @@ def finished(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 CELLS = [(model, label) for model in ("sasrec", "vbpr") for label in ("id", "half", "full")]
 
 
-def test_every_cell_is_a_run_and_every_score_is_in_the_manifest(finished: tuple[Path, Result]) -> None:
+def test_every_cell_is_a_run_and_every_score_is_in_the_manifest(finished):
     output, done = finished
     manifest = read_json(output / "table1.json")
     runs = {(run["model"], run["label"], run["settings"]["seed"]): run for run in manifest["runs"]}
@@ -77,7 +76,7 @@ def test_every_cell_is_a_run_and_every_score_is_in_the_manifest(finished: tuple[
     assert "half: 2 of 40 items have no vector" in done.stderr
 
 
-def test_a_cell_is_the_mean_over_seeds_with_its_marks(finished: tuple[Path, Result]) -> None:
+def test_a_cell_is_the_mean_over_seeds_with_its_marks(finished):
     output, _ = finished
     manifest = read_json(output / "table1.json")
     titles = [table["title"].split(",")[0] for table in manifest["tables"]]
@@ -122,7 +121,7 @@ def runs_of(output: Path, model: str) -> dict[str, list[Run]]:
     return {name: [read_run(folder / name / f"seed-{n}") for n in (0, 1)] for name in ("id", "half", "full")}
 
 
-def test_the_last_features_are_compared_with_the_others(finished: tuple[Path, Result]) -> None:
+def test_the_last_features_are_compared_with_the_others(finished):
     output, done = finished
     rows = read_json(output / "table1.json")["differences"]
     assert {(row["model"], row["features"], row["against"]) for row in rows} == {
@@ -141,7 +140,7 @@ def test_the_last_features_are_compared_with_the_others(finished: tuple[Path, Re
     assert (output / "table1.md").read_text().count("| vbpr") > 12
 
 
-def test_what_is_printed_is_what_is_written(finished: tuple[Path, Result]) -> None:
+def test_what_is_printed_is_what_is_written(finished):
     output, done = finished
     markdown = (output / "table1.md").read_text()
     assert "<u>" in markdown
@@ -151,9 +150,7 @@ def test_what_is_printed_is_what_is_written(finished: tuple[Path, Result]) -> No
     assert (output / "table1.tex").read_text().count(r"\begin{tabular}") == 2
 
 
-def test_a_stopped_command_goes_on_where_it_was(
-    shop: Path, finished: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_command_goes_on_where_it_was(shop, finished, tmp_path, monkeypatch):
     """Killed in its fourth training; the second start trains the other nine, and the table is the same."""
     real, count = training.train, 0
 
@@ -179,9 +176,7 @@ def test_a_stopped_command_goes_on_where_it_was(
     assert count == 13
 
 
-def test_a_preset_gives_what_no_option_gives(
-    shop: Path, finished: tuple[Path, Result], tmp_path: Path
-) -> None:
+def test_a_preset_gives_what_no_option_gives(shop, finished, tmp_path):
     runs = read_json(finished[0] / "table1.json")["runs"]
     assert {run["settings"]["hidden_dim"] for run in runs} == {8}
     assert {run["settings"]["dropout"] for run in runs if run["model"] == "sasrec"} == {0.5}
@@ -190,7 +185,7 @@ def test_a_preset_gives_what_no_option_gives(
     assert (settings["dropout"], settings["max_length"], settings["epochs"]) == (0.2, 9, 1)
 
 
-def test_table2_shows_the_change_against_the_full_model(shop: Path, tmp_path: Path) -> None:
+def test_table2_shows_the_change_against_the_full_model(shop, tmp_path):
     features = f"{shop}/full.parquet,{shop}/half.parquet,id"
     options = ("-o", tmp_path, "--features", features, "--seeds", "0", *QUICK)
     done = invoke("table2", shop / "log.parquet", *options)
@@ -208,9 +203,7 @@ def test_table2_shows_the_change_against_the_full_model(shop: Path, tmp_path: Pa
     assert compared == {("full", "half"), ("full", "id")}
 
 
-def test_runs_of_one_table_compare_and_other_protocols_are_refused(
-    shop: Path, finished: tuple[Path, Result], tmp_path: Path
-) -> None:
+def test_runs_of_one_table_compare_and_other_protocols_are_refused(shop, finished, tmp_path):
     runs = finished[0] / "runs" / "vbpr"
     content = as_json("compare", runs / "full", runs / "id")
     expected = read_json(finished[0] / "table1.json")["differences"]
@@ -227,7 +220,7 @@ def test_runs_of_one_table_compare_and_other_protocols_are_refused(
     assert "cannot be compared: negatives: 6 and 5" in str(refused.exception)
 
 
-def test_a_saved_run_is_evaluated_again(shop: Path, finished: tuple[Path, Result]) -> None:
+def test_a_saved_run_is_evaluated_again(shop, finished):
     run = finished[0] / "runs" / "vbpr" / "full" / "seed-0"
     stored = as_json("evaluate", run)
     assert stored["metrics"] == read_json(run / "manifest.json")["metrics"]
@@ -242,7 +235,7 @@ def test_a_saved_run_is_evaluated_again(shop: Path, finished: tuple[Path, Result
     assert "| sampled-5 " in invoke("evaluate", run).stdout
 
 
-def test_several_seeds_of_train(shop: Path, tmp_path: Path) -> None:
+def test_several_seeds_of_train(shop, tmp_path):
     train = ("train", shop / "log.parquet", "--seeds", "0,1", *QUICK)
     done = invoke(*train, "--model", "vbpr", "-o", tmp_path / "run")
     assert "id, seed 1" in done.stdout
@@ -251,9 +244,7 @@ def test_several_seeds_of_train(shop: Path, tmp_path: Path) -> None:
     assert [manifest["settings"]["seed"] for manifest in content["runs"]] == [0, 1]
 
 
-def test_modality_trains_on_text_image_and_both(
-    shop: Path, make_repo: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_modality_trains_on_text_image_and_both(shop, make_repo, tmp_path):
     repo = make_repo(server=None)
     ids = [f"i{item:02}" for item in range(30)]  # ten items of the log are unknown to Feast
     Rows.random(ids).write(open_feature_set(repo, "sda").folder)
@@ -270,7 +261,7 @@ def test_modality_trains_on_text_image_and_both(
     assert list(dict.fromkeys(row["against"] for row in manifest["differences"])) == labels[:3]
 
 
-def test_unusable_grids_are_named(shop: Path, tmp_path: Path) -> None:
+def test_unusable_grids_are_named(shop, tmp_path):
     (tmp_path / "full.parquet").write_bytes((shop / "full.parquet").read_bytes())
     twice = f"{shop}/full.parquet,{tmp_path}/full.parquet"
     options = ("-o", tmp_path / "o", "--features", twice, "--models", "vbpr", *QUICK)

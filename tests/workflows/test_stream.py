@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from unittest import mock
 
 import pytest
@@ -18,24 +17,18 @@ from sda_features.workflows import materialize
 from sda_features.workflows.stream import Streamed, stream
 from tests.shop import catalog, tiny_encoder
 from tests.workflows.stores import served
-from tests.workflows.streams import Events, KafkaEvents, RedisEvents
+from tests.workflows.streams import KafkaEvents, RedisEvents
 
 
 @pytest.mark.parametrize("kind", ["redis", "kafka"])
-def test_events_reach_both_stores(
-    kind: str,
-    tmp_path: Path,
-    redis_server: tuple[str, int],
-    new_repo: Callable[..., Path],
-    new_project: Callable[[], str],
-) -> None:
+def test_events_reach_both_stores(kind, tmp_path, redis_server, new_repo, new_project):
     repo, project = new_repo(tmp_path / "repo", feature_sets=["sda"]), new_project()
     make_catalogue(10).write(tmp_path / "items.parquet")
     load = tiny_encoder(tmp_path / "model")
     items, rows = catalog(tmp_path / "items.parquet"), CatalogSettings.parse(path="events.jsonl")
 
     with redis.Redis(*redis_server) as server:
-        events: Events = RedisEvents(server, project) if kind == "redis" else KafkaEvents(project, tmp_path)
+        events = RedisEvents(server, project) if kind == "redis" else KafkaEvents(project, tmp_path)
         events.add({"item_id": "new", "title": "a red oak table"})
         with events.open() as source, pytest.raises(FeatureStoreError, match="not complete. Write the"):
             until_done(stream(repo, "sda", rows, load, source))
@@ -70,17 +63,12 @@ def until_done(batches: Iterator[Streamed]) -> Streamed:
     return next(done for done in batches if done != Streamed(0, 0, 0))
 
 
-def test_a_kafka_that_is_not_there_and_odd_settings_are_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kafka_that_is_not_there_and_odd_settings_are_said(tmp_path, monkeypatch):
     from sda_features.workflows import kafka_topic as kafka
 
     monkeypatch.setattr(kafka, "PATIENCE", 1.0)
     with pytest.raises(OnlineStoreError, match="^Kafka does not answer: "):
         kafka.KafkaTopic("items", {"bootstrap.servers": "127.0.0.1:1", "group.id": "g"})
     (tmp_path / "odd").write_text("# a comment\nsasl.username\n")
-    with (
-        pytest.raises(SettingsError, match="NAME=VALUE in every line"),
-        kafka.kafka_topic("items", "127.0.0.1:1", "g", tmp_path / "odd"),
-    ):
-        pass
+    with pytest.raises(SettingsError, match="NAME=VALUE in every line"):
+        kafka.kafka_topic("items", "127.0.0.1:1", "g", tmp_path / "odd")
