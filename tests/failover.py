@@ -41,14 +41,7 @@ MOVED_SLOTS = 300  # of a migration
 
 @dataclass
 class Scene:
-    """Running servers, an applied repo, and what happens to the servers.
-
-    Attributes:
-        repo: the repo.
-        chance: random moments.
-        fail: makes something fail; returns when it has begun.
-        heal: brings everything back.
-    """
+    """Running servers and an applied repo. `fail` returns when something has begun to fail, `heal` when all is back."""
 
     repo: Path
     chance: random.Random

@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pyarrow as pa
@@ -36,7 +37,7 @@ from sda_features.offline.location import open_folder
 from sda_features.offline.parts import newest_batches, part_paths
 from sda_features.offline.schema import matrix_of
 from sda_features.workflows import MaterializeResult, materialize
-from sda_features.workflows.engines import Engine, LoadEncoder, local_engine
+from sda_features.workflows.engines import Engine, local_engine
 from tests.lvlm.dual_models import build_dual_model
 from tests.s3_server import s3_server
 from tests.shop import on_cpu, tiny_encoder
@@ -81,12 +82,10 @@ class Mortal(LoadedEncoder):
     """An encoder whose process is killed once in the life of `marker`, in the middle of its work."""
 
     marker: Path = Path()
-    calls: list[int] | None = None
+    calls: Iterator[int] = field(default_factory=partial(count, 1))
 
     def vectors(self, batch: PromptBatch) -> Tensor:
-        assert self.calls is not None
-        self.calls.append(len(self.calls))
-        if len(self.calls) == CALLS_BEFORE_DEATH:
+        if next(self.calls) == CALLS_BEFORE_DEATH:
             with contextlib.suppress(FileExistsError):
                 self.marker.touch(exist_ok=False)
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -97,7 +96,7 @@ def load(settings: BackboneSettings, marker: Path | None = None) -> LoadedEncode
     loaded = unadapted(settings, PromptSettings())
     if marker is None:
         return loaded
-    return Mortal(**vars(loaded), marker=marker, calls=[])
+    return Mortal(**vars(loaded), marker=marker)
 
 
 def fail() -> LoadedEncoder:
@@ -156,9 +155,7 @@ def ray_engine(cluster: None) -> Engine:
     return partial(ray_engine, workers=2)
 
 
-def run(
-    shop: Path, engine: Engine, catalogue: str, loader: LoadEncoder, repo: str = "ray"
-) -> MaterializeResult:
+def run(shop, engine, catalogue, loader, repo="ray") -> MaterializeResult:
     return materialize(
         shop / ("local" if engine is local_engine else repo),
         "sda",

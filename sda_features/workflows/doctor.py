@@ -31,9 +31,7 @@ class Finding:
     """The answer to one question.
 
     Attributes:
-        subject: what was looked at.
         status: note: works, but read the advice; fault: some command will fail.
-        found: what is there.
         advice: what to do; empty if nothing.
     """
 

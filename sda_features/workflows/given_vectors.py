@@ -34,10 +34,7 @@ class VectorTable:
     """A parquet or Arrow file, or a folder of them, with ids and vectors; an `engines.Encoding` of these.
 
     Attributes:
-        path: of the file or folder.
-        id_column: name of the column of ids.
-        text: name of the column of text vectors; None: there are none.
-        image: name of the column of picture vectors; None: there are none.
+        text, image: names of the columns of vectors; None: there are none.
         version: adapter version under which the vectors are stored.
     """
 

@@ -292,12 +292,7 @@ def _block(grid: Grid, model: str, protocol: str, full: str | None) -> dict[str,
 
 
 def _tell_apart(users: Sequence[Values], seeds: Sequence[Sequence[float]]) -> tuple[float | None, bool]:
-    """p-value of the best against the second best, and whether it gets the star.
-
-    Args:
-        users: of the best and the second best, float64 [n] each; fewer than two: nothing to tell.
-        seeds: of the same, the score of each seed.
-    """
+    """p-value of the best against the second best, and whether it gets the star; of both, users' and seeds' values."""
     if len(users) < 2 or len(users[0]) < 2:
         return None, False
     p_value = paired_t_test(users[0], users[1])[1]

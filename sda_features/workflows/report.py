@@ -69,7 +69,10 @@ def read_items(settings: CatalogSettings, *, progress: bool = True) -> tuple[lis
 
 def shared_pictures(thumbnails: Sequence[Image | None]) -> list[tuple[int, int]]:
     """(first item, items) of pictures that at least `COMMON` items have, most frequent first."""
-    hashes = [small and hashlib.blake2b(small.tobytes(), digest_size=8).digest() for small in thumbnails]
+    hashes = [
+        None if small is None else hashlib.blake2b(small.tobytes(), digest_size=8).digest()
+        for small in thumbnails
+    ]
     counts = Counter(filter(None, hashes)).most_common(8)
     return [(hashes.index(name), items) for name, items in counts if items >= COMMON]
 

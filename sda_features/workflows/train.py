@@ -211,7 +211,6 @@ def evaluate_run(
     """The metrics of a saved run; under a `changed` protocol its test items are ranked again.
 
     Args:
-        run: the run folder.
         changed: fields of `EvaluationSettings`.
         interactions: the log it was trained on; needed to rank again.
         content_weight: of the content score, if it is to be another; see `rank_again`.
