@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import re
 import threading
@@ -259,9 +260,11 @@ def test_a_picture_that_cannot_be_reached_costs_no_vector(shop, new_repo, tmp_pa
             pass
 
     handler = partial(Handler, directory=str(pictures))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, contextlib.ExitStack() as ends:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
+        ends.callback(thread.join)
+        ends.callback(server.shutdown)
         address = f"127.0.0.1:{server.server_address[1]}"
         urls = pa.array([f"http://{address}/{number}.png" for number in range(len(table))])
         with_urls = table.set_column(table.schema.get_field_index("image"), "image", urls)
@@ -292,5 +295,3 @@ def test_a_picture_that_cannot_be_reached_costs_no_vector(shop, new_repo, tmp_pa
         third = run(changed)
         assert third.encoded == 1
         assert load_vectors(repo, "sda", ids[:1]).text.tobytes() != before.text[:1].tobytes()
-        server.shutdown()
-        thread.join()
