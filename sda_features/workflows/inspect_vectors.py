@@ -171,13 +171,9 @@ def read_columns(settings: CatalogSettings) -> tuple[list[str], dict[str, list[s
     """
     catalog = Catalog(settings.model_copy(update={"max_bad_rows": 1.0}))
     catalog.image_column = None
-    ids: list[str] = []
-    columns: dict[str, list[str | None]] = {name: [] for name in catalog.text_columns}
-    for item in catalog.items():
-        ids.append(item.item_id)
-        for name, values in columns.items():
-            values.append(item.fields.get(name))
-    return ids, columns
+    items = [(item.item_id, item.fields) for item in catalog.items()]
+    columns = {name: [fields.get(name) for _, fields in items] for name in catalog.text_columns}
+    return [item_id for item_id, _ in items], columns
 
 
 def inspect_space(space: Space, labels: Mapping[str, Sequence[str | None]]) -> dict[str, Any]:

@@ -34,7 +34,6 @@ from sda_features.workflows.given_vectors import VectorTable
 if TYPE_CHECKING:
     from sda_features.feature_store.offline_rows import OfflineRows
     from sda_features.feature_store.repo import FeatureSet
-    from sda_features.lvlm.item_encoder import ItemEncoder
 
 
 @dataclass(frozen=True)
@@ -141,9 +140,11 @@ def materialize(
     if isinstance(source, VectorTable):
         catalog: Catalog | VectorTable = source
         loading: AbstractContextManager[Encoding] = contextlib.nullcontext(source)
+    elif load_encoder is None:
+        raise SettingsError("Give an encoder for the items of a catalogue.")
     else:
         catalog = Catalog(source)
-        loading = engine(load_encoder or _no_encoder, batch_size, shard_rows)
+        loading = engine(load_encoder, batch_size, shard_rows)
     slots = open_slots(repo, feature_set)
     with open_record(slots) as versions:
         if promote and versions is None:
@@ -244,7 +245,3 @@ def _gone(
             "catalogue, or raise the limit to delete their vectors."
         )
     return gone
-
-
-def _no_encoder() -> ItemEncoder:
-    raise SettingsError("Give an encoder for the items of a catalogue.")
