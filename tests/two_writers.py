@@ -111,19 +111,24 @@ def together(readers: Iterable[Counter[str]]) -> Counter[str]:
     return total
 
 
-def check(repos: list[Path]) -> dict[str, int]:
-    """Read every version that is recorded, compare it with what was written, and make room."""
+def wrong_versions(repo: Path) -> dict[str, int]:
+    """Read every version that is recorded, and compare it with what was written."""
     wrong = 0
-    with open_versions(repos[0], "sda") as opened, EmbeddingClient.from_repo(repos[0], "sda") as client:
+    with open_versions(repo, "sda") as opened, EmbeddingClient.from_repo(repo, "sda") as client:
         record = opened.record()
         for version in record.versions:
             found = client.get(IDS, version)
             wrong += not (np.array_equal(found.text, numbers(version).text) and found.text_found.all())
-    pruned = 0
+    return {"stored wrong": wrong, "versions checked": len(record.versions)}
+
+
+def check(repos: list[Path]) -> dict[str, int]:
+    """`wrong_versions` of repos on one Redis; then make room."""
+    found = wrong_versions(repos[0]) | {"pruned": 0}
     for repo in repos:  # each has its own folders
         with open_versions(repo, "sda") as opened:
-            pruned += len(prune(opened))
-    return {"stored wrong": wrong, "versions checked": len(record.versions), "pruned": pruned}
+            found["pruned"] += len(prune(opened))
+    return found
 
 
 def make_repo(folder: Path, config: str) -> Path:
