@@ -172,7 +172,7 @@ def run(shop, engine, catalogue, loader, repo="ray") -> MaterializeResult:
 def test_a_dual_encoder_runs_there_too(shop, ray_engine):
     """Texts that were cut are counted in the workers."""
     build_dual_model(shop / "clip", "clip")
-    settings = on_cpu(shop / "clip", quantization="nf4", dtype="float32")
+    settings = on_cpu(shop / "clip", dtype="float32")
     local, ray = (
         run(shop, engine, "before", partial(pretrained, settings, PromptSettings()))
         for engine in (local_engine, ray_engine)

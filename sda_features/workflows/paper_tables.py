@@ -187,7 +187,7 @@ def write_tables(
         {
             "table": name,
             "commit": source_commit(),
-            **{name: manifest[name] for name in ("sda_features", "data", "log", "evaluation")},
+            **{key: manifest[key] for key in ("sda_features", "data", "log", "evaluation")},
             "seeds": sorted({run.manifest["settings"]["seed"] for _, _, run in runs}),
             "items_without_vector": grid.without_vector,
             "runs": [_entry(output, *named) for named in runs],
