@@ -18,18 +18,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import redis
 from redis.cluster import RedisCluster
 
 from sda_features.errors import SDAError
-from sda_features.feature_store.lifecycle import promote, prune
+from sda_features.feature_store.lifecycle import promote
 from sda_features.feature_store.versions import open_versions
 from sda_features.online import lease
 from tests import two_writers
+from tests.forks import fork, result
 from tests.serving import servers
-from tests.two_writers import fork, make_repo, read, result, together, wrong_versions
+from tests.two_writers import check, make_repo, read, together, wrong_versions
 
 READERS, PAUSE = 8, 0.02
 FIRST, SECOND = "0" * 12, "1" * 12
@@ -39,14 +41,7 @@ MOVED_SLOTS = 300  # of a migration
 
 @dataclass
 class Scene:
-    """Running servers, an applied repo, and what happens to the servers.
-
-    Attributes:
-        repo: the repo.
-        chance: random moments.
-        fail: makes something fail; returns when it has begun.
-        heal: brings everything back.
-    """
+    """Running servers and an applied repo. `fail` returns when something has begun to fail, `heal` when all is back."""
 
     repo: Path
     chance: random.Random
@@ -72,14 +67,7 @@ def in_mid_write(scene: Scene) -> Counter[str]:
     seen = Counter({f"run {result(writer)}": 1})
     scene.heal()
     seen[f"run after it {result(fork(lambda: write(scene.repo, version)))}"] += 1
-    seen += Counter(result(fork(lambda: wrong_versions(scene.repo))))
-
-    def make_room() -> int:
-        with open_versions(scene.repo, "sda") as opened:
-            return len(prune(opened))
-
-    seen["pruned"] = result(fork(make_room))
-    return seen
+    return seen + Counter(result(fork(lambda: check([scene.repo]))))
 
 
 def until_written(repo: Path, version: str) -> bool:
@@ -95,7 +83,7 @@ def until_written(repo: Path, version: str) -> bool:
 def in_mid_promotion(scene: Scene) -> Counter[str]:
     """Two versions are promoted in turn while servers fail; the last promotion that was answered, again."""
 
-    def promotions() -> dict[str, int]:
+    def promotions() -> Counter[str]:
         seen: Counter[str] = Counter()
         ends, goal = time.monotonic() + 8, FIRST
         while time.monotonic() < ends:
@@ -111,7 +99,7 @@ def in_mid_promotion(scene: Scene) -> Counter[str]:
     promoter = fork(promotions)
     time.sleep(scene.chance.uniform(0.3, 2))
     scene.fail()
-    seen = Counter(result(promoter))
+    seen = result(promoter)
     scene.heal()
 
     def again() -> str:
@@ -132,7 +120,6 @@ def sentinel(folder: Path, chance: random.Random) -> Iterator[Scene]:
         servers.server(**{"repl-diskless-sync-delay": 0}) as one,
         servers.server(**{"repl-diskless-sync-delay": 0}) as two,
     ):
-        ports = {one, two}
         with redis.Redis(servers.HOST, two) as replica:
             replica.execute_command("REPLICAOF", servers.HOST, one)
         with (
@@ -149,13 +136,15 @@ def sentinel(folder: Path, chance: random.Random) -> Iterator[Scene]:
                     return servers.has_replica(client) and any("s_down" not in str(one) for one in known)
                 return False
 
+            dead: list[int] = []
+
             def fail() -> None:
-                servers.kill(master())
+                dead.append(master())
+                servers.kill(dead[0])
 
             def heal() -> None:
-                dead = (ports - {port for port in ports if alive(port)}).pop()
-                servers.wait_until(lambda: master() != dead)
-                servers.restart(dead)
+                servers.wait_until(lambda: master() != dead[0])
+                servers.restart(dead.pop())
                 servers.wait_until(has_spare)
 
             servers.wait_until(has_spare)
@@ -206,12 +195,6 @@ def has_failed(node: redis.Redis, port: int) -> bool:
     return any(f":{port}" in address and "fail" in one["flags"].split(",") for address, one in known.items())
 
 
-def alive(port: int) -> bool:
-    with contextlib.suppress(redis.RedisError), redis.Redis(servers.HOST, port) as node:
-        return bool(node.ping())
-    return False
-
-
 def config(store: str) -> str:
     return (
         f"project: shop\nprovider: local\nregistry: data/registry.db\nonline_store: {store}\n"
@@ -219,26 +202,21 @@ def config(store: str) -> str:
     )
 
 
-SCENARIOS: dict[
-    str, tuple[Callable[..., contextlib.AbstractContextManager[Scene]], dict[str, bool], Callable]
-] = {
-    "sentinel-write": (sentinel, {}, in_mid_write),
-    "sentinel-promotion": (sentinel, {}, in_mid_promotion),
-    "cluster-slots-move": (cluster, {"moves": True}, in_mid_write),
-    "cluster-node-lost": (cluster, {"moves": False}, in_mid_write),
-    "cluster-node-lost-promotion": (cluster, {"moves": False}, in_mid_promotion),
+SCENARIOS = {
+    "sentinel-write": (sentinel, in_mid_write),
+    "sentinel-promotion": (sentinel, in_mid_promotion),
+    "cluster-slots-move": (partial(cluster, moves=True), in_mid_write),
+    "cluster-node-lost": (partial(cluster, moves=False), in_mid_write),
+    "cluster-node-lost-promotion": (partial(cluster, moves=False), in_mid_promotion),
 }
 
 
 def scenario(name: str, rounds: int, seed: int) -> Counter[str]:
     """All rounds of a scenario; what was counted."""
-    servers_of, options, happens = SCENARIOS[name]
+    servers_of, happens = SCENARIOS[name]
     lease.SECONDS = two_writers.LEASE
     total: Counter[str] = Counter()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        servers_of(Path(folder), random.Random(seed), **options) as scene,
-    ):
+    with tempfile.TemporaryDirectory() as folder, servers_of(Path(folder), random.Random(seed)) as scene:
         for version in (FIRST, SECOND)[: 1 + (happens is in_mid_promotion)]:
             assert result(fork(lambda version=version: write(scene.repo, version))) == "done"
         stop = Path(folder, "stop")
@@ -250,11 +228,11 @@ def scenario(name: str, rounds: int, seed: int) -> Counter[str]:
                 print(name, round_number, dict(total), file=sys.stderr, flush=True)
         finally:
             stop.touch()
-            total += together(Counter(result(reader)) for reader in readers)
+            total += together(map(result, readers))
     return Counter({kind: total[kind] for kind in ("lost or mixed", "wrong numbers", "stored wrong", *total)})
 
 
-def main(rounds: int, seed: int, names: list[str]) -> dict[str, Counter[str]]:
+def main(rounds: int = 10, seed: int = 0, *names: str) -> dict[str, Counter[str]]:
     """Run scenarios, by default all."""
     found = {}
     for name in names or SCENARIOS:
@@ -264,4 +242,4 @@ def main(rounds: int, seed: int, names: list[str]) -> dict[str, Counter[str]]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(*map(int, [*sys.argv[1:3], *("10", "0")[len(sys.argv[1:3]) :]]), sys.argv[3:])))
+    print(json.dumps(main(*map(int, sys.argv[1:3]), *sys.argv[3:])))

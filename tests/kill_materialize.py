@@ -1,7 +1,6 @@
 """Kill `materialize` at random moments, really, and hold what it leaves against an undisturbed run.
 
 Run as a program by test_materialize_faults.py; more kills: `python -m tests.kill_materialize --help`.
-Each run is a fork of this process, which has imported torch and Feast, so a kill costs no start.
 """
 
 from __future__ import annotations
@@ -9,11 +8,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import random
-import signal
 import time
-import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -32,11 +28,12 @@ from sda_features.feature_store.repo import open_feature_set, quiet_feast
 from sda_features.feature_store.versions import open_versions
 from sda_features.offline import compact
 from sda_features.offline.parts import part_paths, stored_rows
-from sda_features.serving import EmbeddingClient
 from sda_features.serving.embedded import embedded_redis
 from sda_features.workflows import materialize
 from tests.feast_repo import applied_repo, config
+from tests.forks import FAILED, KILLED, fork, result
 from tests.shop import tiny_encoder
+from tests.workflows.stores import assert_alike, served, with_column
 
 for name in (  # what a run imports on its way: once here, not in every fork
     "feast.infra.compute_engines.local.compute",
@@ -49,7 +46,6 @@ for name in (  # what a run imports on its way: once here, not in every fork
         importlib.import_module(name)
 
 ITEMS, SHARD_ROWS = 150, 5
-KILLED = "killed"
 
 
 def prepare(folder: Path, server: tuple[str, int]) -> None:
@@ -59,8 +55,8 @@ def prepare(folder: Path, server: tuple[str, int]) -> None:
     titles = table["title"].to_pylist()
     titles[::10] = [f"changed {row}" for row in range(0, len(titles), 10)]
     kept = np.arange(len(titles)) % 25 != 3
-    changed = table.set_column(table.column_names.index("title"), "title", pa.array(titles))
-    pq.write_table(changed.filter(pa.array(kept)), folder / "second.parquet")
+    changed = with_column(table, "title", titles).filter(pa.array(kept))
+    pq.write_table(changed, folder / "second.parquet")
     tiny_encoder(folder / "model")
     for name in ("calm", "killed"):
         applied_repo(folder / name, config(name, server), feature_sets=["sda"])
@@ -75,31 +71,14 @@ def run(folder: Path, repo: str, catalogue: str) -> list[int]:
 
 
 def in_fork(job: Callable[[], Any], wait: Callable[[], None] | None = None) -> Any:
-    """Result of `job`, run in a fork; `KILLED` if it still ran when `wait` returned.
-
-    This process itself starts no thread, because a fork has only the one that called it.
-    """
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.write(write, json.dumps(job()).encode())
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    os.close(write)
+    """Result of `job`, run in a fork; `KILLED` if it still ran when `wait` returned."""
+    forked = fork(job)
     if wait is not None:
         wait()
-        os.kill(child, signal.SIGKILL)
-    with open(read, "rb") as answer:
-        content = answer.read()
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        return KILLED
-    if os.WEXITSTATUS(status):
-        raise AssertionError("a run failed by itself")
-    return json.loads(content)
+        forked[0].kill()
+    found = result(forked)
+    assert found != FAILED, "a run failed by itself"
+    return found
 
 
 def random_moment(folder: Path, seconds: float, chance: random.Random, new_parts: int | None) -> None:
@@ -127,35 +106,31 @@ def written_rows(folder: Path) -> list[int]:
 
 def differences(folder: Path) -> list[str]:
     """What differs between the two repos, offline and online."""
-    found = []
-    calm, killed = (stored_rows(open_feature_set(folder / name, "sda").folder) for name in ("calm", "killed"))
-    hashes = [
-        dict(zip(*(rows[name].to_pylist() for name in ("item_id", "content_hash")), strict=True))
-        for rows in (calm, killed)
-    ]
-    if hashes[0] != hashes[1]:
-        found.append("items or content hashes")
     ids = pq.read_table(folder / "first.parquet")["item_id"].drop_null().to_pylist()
-    offline = [load_vectors(folder / name, "sda", ids) for name in ("calm", "killed")]
-    online = []
-    for name in ("calm", "killed"):
-        with EmbeddingClient.from_repo(folder / name, "sda") as client:
-            online.append(client.get(ids))
-    for place, (want, got) in {"offline": offline, "online": online}.items():
-        for modality in ("text", "image"):
-            masks = [getattr(side, f"{modality}_found") for side in (want, got)]
-            # Rows of another shard are in another batch, which rounds differently.
-            if not np.allclose(getattr(want, modality), getattr(got, modality), atol=1e-5) or (
-                masks[0].tolist() != masks[1].tolist()
-            ):
-                found.append(f"{modality} vectors {place}")
-    if offline[1].text.tobytes() != online[1].text.tobytes():
+    calm, killed = (contents(folder / name, ids) for name in ("calm", "killed"))
+    found = [name for name in ("content hashes", "version records") if calm[name] != killed[name]]
+    for place in ("offline", "online"):
+        try:
+            assert_alike(killed[place], calm[place])
+        except AssertionError as error:
+            found.append(f"{place}: {error}")
+    if killed["offline"].text.tobytes() != killed["online"].text.tobytes():
         found.append("offline and online of the killed repo")
-    states = []
-    for name in ("calm", "killed"):
-        with open_versions(folder / name, "sda") as versions:
-            states.append([(s.version, s.slot, s.state, s.items, s.dim) for s in list_versions(versions)])
-    return found if states[0] == states[1] else [*found, "version records"]
+    return found
+
+
+def contents(repo: Path, ids: list[str]) -> dict[str, Any]:
+    """What a repo holds."""
+    rows = stored_rows(open_feature_set(repo, "sda").folder)
+    hashes = zip(rows["item_id"].to_pylist(), rows["content_hash"].to_pylist(), strict=True)
+    with open_versions(repo, "sda") as versions:
+        records = [(s.version, s.slot, s.state, s.items, s.dim) for s in list_versions(versions)]
+    return {
+        "content hashes": dict(hashes),
+        "version records": records,
+        "offline": load_vectors(repo, "sda", ids),
+        "online": served(repo, "sda", ids),
+    }
 
 
 def main() -> None:

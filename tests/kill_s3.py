@@ -26,12 +26,12 @@ from sda_features.feature_store.matrices import load_vectors
 from sda_features.feature_store.repo import open_feature_set
 from sda_features.offline.location import parquet_names
 from sda_features.offline.parts import part_paths, stored_rows
-from sda_features.serving import EmbeddingClient
 from sda_features.serving.embedded import embedded_redis
 from sda_features.workflows import given_vectors, materialize
 from sda_features.workflows.given_vectors import VectorTable
 from tests.feast_repo import applied_repo, config
 from tests.s3_server import s3_server
+from tests.workflows.stores import served
 
 ITEMS, DIM = 4_000, 6
 FILE_ROWS = 50  # small files, so that there are many commits
@@ -74,15 +74,13 @@ def kill_runs(repo: Path, table: VectorTable, kills: int, seed: int) -> Counter[
     rows = pq.read_table(table.path)
     ids, texts = rows["item_id"].to_pylist(), np.array(rows["text"].to_pylist(), np.float32)
     trained = load_vectors(repo, "sda", ids)
-    with EmbeddingClient.from_repo(repo, "sda") as client:
-        served = client.get(ids)
-    for name, found in (("offline", trained), ("online", served)):
+    for name, found in (("offline", trained), ("online", served(repo, "sda", ids))):
         seen[f"rows lost {name}"] = int((~found.text_found).sum())
         seen[f"rows wrong {name}"] = int((found.text != texts).any(axis=1).sum())
     return seen
 
 
-def main(kills: int, seed: int) -> Counter[str]:
+def main(kills: int = 20, seed: int = 0) -> Counter[str]:
     """In a repo and with servers of its own."""
     with tempfile.TemporaryDirectory() as name, s3_server() as bucket, embedded_redis() as server:
         settings = {"feature_sets": ["sda"], "source_folder": f"{bucket}/kills"}
@@ -93,10 +91,9 @@ def main(kills: int, seed: int) -> Counter[str]:
         )
         ids = [f"i{row}" for row in range(ITEMS)]
         pq.write_table(pa.table({"item_id": ids, "text": text, "image": image}), repo / "given.parquet")
-        return kill_runs(
-            repo, VectorTable(repo / "given.parquet", "item_id", "text", "image", "v1"), kills, seed
-        )
+        given = VectorTable(repo / "given.parquet", "item_id", "text", "image", "v1")
+        return kill_runs(repo, given, kills, seed)
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(*(map(int, [*sys.argv[1:], *("20", "0")[len(sys.argv) - 1 :]])))))
+    print(json.dumps(main(*map(int, sys.argv[1:]))))

@@ -11,6 +11,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import pytest
 import ray
 
 from sda_features.catalog.rows import Catalog
@@ -38,14 +39,10 @@ def main(catalogue: str, model: str, notes: str) -> None:
     with ray_engine(load, 4, SHARD_ROWS) as encoding:
         catalog = Catalog(CatalogSettings.parse(path=catalogue))
         encoded = sum(len(shard.item_ids) for shard in encoding.shards(catalog, {}, Progress()))
-    refused = None
-    try:
-        with ray_engine(load, 4, SHARD_ROWS, workers=GPUS + 1):
-            pass
-    except SettingsError as error:
-        refused = str(error)
-    found = {"workers": encoding.workers, "options": encoding.options, "encoded": encoded, "refused": refused}
-    print(json.dumps(found))
+    with pytest.raises(SettingsError) as refused, ray_engine(load, 4, SHARD_ROWS, workers=GPUS + 1):
+        pass
+    found = {"workers": encoding.workers, "options": encoding.options, "encoded": encoded}
+    print(json.dumps({**found, "refused": str(refused.value)}))
 
 
 if __name__ == "__main__":

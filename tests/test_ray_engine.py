@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pa_dataset
 import pyarrow.parquet as pq
@@ -31,33 +32,34 @@ from sda_features.feature_store.offline_rows import FolderRows, Staging
 from sda_features.feature_store.repo import open_feature_set
 from sda_features.lvlm.backbone import PromptBatch
 from sda_features.lvlm.checkpoint import LoadedEncoder, pretrained, unadapted
+from sda_features.lvlm.encoded_items import EncodedItems
 from sda_features.offline.location import open_folder
 from sda_features.offline.parts import newest_batches, part_paths
 from sda_features.offline.schema import matrix_of
-from sda_features.serving import EmbeddingClient
 from sda_features.workflows import MaterializeResult, materialize
-from sda_features.workflows.engines import Engine, LoadEncoder, local_engine
+from sda_features.workflows.engines import Engine, local_engine
 from tests.lvlm.dual_models import build_dual_model
 from tests.s3_server import s3_server
 from tests.shop import on_cpu, tiny_encoder
+from tests.workflows.stores import assert_alike, served, with_column
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:ray")  # of Ray, about Ray
 ITEMS, SHARD_ROWS, CALLS_BEFORE_DEATH = 60, 8, 3
 
 
-def test_without_ray_the_engine_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_the_engine_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "sda_features.workflows.ray_engine", raising=False)
     done = CliRunner().invoke(cli, ["materialize", "items.parquet", "--model", "x", "--engine", "ray"])
     assert "needs ray, which is not installed: pip install 'sda-features[ray]'" in explain(done.exception)
 
 
-def test_options_of_the_cluster_are_not_ignored() -> None:
+def test_options_of_the_cluster_are_not_ignored():
     done = CliRunner().invoke(cli, ["materialize", "items.parquet", "--model", "x", "--workers", "2"])
     assert isinstance(done.exception, SettingsError)
 
 
-def test_a_cluster_that_does_not_answer_is_named() -> None:
+def test_a_cluster_that_does_not_answer_is_named():
     pytest.importorskip("ray", reason="the extra ray is not installed")
     from sda_features.workflows.ray_engine import _cluster
 
@@ -68,7 +70,7 @@ def test_a_cluster_that_does_not_answer_is_named() -> None:
         pass
 
 
-def test_a_worker_that_does_not_see_the_folder_hands_vectors_back(tmp_path: Path) -> None:
+def test_a_worker_that_does_not_see_the_folder_hands_vectors_back(tmp_path):
     (tmp_path / ".part-1").touch()
     assert Staging(tmp_path, "string", ".part-1").is_here()
     assert not Staging(tmp_path, "string", ".part-2").is_here()
@@ -80,17 +82,12 @@ class Mortal(LoadedEncoder):
     """An encoder whose process is killed once in the life of `marker`, in the middle of its work."""
 
     marker: Path = Path()
-    calls: list[int] | None = None
+    calls: Iterator[int] = field(default_factory=partial(count, 1))
 
     def vectors(self, batch: PromptBatch) -> Tensor:
-        assert self.calls is not None
-        self.calls.append(len(self.calls))
-        if len(self.calls) == CALLS_BEFORE_DEATH:
-            try:
+        if next(self.calls) == CALLS_BEFORE_DEATH:
+            with contextlib.suppress(FileExistsError):
                 self.marker.touch(exist_ok=False)
-            except FileExistsError:
-                pass
-            else:
                 os.kill(os.getpid(), signal.SIGKILL)
         return super().vectors(batch)
 
@@ -99,9 +96,7 @@ def load(settings: BackboneSettings, marker: Path | None = None) -> LoadedEncode
     loaded = unadapted(settings, PromptSettings())
     if marker is None:
         return loaded
-    return Mortal(
-        **{field.name: getattr(loaded, field.name) for field in fields(loaded)}, marker=marker, calls=[]
-    )
+    return Mortal(**vars(loaded), marker=marker)
 
 
 def fail() -> LoadedEncoder:
@@ -114,10 +109,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory, new_repo: Callable[..., Path]
     folder = tmp_path_factory.mktemp("shop")
     make_catalogue(ITEMS).write(folder / "items.parquet")
     table = pq.read_table(folder / "items.parquet")
-    titles = [
-        f"changed {row}" if row % 9 == 0 else title for row, title in enumerate(table["title"].to_pylist())
-    ]
-    changed = table.set_column(1, "title", pa.array(titles))
+    titles = table["title"].to_pylist()
+    titles[::9] = [f"changed {row}" for row in range(0, len(titles), 9)]
+    changed = with_column(table, "title", titles)
     keep = pa.array([row % 20 != 5 for row in range(len(table))])
     for name, rows in {"before": table, "after": changed.filter(keep)}.items():
         for number in range(3):  # three files of small row groups, in folders that make a text column
@@ -161,9 +155,7 @@ def ray_engine(cluster: None) -> Engine:
     return partial(ray_engine, workers=2)
 
 
-def run(
-    shop: Path, engine: Engine, catalogue: str, loader: LoadEncoder, repo: str = "ray"
-) -> MaterializeResult:
+def run(shop, engine, catalogue, loader, repo="ray") -> MaterializeResult:
     return materialize(
         shop / ("local" if engine is local_engine else repo),
         "sda",
@@ -177,10 +169,10 @@ def run(
 
 
 @pytest.mark.slow
-def test_a_dual_encoder_runs_there_too(shop: Path, ray_engine: Engine) -> None:
+def test_a_dual_encoder_runs_there_too(shop, ray_engine):
     """Texts that were cut are counted in the workers."""
     build_dual_model(shop / "clip", "clip")
-    settings = on_cpu(shop / "clip", quantization="nf4", dtype="float32")
+    settings = on_cpu(shop / "clip", dtype="float32")
     local, ray = (
         run(shop, engine, "before", partial(pretrained, settings, PromptSettings()))
         for engine in (local_engine, ray_engine)
@@ -189,20 +181,13 @@ def test_a_dual_encoder_runs_there_too(shop: Path, ray_engine: Engine) -> None:
     assert local.texts_cut > 0, "vacuous"
     assert (ray.version, ray.encoded, ray.texts_cut) == (local.version, local.encoded, local.texts_cut)
     ids = sorted(set(filter(None, Catalog(CatalogSettings.parse(path=shop / "before")).ids())))
-    found = []
-    for name in ("local", "ray"):
-        with EmbeddingClient.from_repo(shop / name, "sda") as client:
-            found.append(client.get(ids, version=local.version))
-    assert found[0].text_found.sum() > local.texts_cut
-    for modality in ("text", "image"):
-        want, got = (getattr(side, modality) for side in found)
-        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
-        want, got = (getattr(side, f"{modality}_found") for side in found)
-        assert got.tolist() == want.tolist()
+    want, got = (served(shop / name, "sda", ids, local.version) for name in ("local", "ray"))
+    assert want.text_found.sum() > local.texts_cut
+    assert_alike(got, want)
 
 
 @pytest.mark.slow
-def test_each_worker_has_a_gpu_of_its_own(shop: Path, tmp_path: Path) -> None:
+def test_each_worker_has_a_gpu_of_its_own(shop, tmp_path):
     """Ray counts GPUs that are not there, and shows each worker its own."""
     pytest.importorskip("ray", reason="the extra ray is not installed")
     command = [sys.executable, "-m", "tests.ray_gpus", shop / "before", shop / "model", tmp_path]
@@ -218,11 +203,8 @@ def test_each_worker_has_a_gpu_of_its_own(shop: Path, tmp_path: Path) -> None:
 def rows_of(repo: Path) -> pa.Table:
     """All offline rows, by id and time."""
     parts = part_paths(open_feature_set(repo, "sda").folder)
-    return (
-        pa_dataset.dataset(parts)
-        .to_table()
-        .sort_by([("item_id", "ascending"), ("event_timestamp", "ascending")])
-    )
+    order = [("item_id", "ascending"), ("event_timestamp", "ascending")]
+    return pa_dataset.dataset(parts).to_table().sort_by(order)
 
 
 def check_equal(shop: Path, local: MaterializeResult, ray: MaterializeResult) -> None:
@@ -232,28 +214,26 @@ def check_equal(shop: Path, local: MaterializeResult, ray: MaterializeResult) ->
     by_row = [sorted(result.report.problems, key=lambda problem: problem["row"]) for result in (local, ray)]
     assert by_row[0] == by_row[1]
     want, got = rows_of(shop / "local"), rows_of(shop / "ray")
-    for name in ("item_id", "adapter_version", "content_hash"):
-        assert got[name].to_pylist() == want[name].to_pylist()
+    check_rows(want, got)
     assert len(got["event_timestamp"].unique()) == len(want["event_timestamp"].unique())
     ids = want["item_id"].unique().to_pylist()
-    online = []
-    for name in ("local", "ray"):
-        with EmbeddingClient.from_repo(shop / name, "sda") as client:
-            online.append(client.get(ids))
-    for modality in ("text", "image"):
-        pairs = [
-            [matrix_of(rows[f"{modality}_embedding"]) for rows in (want, got)],
-            [(getattr(side, modality), getattr(side, f"{modality}_found")) for side in online],
-        ]
-        for (want_matrix, want_found), (got_matrix, got_found) in pairs:
-            assert got_found.tolist() == want_found.tolist()
-            np.testing.assert_allclose(got_matrix, want_matrix, rtol=0, atol=1e-5)
+    assert_alike(*(served(shop / name, "sda", ids) for name in ("ray", "local")))
+
+
+def check_rows(want: pa.Table, got: pa.Table) -> None:
+    """Rows of the same items, versions, hashes and vectors."""
+    for name in ("item_id", "adapter_version", "content_hash"):
+        assert got[name].to_pylist() == want[name].to_pylist()
+    assert_alike(vectors_of(got), vectors_of(want))
+
+
+def vectors_of(rows: pa.Table) -> EncodedItems:
+    matrices = (*matrix_of(rows["text_embedding"]), *matrix_of(rows["image_embedding"]))
+    return EncodedItems(rows["item_id"].to_pylist(), rows["content_hash"].to_pylist(), *matrices)
 
 
 @pytest.mark.slow
-def test_a_killed_worker_loses_nothing_and_the_result_is_that_of_the_local_engine(
-    shop: Path, backbone: BackboneSettings, ray_engine: Engine
-) -> None:
+def test_a_killed_worker_loses_nothing_and_the_result_is_that_of_the_local_engine(shop, backbone, ray_engine):
     """First everything is encoded, then what has changed; partitioned parquet at a URL."""
     local = run(shop, local_engine, "before", partial(load, backbone))
     marker = shop / "killed"
@@ -270,14 +250,7 @@ def test_a_killed_worker_loses_nothing_and_the_result_is_that_of_the_local_engin
 
 
 @pytest.mark.slow
-def test_workers_write_at_a_url(
-    shop: Path,
-    bucket: str,
-    backbone: BackboneSettings,
-    ray_engine: Engine,
-    new_repo: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_workers_write_at_a_url(shop, bucket, backbone, ray_engine, new_repo, monkeypatch):
     """Row for row what the local engine writes in a folder; this process writes no row."""
     new_repo(shop / "s3", feature_sets=["sda"], source_folder=f"{bucket}/ray")
     local = run(shop, local_engine, "after", partial(load, backbone))
@@ -286,20 +259,13 @@ def test_workers_write_at_a_url(
     assert ray.encoded == ray.online_rows == local.online_rows
     folders = [open_feature_set(shop / name, "sda").folder for name in ("local", "s3")]
     want, got = (pa.Table.from_batches(newest_batches(folder)).sort_by("item_id") for folder in folders)
-    for name in ("item_id", "adapter_version", "content_hash"):
-        assert got[name].to_pylist() == want[name].to_pylist()
-    for name in ("text_embedding", "image_embedding"):
-        (want_matrix, want_found), (got_matrix, got_found) = matrix_of(want[name]), matrix_of(got[name])
-        assert got_found.tolist() == want_found.tolist()
-        np.testing.assert_allclose(got_matrix, want_matrix, rtol=0, atol=1e-5)
+    check_rows(want, got)
     left = [info.base_name for info in open_folder(folders[1]).get_file_info(FileSelector(""))]
     assert not [name for name in left if name.startswith(".part-")], "staged files are left"
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_in_a_worker_is_said_as_it_is_here(
-    shop: Path, backbone: BackboneSettings, ray_engine: Engine
-) -> None:
+def test_what_goes_wrong_in_a_worker_is_said_as_it_is_here(shop, backbone, ray_engine):
     with pytest.raises(CheckpointError, match="^damaged in this worker$"):
         run(shop, ray_engine, "before", fail)
     with pytest.raises(SettingsError, match="Expected at most 2 workers, got 3"):

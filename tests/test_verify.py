@@ -47,7 +47,7 @@ def check(shop: Path, items: Path | None = None, sample: int | None = None):  # 
     return verify(shop / "repo", "vanilla", settings, sample=sample, progress=False)
 
 
-def test_what_was_materialized_is_equal_everywhere(shop: Path) -> None:
+def test_what_was_materialized_is_equal_everywhere(shop):
     found = check(shop)
     assert (found.items, found.online) == (ITEMS, True)
     assert found.vectors == 2 * ITEMS - 3  # one text is empty, one picture broken, one missing
@@ -66,7 +66,7 @@ def test_what_was_materialized_is_equal_everywhere(shop: Path) -> None:
         ("more", "Item 'new' is in the catalogue, row 33, but not stored"),
     ],
 )
-def test_another_catalogue_is_found(shop: Path, tmp_path: Path, change: str, message: str) -> None:
+def test_another_catalogue_is_found(shop, tmp_path, change, message):
     rows = pq.read_table(shop / "items.parquet").to_pylist()
     if change == "title":
         rows[7]["title"] = "changed"
@@ -82,9 +82,7 @@ def test_another_catalogue_is_found(shop: Path, tmp_path: Path, change: str, mes
 
 @pytest.mark.parametrize("name", ["text_embedding", "adapter_version", "event_timestamp"])
 @pytest.mark.parametrize("value", [b"\x08\x01", None])
-def test_other_bytes_in_redis_are_found(
-    shop: Path, redis_server: tuple[str, int], name: str, value: bytes | None
-) -> None:
+def test_other_bytes_in_redis_are_found(shop, redis_server, name, value):
     opened = open_feature_set(shop / "repo", "vanilla")
     view = online_view(opened)
     item_id = next(newest_batches(opened.folder))["item_id"][12].as_py()
@@ -105,7 +103,7 @@ def test_other_bytes_in_redis_are_found(
     check(shop)
 
 
-def test_flipped_bytes_are_found_and_repaired(shop: Path) -> None:
+def test_flipped_bytes_are_found_and_repaired(shop):
     """A byte in the middle of a file: found by its checksum, and encoded again, offline and online."""
     opened = open_feature_set(shop / "repo", "vanilla")
     (name,) = parquet_names(opened.folder)
@@ -123,7 +121,7 @@ def test_flipped_bytes_are_found_and_repaired(shop: Path) -> None:
     assert write(shop, repair=True).encoded == 0
 
 
-def test_a_named_item_is_encoded_again(shop: Path, redis_server: tuple[str, int]) -> None:
+def test_a_named_item_is_encoded_again(shop, redis_server):
     opened = open_feature_set(shop / "repo", "vanilla")
     item_id = next(newest_batches(opened.folder))["item_id"][5].as_py()
     view = online_view(opened)
@@ -135,7 +133,7 @@ def test_a_named_item_is_encoded_again(shop: Path, redis_server: tuple[str, int]
     assert check(shop).items == ITEMS
 
 
-def test_one_bit_of_the_trainers_matrix_is_found(shop: Path) -> None:
+def test_one_bit_of_the_trainers_matrix_is_found(shop):
     opened = open_feature_set(shop / "repo", "vanilla")
     (rows,) = pa.Table.from_batches(newest_batches(opened.folder)).combine_chunks().to_batches()
     ids = rows["item_id"].to_pylist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import re
 import threading
@@ -31,8 +32,10 @@ from sda_features.recommenders.saved import load_run
 from sda_features.serving import EmbeddingClient
 from sda_features.workflows import MaterializeResult, materialize, train_recommender
 from tests.shop import catalog, run, tiny_encoder
+from tests.workflows.stores import served, with_column
 
 ITEMS = 60
+train_sasrec = partial(train_recommender, settings=RecommenderSettings(), evaluation=EvaluationSettings())
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +54,7 @@ def vanilla(shop: Path, **prompts: Any) -> Callable[[], LoadedEncoder]:
     return tiny_encoder(shop / "model", **prompts)
 
 
-def catalog_settings(path: Path) -> CatalogSettings:
-    return CatalogSettings.parse(path=path)
-
-
-def test_commands_run_from_catalogue_to_ranking(shop: Path, tmp_path: Path) -> None:
+def test_commands_run_from_catalogue_to_ranking(shop, tmp_path):
     """adapt, materialize, materialize again after a change, lookup, train."""
     items, repo, checkpoint = shop / "items.parquet", shop / "repo", tmp_path / "run" / "checkpoint"
     sizes = ("--steps", 3, "--batch-size", 8, "--quantization", "nf4")
@@ -69,7 +68,7 @@ def test_commands_run_from_catalogue_to_ranking(shop: Path, tmp_path: Path) -> N
     titles = table["title"].to_pylist()
     titles[7] = "changed"
     changed = tmp_path / "items.parquet"
-    pq.write_table(table.set_column(1, "title", pa.array(titles)), changed)
+    pq.write_table(with_column(table, "title", titles), changed)
     report = tmp_path / "report.jsonl"
     again = run("materialize", changed, *options, "--report", report)
     assert f"encoded    1 items, {ITEMS - 1} unchanged" in again
@@ -82,8 +81,7 @@ def test_commands_run_from_catalogue_to_ranking(shop: Path, tmp_path: Path) -> N
     trained = run(*train, "-o", tmp_path / "sasrec", *quick)
     assert "| sampled-20 | tail" in trained
     loaded = load_run(tmp_path / "sasrec")
-    with EmbeddingClient.from_repo(repo) as client:
-        found = client.get(loaded.item_ids, version=loaded.vectors_version)
+    found = served(repo, "sda", loaded.item_ids, loaded.vectors_version)
     assert set(found.versions) == {loaded.vectors_version} != {None}
     # Vectors read from Redis give the scores of the representations saved with the run.
     history, vectors = loaded.item_ids[:5], {"text": found.text, "image": found.image}
@@ -95,17 +93,14 @@ def test_commands_run_from_catalogue_to_ranking(shop: Path, tmp_path: Path) -> N
     )
 
 
-def test_vectors_online_are_those_of_the_encoder(shop: Path) -> None:
-    result = materialize(
-        shop / "repo", "vanilla", catalog_settings(shop / "items.parquet"), vanilla(shop), progress=False
-    )
+def test_vectors_online_are_those_of_the_encoder(shop):
     from sda_features.catalog.rows import Catalog
     from sda_features.lvlm.encode import encode_items
 
-    items = Catalog(catalog_settings(shop / "items.parquet")).items()
-    (expected,) = encode_items(vanilla(shop)(), items)
-    with EmbeddingClient.from_repo(shop / "repo", "vanilla") as client:
-        found = client.get(expected.item_ids)
+    items = CatalogSettings.parse(path=shop / "items.parquet")
+    result = materialize(shop / "repo", "vanilla", items, vanilla(shop), progress=False)
+    (expected,) = encode_items(vanilla(shop)(), Catalog(items).items())
+    found = served(shop / "repo", "vanilla", expected.item_ids)
     np.testing.assert_array_equal(found.text, expected.text)
     np.testing.assert_array_equal(found.image, expected.image)
     np.testing.assert_array_equal(found.image_found, expected.image_found)
@@ -119,22 +114,18 @@ def half_bad(shop: Path, tmp_path: Path) -> tuple[CatalogSettings, CatalogSettin
     table = pq.read_table(shop / "items.parquet").slice(0, 40)
     pictures = table["image"].to_pylist()
     pq.write_table(table, tmp_path / "good.parquet")
-    bad = table.set_column(
-        table.schema.get_field_index("image"), "image", pa.array([*pictures[:20], *[b"broken"] * 20])
-    )
-    pq.write_table(bad, tmp_path / "bad.parquet")
-    return catalog_settings(tmp_path / "good.parquet"), catalog_settings(tmp_path / "bad.parquet")
+    broken = with_column(table, "image", [*pictures[:20], *[b"broken"] * 20])
+    pq.write_table(broken, tmp_path / "bad.parquet")
+    good, bad = (CatalogSettings.parse(path=tmp_path / f"{name}.parquet") for name in ("good", "bad"))
+    return good, bad
 
 
-def test_an_interrupted_run_keeps_its_finished_shards(
-    shop: Path, half_bad: tuple[CatalogSettings, CatalogSettings]
-) -> None:
+def test_an_interrupted_run_keeps_its_finished_shards(shop, half_bad):
     """What was encoded until the catalogue turned bad is not encoded again; the live version stays live."""
     good, bad = half_bad
     encoder = vanilla(shop, text_instruction="Another version.")
     ids = pq.read_table(shop / "items.parquet")["item_id"].to_pylist()[:2]
-    with EmbeddingClient.from_repo(shop / "repo", "vanilla") as client:
-        before = client.get(ids)
+    before = served(shop / "repo", "vanilla", ids)
     with pytest.raises(CatalogError, match="above --max-bad-rows"):
         materialize(shop / "repo", "vanilla", bad, encoder, shard_rows=5, progress=False)
     with open_versions(shop / "repo", "vanilla") as versions:
@@ -147,15 +138,12 @@ def test_an_interrupted_run_keeps_its_finished_shards(
     assert (promoted.encoded, promoted.live) == (0, promoted.version)
     with open_versions(shop / "repo", "vanilla") as versions:
         rollback(versions)
-    with EmbeddingClient.from_repo(shop / "repo", "vanilla") as client:
-        after = client.get(ids)
+    after = served(shop / "repo", "vanilla", ids)
     assert after.text.tobytes() == before.text.tobytes()
     assert after.versions == before.versions
 
 
-def test_items_that_are_gone_are_removed_and_too_many_are_refused(
-    shop: Path, new_repo: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_items_that_are_gone_are_removed_and_too_many_are_refused(shop, new_repo, tmp_path, monkeypatch):
     """Online, offline, and nothing of it before the catalogue is trusted; the clock is set back meanwhile."""
     repo = new_repo(shop / "shrinking", feature_sets=["gone"])
     table = pq.read_table(shop / "items.parquet").slice(0, 40)
@@ -164,7 +152,7 @@ def test_items_that_are_gone_are_removed_and_too_many_are_refused(
         pq.write_table(rows, tmp_path / f"{name}.parquet")
 
     def run(name: str, **options: Any) -> MaterializeResult:
-        items = catalog_settings(tmp_path / f"{name}.parquet")
+        items = CatalogSettings.parse(path=tmp_path / f"{name}.parquet")
         return materialize(repo, "gone", items, vanilla(shop), progress=False, **options)
 
     assert run("all").removed == 0
@@ -192,18 +180,16 @@ def test_items_that_are_gone_are_removed_and_too_many_are_refused(
     for module in ("parts", "schema"):
         monkeypatch.setattr(f"sda_features.offline.{module}.datetime", SlowClock)
     titles = [f"changed {row}" for row in range(37)]
-    changed = table.slice(3).set_column(table.column_names.index("title"), "title", pa.array(titles))
-    pq.write_table(changed, tmp_path / "changed.parquet")
+    pq.write_table(with_column(table.slice(3), "title", titles), tmp_path / "changed.parquet")
     assert run("changed").encoded == 37
     stamp = newest_timestamp(open_feature_set(repo, "gone").folder)
     assert stamp == newest + timedelta(microseconds=1)
-    with EmbeddingClient.from_repo(repo, "gone") as client:
-        after = client.get(ids[3:])
+    after = served(repo, "gone", ids[3:])
     assert after.text.tobytes() == load_vectors(repo, "gone", ids[3:]).text.tobytes()
     assert not np.array_equal(after.text, before.text)
 
 
-def test_a_slot_has_one_writer(shop: Path, half_bad: tuple[CatalogSettings, CatalogSettings]) -> None:
+def test_a_slot_has_one_writer(shop, half_bad):
     repo = shop / "repo"
     with (
         open_versions(repo, "vanilla") as versions,
@@ -213,9 +199,7 @@ def test_a_slot_has_one_writer(shop: Path, half_bad: tuple[CatalogSettings, Cata
         materialize(repo, "vanilla", half_bad[0], vanilla(shop), progress=False)
 
 
-def test_vectors_of_two_versions_do_not_train_together(
-    shop: Path, new_repo: Callable[..., Path], half_bad: tuple[CatalogSettings, CatalogSettings]
-) -> None:
+def test_vectors_of_two_versions_do_not_train_together(shop, new_repo, half_bad):
     """A feature set with one slot is written over; half-way it is no input for a trainer."""
     good, bad = half_bad
     repo = new_repo(shop / "narrow", slots=1)
@@ -225,18 +209,14 @@ def test_vectors_of_two_versions_do_not_train_together(
     with pytest.raises(CatalogError):
         materialize(repo, "vanilla", bad, vanilla(shop, text_instruction="B"), shard_rows=5, progress=False)
     with pytest.raises(FeatureMismatchError, match="2 adapter versions"):
-        train_recommender(
-            shop / "log.parquet", "vanilla", RecommenderSettings(), EvaluationSettings(), repo=repo
-        )
+        train_sasrec(shop / "log.parquet", "vanilla", repo=repo)
 
 
-def test_a_view_that_is_missing_or_a_store_that_is_down_is_found_before_the_model_loads(
-    shop: Path, tmp_path: Path
-) -> None:
+def test_a_view_that_is_missing_or_a_store_that_is_down_is_found_before_the_model_loads(shop, tmp_path):
     def load() -> LoadedEncoder:
         raise AssertionError("the model was loaded")
 
-    items = catalog_settings(shop / "items.parquet")
+    items = CatalogSettings.parse(path=shop / "items.parquet")
     with pytest.raises(FeatureStoreError, match="has no feature view clip_item_embeddings"):
         materialize(shop / "repo", "clip", items, load)
     down = tmp_path / "repo"
@@ -251,26 +231,22 @@ def test_a_view_that_is_missing_or_a_store_that_is_down_is_found_before_the_mode
     assert "hush" not in str(error.value)
 
 
-def test_a_log_of_other_items_is_refused(shop: Path, tmp_path: Path) -> None:
+def test_a_log_of_other_items_is_refused(shop, tmp_path):
     rows = [{"user_id": "u", "item_id": f"other{n}", "position": n} for n in range(4)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "log.parquet")
     with pytest.raises(FeatureMismatchError, match="None of the 4 items of the log"):
-        train_recommender(
-            tmp_path / "log.parquet", "sda", RecommenderSettings(), EvaluationSettings(), repo=shop / "repo"
-        )
+        train_sasrec(tmp_path / "log.parquet", "sda", repo=shop / "repo")
 
 
 @pytest.mark.fault
-def test_a_picture_that_cannot_be_reached_costs_no_vector(
-    shop: Path, new_repo: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_picture_that_cannot_be_reached_costs_no_vector(shop, new_repo, tmp_path):
     """Its item keeps both vectors, offline and online, and the next run encodes it again if it has changed."""
-    served = tmp_path / "served"
-    served.mkdir()
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
     table = pq.read_table(shop / "items.parquet").slice(0, 30)
     table = table.filter(pa.compute.is_valid(table["image"]))
     for number, picture in enumerate(table["image"].to_pylist()):
-        (served / f"{number}.png").write_bytes(picture)
+        (pictures / f"{number}.png").write_bytes(picture)
     down: set[str] = set()
 
     class Handler(http.server.SimpleHTTPRequestHandler):
@@ -283,17 +259,19 @@ def test_a_picture_that_cannot_be_reached_costs_no_vector(
         def log_message(self, *args: object) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(served))) as server:
+    handler = partial(Handler, directory=str(pictures))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, contextlib.ExitStack() as ends:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
+        ends.callback(thread.join)
+        ends.callback(server.shutdown)
         address = f"127.0.0.1:{server.server_address[1]}"
         urls = pa.array([f"http://{address}/{number}.png" for number in range(len(table))])
+        with_urls = table.set_column(table.schema.get_field_index("image"), "image", urls)
         titles = table["title"].to_pylist()
 
         def run(titles: list[str], **limits: float) -> MaterializeResult:
-            rows = table.set_column(table.schema.get_field_index("image"), "image", urls)
-            rows = rows.set_column(rows.schema.get_field_index("title"), "title", pa.array(titles))
-            pq.write_table(rows, tmp_path / "items.parquet")
+            pq.write_table(with_column(with_urls, "title", titles), tmp_path / "items.parquet")
             settings = catalog(tmp_path / "items.parquet", image_hosts=(address,), max_bad_rows=0.5, **limits)
             return materialize(repo, "sda", settings, vanilla(shop), progress=False)
 
@@ -312,11 +290,8 @@ def test_a_picture_that_cannot_be_reached_costs_no_vector(
         after = load_vectors(repo, "sda", ids)
         assert after.text.tobytes() == before.text.tobytes()
         assert after.image.tobytes() == before.image.tobytes()
-        with EmbeddingClient.from_repo(repo, "sda") as client:
-            assert client.get(ids[:3]).image_found.all()
+        assert served(repo, "sda", ids[:3]).image_found.all()
         down.clear()
         third = run(changed)
         assert third.encoded == 1
         assert load_vectors(repo, "sda", ids[:1]).text.tobytes() != before.text[:1].tobytes()
-        server.shutdown()
-        thread.join()

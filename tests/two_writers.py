@@ -18,11 +18,9 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -35,6 +33,7 @@ from sda_features.online import lease
 from sda_features.serving import EmbeddingClient
 from sda_features.serving.embedded import embedded_redis
 from tests.feast_repo import NOON, Rows, applied_repo, config
+from tests.forks import FAILED, fork, result
 
 IDS = [f"i{number:04}" for number in range(1500)]
 READ = IDS[::5]
@@ -102,27 +101,6 @@ def read(repo: Path, stop: Path, pause: float = 0.002) -> Counter[str]:
     return seen
 
 
-def fork(job: Callable[[], Any]) -> tuple[int, int]:
-    """Run a job in a fork; its process, and where its result can be read."""
-    out, into = os.pipe()
-    if child := os.fork():
-        os.close(into)
-        return child, out
-    try:
-        os.write(into, json.dumps(job()).encode())
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-
-
-def result(forked: tuple[int, int]) -> Any:
-    with open(forked[1], "rb") as answer:
-        content = answer.read()
-    os.waitpid(forked[0], 0)
-    return json.loads(content) if content else "failed"
-
-
 def together(readers: Iterable[Counter[str]]) -> Counter[str]:
     """What several readers saw: the longest outage, the sum of everything else."""
     total: Counter[str] = Counter()
@@ -144,6 +122,15 @@ def wrong_versions(repo: Path) -> dict[str, int]:
     return {"stored wrong": wrong, "versions checked": len(record.versions)}
 
 
+def check(repos: list[Path]) -> dict[str, int]:
+    """`wrong_versions` of repos on one Redis; then make room."""
+    found = wrong_versions(repos[0]) | {"pruned": 0}
+    for repo in repos:  # each has its own folders
+        with open_versions(repo, "sda") as opened:
+            found["pruned"] += len(prune(opened))
+    return found
+
+
 def make_repo(folder: Path, config: str) -> Path:
     """An applied repo of three slots."""
     return applied_repo(folder, config, feature_sets=["sda"], slots=3)
@@ -158,24 +145,18 @@ def one_run(repos: list[Path], kind: str, chance: random.Random) -> Counter[str]
         for repo, name in zip(repos, versions, strict=True)
     ]
     if "stopped" in kind:
+        stopped = writers[0][0].pid
         time.sleep(chance.uniform(0.05, 0.9))
-        os.kill(writers[0][0], signal.SIGSTOP)
+        os.kill(stopped, signal.SIGSTOP)
         time.sleep(chance.uniform(1.2, 2.5) * LEASE)
-        os.kill(writers[0][0], signal.SIGCONT)
+        os.kill(stopped, signal.SIGCONT)
     seen = Counter(f"writer {result(writer)}" for writer in writers)
 
-    def check() -> dict[str, int]:
-        found = wrong_versions(repos[0])
-        for repo in repos:  # each has its own folders
-            with open_versions(repo, "sda") as opened:
-                prune(opened)
-        return found
-
-    checked = result(fork(check))
-    return seen + Counter(checked if isinstance(checked, dict) else {"check failed": 1})
+    checked = result(fork(lambda: check(repos)))
+    return seen + Counter({"check failed": 1} if checked == FAILED else checked)
 
 
-def main(runs: int, seed: int) -> Counter[str]:
+def main(runs: int = 200, seed: int = 0) -> Counter[str]:
     """All runs; what was counted."""
     lease.SECONDS, chance = LEASE, random.Random(seed)
     total: Counter[str] = Counter()
@@ -190,9 +171,9 @@ def main(runs: int, seed: int) -> Counter[str]:
             total[f"runs: {kind}"] += 1
             print(run, kind, dict(total), file=sys.stderr, flush=True)
         stop.touch()
-        total += together(Counter(result(reader)) for reader in readers)
+        total += together(map(result, readers))
     return Counter({name: total[name] for name in ("lost or mixed", "wrong numbers", "stored wrong", *total)})
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(*(map(int, [*sys.argv[1:], *("200", "0")[len(sys.argv) - 1 :]])))))
+    print(json.dumps(main(*map(int, sys.argv[1:]))))

@@ -3,11 +3,10 @@
 from sda_features.workflows.adapt import adapt, plan_adapt
 from sda_features.workflows.materialize import MaterializeResult, materialize
 from sda_features.workflows.train import train_recommender
-from sda_features.workflows.verify import Verified, verify
+from sda_features.workflows.verify import verify
 
 __all__ = [
     "MaterializeResult",
-    "Verified",
     "adapt",
     "materialize",
     "plan_adapt",

@@ -56,7 +56,6 @@ class Target:
     """Where an engine may write rows itself, from any process; `materialize` commits them.
 
     Attributes:
-        staging: writes them.
         version: adapter version of the rows.
         stamp: their event timestamp.
         store_dtype: how the numbers of a vector are stored.
@@ -74,12 +73,7 @@ class Target:
 
 @dataclass(frozen=True)
 class WrittenItems:
-    """Items whose rows an engine has written.
-
-    Attributes:
-        files: the files with the rows.
-        count: items.
-    """
+    """So many items whose rows an engine has written, and the files with them."""
 
     files: Sequence[AddAction]
     count: int
@@ -103,7 +97,6 @@ class Encoding(Protocol):
         Every item comes once, in any order. The bad rows are in `catalog.report` afterwards.
 
         Args:
-            catalog: the catalogue.
             known: item id -> content hash of the stored vectors of this version.
             progress: told what has been done.
             stage: where rows may be written instead, until the block ends.
@@ -113,30 +106,14 @@ class Encoding(Protocol):
         """
 
 
-class Engine(Protocol):
-    """Starts to encode; the encoder and what it runs on are gone after the block."""
-
-    def __call__(
-        self, load_encoder: LoadEncoder, batch_size: int, shard_rows: int
-    ) -> AbstractContextManager[Encoding]:
-        """Load the encoder.
-
-        Args:
-            load_encoder: gives the encoder.
-            batch_size: sequences encoded together.
-            shard_rows: items yielded together.
-        """
+# Loads the encoder, to encode so many sequences and to yield so many items together; it and what it runs on
+# are gone after the block.
+Engine = Callable[[LoadEncoder, int, int], AbstractContextManager[Encoding]]
 
 
 @dataclass(frozen=True)
 class LocalEncoding:
-    """`Encoding` in this process, in catalogue order.
-
-    Attributes:
-        loaded: the encoder.
-        batch_size: sequences encoded together.
-        shard_rows: items yielded together.
-    """
+    """`Encoding` in this process, in catalogue order; see `Engine`."""
 
     loaded: ItemEncoder
     batch_size: int

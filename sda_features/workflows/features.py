@@ -95,14 +95,13 @@ def load_features(name: str, item_ids: Any, repo: Path | None = None) -> Feature
     """
     if name == IDS_ALONE:
         return Features(name, None, None, None)
-    names = parts_of(name)
-    if len(names) == 1:
-        modalities, version = _one_set(name, item_ids, repo)
-        return Features(name, modalities, version, _sha256(modalities))
-    modalities, versions = {}, []
-    for part in names:
+    parts = parts_of(name)
+    modalities: Matrices = {}
+    versions = []
+    for part in parts:
         found, version = _one_set(part, item_ids, repo)
-        modalities |= {f"{_label(part)}/{modality}": matrix for modality, matrix in found.items()}
+        prefix = f"{_label(part)}/" if len(parts) > 1 else ""
+        modalities |= {prefix + modality: matrix for modality, matrix in found.items()}
         versions.append(version)
     joined = None if None in versions else "+".join(map(str, versions))
     return Features(name, modalities, joined, _sha256(modalities))
@@ -158,13 +157,10 @@ def shared_space(modalities: Matrices) -> NDArray[np.float32]:
 def stored_vectors(
     repo: Path, feature_set: str, item_ids: Any, version: str | None = None
 ) -> tuple[Matrices, str | None]:
-    """Vectors from Feast's offline store, and their adapter version.
+    """Vectors from Feast's offline store, and their adapter version; by default the live ones.
 
     Args:
-        repo: an applied Feast repo.
-        feature_set: name of the feature set.
         item_ids: Arrow strings [I]; item i has code i + 1.
-        version: adapter version; None: the live one.
 
     Returns:
         Modality -> float32 [I + 1, d]; zero in row 0 (padding) and for missing vectors. And the version.
@@ -182,14 +178,14 @@ def stored_vectors(
             f"The vectors of feature set {feature_set!r} come from {len(found.versions)} adapter versions "
             f"({', '.join(found.versions)}) and do not lie in one space; materialize the whole catalogue again."
         )
-    if not (found.text_found.any() or found.image_found.any()):
-        raise FeatureMismatchError(_no_vectors(item_ids, f"feature set {feature_set!r}"))
     blocks = {"text": (found.text, found.text_found), "image": (found.image, found.image_found)}
     vectors = {
         name: align_vectors(item_ids, found.item_ids, matrix)
         for name, (matrix, mask) in blocks.items()
         if mask.any()
     }
+    if not vectors:
+        raise FeatureMismatchError(_no_vectors(item_ids, f"feature set {feature_set!r}"))
     return vectors, next(iter(found.versions), None)
 
 
@@ -210,8 +206,7 @@ def read_vectors(path: Path, item_ids: Any) -> Matrices:
     from sda_features.recommenders.representations import align_vectors
 
     opened = open_table(path, "vectors", FeatureMismatchError)
-    rules = {name: ID if name == ITEM_ID else AS_IT_IS for name in opened.columns}
-    table = opened.read(rules)
+    table = opened.read({name: ID if name == ITEM_ID else AS_IT_IS for name in opened.columns})
     names = [field.name for field in table.schema if _holds_vectors(field.type)]
     if ITEM_ID not in table.column_names or not names:
         raise FeatureMismatchError(

@@ -27,7 +27,7 @@ from sda_features.workflows.inspect_vectors import (
     load_space,
     read_columns,
 )
-from sda_features.workflows.vectors import evaluate_feature_sets
+from sda_features.workflows.vectors import VectorReport, evaluate_feature_sets
 from sda_features.workflows.verify import verify
 
 PASSES = "gates"  # folder of verdicts in the repo
@@ -36,14 +36,7 @@ WATCHED = ("recall@", "ndcg@")  # metrics on the log that are checked
 
 @dataclass(frozen=True)
 class Check:
-    """One condition.
-
-    Attributes:
-        name: what is checked.
-        passed: whether it holds.
-        found: the value, for people.
-        wanted: the limit, for people.
-    """
+    """One condition, and for people the value and the limit."""
 
     name: str
     passed: bool
@@ -56,11 +49,8 @@ class Verdict(Result):
     """Whether a version may be served.
 
     Attributes:
-        feature_set: name of the feature set.
-        version: the candidate.
         live: the version it was compared with; None: there was none.
-        checks: all conditions.
-        thresholds: hash of the settings they were made with.
+        thresholds: hash of the settings that the checks were made with.
         time: ISO time.
     """
 
@@ -124,33 +114,36 @@ def run_gate(
     """Check a stored version; the verdict is also written to the repo, for `promote --gated`.
 
     Args:
-        repo: an applied Feast repo.
-        feature_set: name of the feature set.
         candidate: adapter version or its beginning.
-        settings: the catalogue.
-        limits: the thresholds.
         interactions: a log; then metrics of both versions on it are compared as well.
-        log: how it is read.
 
     Raises:
         SDAError: something cannot be read.
     """
     ids, _ = read_columns(settings)
     new = load_space(repo, feature_set, ids, candidate)
-    live: Space | None = load_space(repo, feature_set, ids)
-    assert live is not None
-    if live.version == new.version:
-        live = None
+    served = load_space(repo, feature_set, ids)
+    live = None if served.version == new.version else served
     numbers = inspect_space(new, {})
     checks = [*_alone(numbers, limits)]
     if live is not None:
         checks += _against(numbers, inspect_space(live, {}), compare_spaces(new, live), limits)
-        if interactions is not None:
-            checks += _on_log(repo, feature_set, settings, new, live, interactions, log, limits)
+    if live is not None and interactions is not None:
+        ours, theirs = (f"{feature_set}@{space.version}" for space in (new, live))
+        report = evaluate_feature_sets(
+            interactions,
+            [ours, theirs],
+            VectorEvaluationSettings(),
+            EvaluationSettings(),
+            log=log,
+            repo=repo,
+            catalog=settings.path,
+        )
+        checks += _on_log(report, ours, theirs, limits)
     checks.append(_parity(repo, feature_set, settings, new, limits))
     verdict = Verdict(
         feature_set,
-        str(new.version),
+        new.version,
         live.version if live else None,
         tuple(checks),
         sha256_json(limits.model_dump(mode="json"))[:12],
@@ -228,27 +221,8 @@ def _against(
     yield _at_most("size of an item", size / max(before, 1), limits.max_size, ".2f", " x live")
 
 
-def _on_log(
-    repo: Path,
-    feature_set: str,
-    settings: CatalogSettings,
-    new: Space,
-    live: Space,
-    interactions: Path,
-    log: LogSettings | None,
-    limits: GateSettings,
-) -> Iterator[Check]:
+def _on_log(report: VectorReport, ours: str, theirs: str, limits: GateSettings) -> Iterator[Check]:
     """Metrics without training: co-occurrences and the next item, overall, in the tail, of cold items."""
-    ours, theirs = f"{feature_set}@{new.version}", f"{feature_set}@{live.version}"
-    report = evaluate_feature_sets(
-        interactions,
-        [ours, theirs],
-        VectorEvaluationSettings(),
-        EvaluationSettings(),
-        log=log,
-        repo=repo,
-        catalog=settings.path,
-    )
     for row in report.differences(ours):
         if row["against"] != theirs or not row["metric"].startswith(WATCHED) or row["high"] is None:
             continue

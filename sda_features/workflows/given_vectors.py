@@ -7,7 +7,6 @@ are incremental, and items that are gone from the table are deleted.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from sda_features.artifacts import sha256_files
 from sda_features.catalog.rows import CatalogReport
 from sda_features.errors import CatalogError
 from sda_features.lvlm.encoded_items import EncodedItems
-from sda_features.workflows.engines import Encoding, LoadEncoder, Progress
+from sda_features.workflows.engines import Progress
 
 BATCH_ROWS = 8_192
 FILE_BYTES = 32 << 20  # of vectors that are written together; compact.py calls smaller files small
@@ -32,13 +31,10 @@ GIVEN = "vectors:"  # begins the content hash of vectors that were given, which 
 
 @dataclass(frozen=True)
 class VectorTable:
-    """A parquet or Arrow file, or a folder of them, with ids and vectors.
+    """A parquet or Arrow file, or a folder of them, with ids and vectors; an `engines.Encoding` of these.
 
     Attributes:
-        path: of the file or folder.
-        id_column: name of the column of ids.
-        text: name of the column of text vectors; None: there are none.
-        image: name of the column of picture vectors; None: there are none.
+        text, image: names of the columns of vectors; None: there are none.
         version: adapter version under which the vectors are stored.
     """
 
@@ -83,7 +79,9 @@ class VectorTable:
         for batch in self._batches(self.id_column):
             yield from batch.column(0).cast(pa.string()).to_pylist()
 
-    def shards(self, known: Mapping[str, str], progress: Progress) -> Iterator[EncodedItems]:
+    def shards(
+        self, catalog: object, known: Mapping[str, str], progress: Progress, stage: object = None
+    ) -> Iterator[EncodedItems]:
         """Vectors that are not `known` by their hash, some megabytes at a time.
 
         Raises:
@@ -115,9 +113,8 @@ class VectorTable:
         if ids.null_count:
             raise CatalogError(f"Expected an id in every row of {self.path}; some are null.")
         names = ids.to_pylist()
-        (text, text_found), (image, image_found) = (
-            self._matrix(batch, name) for name in (self.text, self.image)
-        )
+        text, text_found = self._matrix(batch, self.text)
+        image, image_found = self._matrix(batch, self.image)
         pieces = (text, text_found[:, None], image, image_found[:, None])
         raw = [np.ascontiguousarray(piece).view(np.uint8).reshape(len(names), -1) for piece in pieces]
         joined = np.concatenate(raw, axis=1)
@@ -159,32 +156,6 @@ class VectorTable:
         if lengths:
             matrix[found] = column.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, *lengths)
         return matrix, found
-
-
-@dataclass(frozen=True)
-class VectorEncoding:
-    """`engines.Encoding` of vectors that are there."""
-
-    table: VectorTable
-
-    @property
-    def version(self) -> str:
-        """Version of the vectors."""
-        return self.table.version
-
-    def shards(
-        self, catalog: object, known: Mapping[str, str], progress: Progress, stage: object = None
-    ) -> Iterator[EncodedItems]:
-        """See `engines.Encoding`."""
-        return self.table.shards(known, progress)
-
-
-@contextlib.contextmanager
-def vectors_engine(
-    load_encoder: LoadEncoder, batch_size: int, shard_rows: int, *, table: VectorTable
-) -> Iterator[Encoding]:
-    """An `engines.Engine` that encodes nothing."""
-    yield VectorEncoding(table)
 
 
 def version_of(path: Path) -> str:

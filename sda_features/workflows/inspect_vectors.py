@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,8 @@ SAME_AS = 2_048  # items that are compared with all others for equality
 COMMON = 10  # a picture that so many other items have is a placeholder
 MOST_LABELS = 200  # a column with more values names items rather than kinds of item
 
-VIEWS = ("text", "image", "both")
+View = Literal["text", "image", "both"]
+VIEWS: tuple[View, ...] = ("text", "image", "both")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,27 +43,33 @@ class Space:
 
     Attributes:
         name: feature set and version, for people.
-        version: adapter version; None if no item was found.
+        version: adapter version.
         text: float32 [n, d]; zero where there is none.
         image: float32 [n, d'].
     """
 
     name: str
-    version: str | None
+    version: str
     text: NDArray[np.float32]
     image: NDArray[np.float32]
 
     @property
+    def matrices(self) -> dict[str, NDArray[np.float32]]:
+        """Modality -> vectors."""
+        return {"text": self.text, "image": self.image}
+
+    @property
     def found(self) -> dict[str, NDArray[np.bool_]]:
         """Modality -> bool [n]."""
-        return {"text": np.any(self.text != 0, axis=1), "image": np.any(self.image != 0, axis=1)}
+        return {name: np.any(rows, axis=1) for name, rows in self.matrices.items()}
 
     @cached_property
     def views(self) -> dict[str, NDArray[np.float32]]:
         """text, image and both -> rows whose product is a similarity, zero where the item has no vector."""
-        both = side_by_side(self.text, self.image)
-        both[~(self.found["text"] & self.found["image"])] = 0
-        return {"text": unit_rows(self.text), "image": unit_rows(self.image), "both": both}
+        views = {name: unit_rows(rows) for name, rows in self.matrices.items()}
+        views["both"] = side_by_side(self.text, self.image)
+        views["both"][~(self.found["text"] & self.found["image"])] = 0
+        return views
 
     @cached_property
     def queries(self) -> NDArray[np.int64]:
@@ -86,9 +93,6 @@ def load_space(repo: Path, feature_set: str, item_ids: Sequence[str], version: s
     """Read a version's vectors through Feast's offline store.
 
     Args:
-        repo: an applied Feast repo.
-        feature_set: name of the feature set.
-        item_ids: n ids.
         version: adapter version or its beginning; None: the live one.
 
     Raises:
@@ -110,18 +114,13 @@ def load_space(repo: Path, feature_set: str, item_ids: Sequence[str], version: s
 def load_spaces(
     repo: Path, feature_set: str, item_ids: Sequence[str], version: str | None, against: str | None
 ) -> list[Space]:
-    """A version and, if asked for, the one to compare it with.
+    """A version and, if asked for, the one to compare it with; see `load_space`.
 
     Args:
-        repo: an applied Feast repo.
-        feature_set: name of the feature set.
-        item_ids: n ids.
-        version: adapter version or its beginning; None: the live one.
         against: `SET`, `@VERSION` or `SET@VERSION`; a version left out is the live one.
 
     Raises:
         SettingsError: both are the same.
-        SDAError: see `load_space`.
     """
     spaces = [load_space(repo, feature_set, item_ids, version)]
     if against is not None:
@@ -155,9 +154,13 @@ def inspect_catalog(
 ) -> Inspection:
     """Numbers of one or two versions for the items of a catalogue, and of the change; see `load_spaces`."""
     ids, columns = read_columns(settings)
-    spaces = load_spaces(repo, feature_set, ids, version, against)
+    return inspect_spaces(load_spaces(repo, feature_set, ids, version, against), columns)
+
+
+def inspect_spaces(spaces: Sequence[Space], labels: Mapping[str, Sequence[str | None]]) -> Inspection:
+    """Numbers of one or two versions of the same items, and of the change; see `inspect_space`."""
     change = compare_spaces(*spaces) if len(spaces) > 1 else None
-    return Inspection([inspect_space(space, columns) for space in spaces], change)
+    return Inspection([inspect_space(space, labels) for space in spaces], change)
 
 
 def read_columns(settings: CatalogSettings) -> tuple[list[str], dict[str, list[str | None]]]:
@@ -168,46 +171,31 @@ def read_columns(settings: CatalogSettings) -> tuple[list[str], dict[str, list[s
     """
     catalog = Catalog(settings.model_copy(update={"max_bad_rows": 1.0}))
     catalog.image_column = None
-    ids: list[str] = []
-    columns: dict[str, list[str | None]] = {name: [] for name in catalog.text_columns}
-    for item in catalog.items():
-        ids.append(item.item_id)
-        for name, values in columns.items():
-            values.append(item.fields.get(name))
-    return ids, columns
+    items = [(item.item_id, item.fields) for item in catalog.items()]
+    columns = {name: [fields.get(name) for _, fields in items] for name in catalog.text_columns}
+    return [item_id for item_id, _ in items], columns
 
 
-def inspect_space(
-    space: Space, labels: Mapping[str, Sequence[str | None]], *, seed: int = 0
-) -> dict[str, Any]:
+def inspect_space(space: Space, labels: Mapping[str, Sequence[str | None]]) -> dict[str, Any]:
     """Numbers of one version.
 
     Args:
         space: n items.
         labels: catalogue column -> n values, for purity.
-        seed: of random choices where the catalogue is large.
 
     Returns:
         What `report.inspection` prints; JSON types only.
     """
     found = space.found
-    both = found["text"] & found["image"]
+    both, either = found["text"] & found["image"], found["text"] | found["image"]
     return {
         "name": space.name,
         "version": space.version,
         "items": len(both),
-        "without": {
-            "text": int((~found["text"]).sum()),
-            "image": int((~found["image"]).sum()),
-            "any": int((~(found["text"] | found["image"])).sum()),
-        },
-        "text": asdict(one_modality(space.text, found["text"], seed=seed)),
-        "image": asdict(one_modality(space.image, found["image"], seed=seed)),
-        "both": asdict(two_modalities(space.text, space.image, both, seed=seed)),
-        "identical": {
-            "text": _identical(space.text, found["text"], seed),
-            "image": _identical(space.image, found["image"], seed),
-        },
+        "without": {name: int((~mask).sum()) for name, mask in {**found, "any": either}.items()},
+        **{name: asdict(one_modality(rows, found[name])) for name, rows in space.matrices.items()},
+        "both": asdict(two_modalities(space.text, space.image, both)),
+        "identical": {name: _identical(rows[found[name]]) for name, rows in space.matrices.items()},
         "purity": {
             column: {view: _purity(space.neighbours[view], space.queries, values) for view in VIEWS}
             for column, values in kinds(labels).items()
@@ -257,10 +245,10 @@ def _purity(
     return None if measured is None else {"share": measured[0], "chance": measured[1]}
 
 
-def _identical(matrix: NDArray[np.float32], found: NDArray[np.bool_], seed: int) -> dict[str, float | int]:
+def _identical(vectors: NDArray[np.float32]) -> dict[str, float | int]:
     """How many items have a vector that others have too: the same text, or one picture for all."""
-    rows = unit_rows(matrix[found], centre=False)
-    counts = identical(rows, choose(len(rows), SAME_AS, seed))
+    rows = unit_rows(vectors, centre=False)
+    counts = identical(rows, choose(len(rows), SAME_AS, 0))
     if not len(counts):
         return {"shared": 0.0, "common": 0.0, "largest": 0}
     return {

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
@@ -32,7 +32,6 @@ class KafkaTopic:
     delete` the item of its value. Use the id as key: a partition keeps its order, a topic does not.
 
     Args:
-        topic: its name.
         settings: of librdkafka, such as bootstrap.servers and group.id.
         id_column: column of the item's id in a row.
 
@@ -90,25 +89,17 @@ class KafkaTopic:
         return Event(position, item if isinstance(item, dict) else None, deleted)
 
 
-@contextlib.contextmanager
 def kafka_topic(
     topic: str, servers: str, group: str, config: Path | None = None, id_column: str = "item_id"
-) -> Iterator[KafkaTopic]:
+) -> closing[KafkaTopic]:
     """The topic at `servers`; the consumer leaves its group after the block.
 
     Args:
-        topic: its name.
         servers: HOST:PORT, several with commas.
-        group: the consumer group.
         config: a file of librdkafka's settings, NAME=VALUE a line, for log-ins and certificates.
-        id_column: column of the item's id.
     """
     settings = {"bootstrap.servers": servers, "group.id": group, **(_read(config) if config else {})}
-    source = KafkaTopic(topic, settings, id_column)
-    try:
-        yield source
-    finally:
-        source.close()
+    return closing(KafkaTopic(topic, settings, id_column))
 
 
 def _read(path: Path) -> dict[str, str]:

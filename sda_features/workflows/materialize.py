@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -28,12 +29,11 @@ from sda_features.workflows.engines import (
     local_engine,
     rows_of,
 )
-from sda_features.workflows.given_vectors import VectorTable, vectors_engine
+from sda_features.workflows.given_vectors import VectorTable
 
 if TYPE_CHECKING:
     from sda_features.feature_store.offline_rows import OfflineRows
     from sda_features.feature_store.repo import FeatureSet
-    from sda_features.lvlm.item_encoder import ItemEncoder
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,6 @@ def materialize(
     report names it.
 
     Args:
-        repo: an applied Feast repo that defines the feature set.
-        feature_set: e.g. "sda".
         source: the catalogue, or vectors that are there already; these need no encoder and no engine.
         load_encoder: gives the encoder; called after repo, catalogue and online store have been
             found usable, because a model takes long to load.
@@ -141,10 +139,12 @@ def materialize(
 
     if isinstance(source, VectorTable):
         catalog: Catalog | VectorTable = source
-        engine = partial(vectors_engine, table=source)
+        loading: AbstractContextManager[Encoding] = contextlib.nullcontext(source)
+    elif load_encoder is None:
+        raise SettingsError("Give an encoder for the items of a catalogue.")
     else:
         catalog = Catalog(source)
-    where = source.path
+        loading = engine(load_encoder, batch_size, shard_rows)
     slots = open_slots(repo, feature_set)
     with open_record(slots) as versions:
         if promote and versions is None:
@@ -152,13 +152,10 @@ def materialize(
                 f"--promote is for feature sets with versions; {slots[0].view.name} is written over and served as it "
                 "is. Versions need a Redis server as online store and two slots (`sda-features init --slots 2`)."
             )
-        with (
-            engine(load_encoder or _no_encoder, batch_size, shard_rows) as encoding,
-            slot_for(slots, versions, encoding.version) as opened,
-        ):
+        with loading as encoding, slot_for(slots, versions, encoding.version) as opened:
             rows = offline_rows(opened, repair=repair)
             stored = rows.stored()
-            gone = _gone(stored["item_id"], catalog, where, max_removed)
+            gone = _gone(stored["item_id"], catalog, source.path, max_removed)
             kept = pc.and_(
                 pc.equal(stored["adapter_version"], encoding.version),
                 pc.invert(pc.is_in(stored["item_id"].cast(pa.string()), pa.array(again, pa.string()))),
@@ -248,7 +245,3 @@ def _gone(
             "catalogue, or raise the limit to delete their vectors."
         )
     return gone
-
-
-def _no_encoder() -> ItemEncoder:
-    raise SettingsError("Give an encoder for the items of a catalogue.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,7 @@ from sda_features.results import Result
 from sda_features.workflows.features import load_features
 from sda_features.workflows.train import Echo, Training, read_log, say_without_vector
 
-GROUPS = {
-    "all": "overall",
-    "warm": "warm",
-    "tail": "tail",
-    "cold": "cold",
-    "lowest-quintile": "lowest quintile",
-}
+GROUPS = {"all": "overall", "lowest-quintile": "lowest quintile"}  # the others are called what they are
 NAMES = {"hit": "H", "ndcg": "N"}  # as the paper's tables abbreviate
 Values = NDArray[np.float64]
 TABLES = ("table1", "table2", "modality")
@@ -99,13 +94,9 @@ def train_grid(
     """Train every model on every feature set with every seed, or read the run when it is there already.
 
     Args:
-        interactions: the log.
         output: folder; a run lies in `runs/MODEL/FEATURES/seed-SEED`.
         features: see `load_features`.
         settings: model -> its settings; their seed is replaced.
-        seeds: of the trainings.
-        evaluation: the protocol of all.
-        log: how the log is read.
         repo: an applied Feast repo; needed for feature sets.
         echo: prints a line for each run.
         progress: show a bar for each training.
@@ -129,19 +120,14 @@ def train_grid(
             raise SettingsError(f"Two feature sets are called {found.label!r}; rename one of the files.")
         without_vector[found.label] = found.without_vector
         say_without_vector(found, echo)
-        for model, of_model in settings.items():
-            for seed in seeds:
-                number += 1
-                seeded = of_model.model_copy(update={"seed": seed})
-                run = Training(read, log, found, model, seeded, evaluation).run(
-                    output / "runs" / model / found.label / f"seed-{seed}",
-                    echo,
-                    place=f"[{number}/{total}] ",
-                    progress=progress,
-                )
-                finished.setdefault((model, found.label), []).append(run)
-    order = [(model, label) for model in settings for label in without_vector]
-    return Grid({cell: finished[cell] for cell in order}, without_vector)
+        for model, seed in product(settings, seeds):
+            number += 1
+            seeded = settings[model].model_copy(update={"seed": seed})
+            folder = output / "runs" / model / found.label / f"seed-{seed}"
+            training = Training(read, log, found, model, seeded, evaluation)
+            run = training.run(folder, echo, place=f"[{number}/{total}] ", progress=progress)
+            finished.setdefault((model, found.label), []).append(run)
+    return Grid({cell: finished[cell] for cell in product(settings, without_vector)}, without_vector)
 
 
 def score_tables(grid: Grid, *, full: str | None = None) -> list[ScoreTable]:
@@ -165,10 +151,8 @@ def score_tables(grid: Grid, *, full: str | None = None) -> list[ScoreTable]:
         ]
         rows = []
         for model in grid.models:
-            scores = _block(grid, model, protocol, full)
-            for label in grid.features:
-                labels = (label,) if full else (model, label)
-                rows.append(Row(labels, tuple(scores[label])))
+            for label, scores in _block(grid, model, protocol, full).items():
+                rows.append(Row((label,) if full else (model, label), tuple(scores)))
         headers = ("features",) if full else ("model", "features")
         tables.append(
             ScoreTable(_title(grid, protocol, full), headers, tuple(columns), tuple(rows), _note(grid, full))
@@ -178,13 +162,11 @@ def score_tables(grid: Grid, *, full: str | None = None) -> list[ScoreTable]:
 
 def differences(grid: Grid, ours: str, others: Sequence[str]) -> list[dict[str, Any]]:
     """`ours` against each of `others`, for each model and metric, as rows for JSON and `differences_table`."""
-    rows = []
-    for model in grid.models:
-        for other in others:
-            for found in compare_runs(grid.runs[model, ours], grid.runs[model, other]):
-                row = {"model": model, "features": ours, "against": other}
-                rows.append(row | difference_row(found))
-    return rows
+    return [
+        {"model": model, "features": ours, "against": other} | difference_row(found)
+        for model, other in product(grid.models, others)
+        for found in compare_runs(grid.runs[model, ours], grid.runs[model, other])
+    ]
 
 
 def difference_row(found: Difference) -> dict[str, Any]:
@@ -199,24 +181,16 @@ def write_tables(
 ) -> str:
     """Write `name`.json (the manifest, every score in it), `name`.md and `name`.tex; return the Markdown."""
     manifest = grid.any_run.manifest
+    runs = [(model, label, run) for (model, label), of_cell in grid.runs.items() for run in of_cell]
     write_json(
         output / f"{name}.json",
         {
             "table": name,
             "commit": source_commit(),
-            "sda_features": manifest["sda_features"],
-            "data": manifest["data"],
-            "log": manifest["log"],
-            "evaluation": manifest["evaluation"],
-            "seeds": sorted(
-                {run.manifest["settings"]["seed"] for runs in grid.runs.values() for run in runs}
-            ),
+            **{key: manifest[key] for key in ("sda_features", "data", "log", "evaluation")},
+            "seeds": sorted({run.manifest["settings"]["seed"] for _, _, run in runs}),
             "items_without_vector": grid.without_vector,
-            "runs": [
-                _entry(output, model, label, run)
-                for (model, label), runs in grid.runs.items()
-                for run in runs
-            ],
+            "runs": [_entry(output, *named) for named in runs],
             "tables": [table.json() for table in tables],
             "differences": list(compared),
         },
@@ -299,35 +273,26 @@ def _block(grid: Grid, model: str, protocol: str, full: str | None) -> dict[str,
     run = grid.any_run
     rows: dict[str, list[Score]] = {label: [] for label in grid.features}
     for group in grid.groups:
-        means: dict[str, list[float | None]] = {label: [] for label in rows}
         for metric in METRICS:
-            values = {label: grid.values((model, label), metric, protocol, group) for label in rows}
-            averages = [mean(of_label) for of_label in values.values()]
-            ranked = dict(zip(rows, places(averages), strict=True))
             name = f"{metric}@{run.cutoff}/{protocol}/{group}"
-            seeds = {
-                label: [run.manifest["metrics"][name] for run in grid.runs[model, label]] for label in rows
-            }
-            first = [label for place in (1, 2) for label in rows if ranked[label] == place][:2]
-            p_value, star = _tell_apart([values[label] for label in first], [seeds[label] for label in first])
-            for label, average in zip(rows, averages, strict=True):
-                place = ranked[label]
+            users = [grid.values((model, label), metric, protocol, group) for label in rows]
+            seeds = [[run.manifest["metrics"][name] for run in grid.runs[model, label]] for label in rows]
+            averages = [mean(of_label) for of_label in users]
+            ranked = places(averages)
+            first = [row for place in (1, 2) for row in range(len(ranked)) if ranked[row] == place][:2]
+            p_value, star = _tell_apart([users[row] for row in first], [seeds[row] for row in first])
+            for scores, average, of_seeds, place in zip(rows.values(), averages, seeds, ranked, strict=True):
                 mark = (star, p_value) if place == 1 else (False, None)
-                rows[label].append(Score(average, _spread(seeds[label]), place, *mark))
-                means[label].append(average)
+                scores.append(Score(average, _spread(of_seeds), place, *mark))
         if full:
-            for label in rows:
-                rows[label].append(Score(_relative_change(means[label], means[full]), percent=True))
+            means = {label: [s.value for s in scores[-len(METRICS) :]] for label, scores in rows.items()}
+            for label, scores in rows.items():
+                scores.append(Score(_relative_change(means[label], means[full]), percent=True))
     return rows
 
 
 def _tell_apart(users: Sequence[Values], seeds: Sequence[Sequence[float]]) -> tuple[float | None, bool]:
-    """p-value of the best against the second best, and whether it gets the star.
-
-    Args:
-        users: of the best and the second best, float64 [n] each; fewer than two: nothing to tell.
-        seeds: of the same, the score of each seed.
-    """
+    """p-value of the best against the second best, and whether it gets the star; of both, users' and seeds' values."""
     if len(users) < 2 or len(users[0]) < 2:
         return None, False
     p_value = paired_t_test(users[0], users[1])[1]

@@ -15,7 +15,6 @@ import os
 import socket
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -82,22 +81,9 @@ def ray_engine(
         yield RayEncoding(load_encoder, version, batch_size, shard_rows, wanted, options)
 
 
-def _nowhere() -> AbstractContextManager[None]:
-    return contextlib.nullcontext()
-
-
 @dataclass(frozen=True)
 class RayEncoding:
-    """`Encoding` on a Ray cluster, in any order.
-
-    Attributes:
-        load_encoder: gives the encoder of a worker.
-        version: adapter version of the vectors.
-        batch_size: sequences encoded together.
-        shard_rows: catalogue rows of one task; at least so many items are yielded together.
-        workers: actors.
-        options: resources of each.
-    """
+    """`Encoding` on a Ray cluster, in any order; see `ray_engine`. `options` are the resources of each worker."""
 
     load_encoder: LoadEncoder
     version: str
@@ -107,7 +93,11 @@ class RayEncoding:
     options: dict[str, float]
 
     def shards(
-        self, catalog: Catalog, known: Mapping[str, str], progress: Progress, stage: Stage = _nowhere
+        self,
+        catalog: Catalog,
+        known: Mapping[str, str],
+        progress: Progress,
+        stage: Stage = contextlib.nullcontext,
     ) -> Iterator[EncodedItems | WrittenItems]:
         """Yield what workers have written, or at least `shard_rows` items at a time; see `Encoding`."""
         waiting: list[pa.Table] = []
@@ -160,9 +150,7 @@ class RayEncoding:
 def _items(tables: list[pa.Table]) -> EncodedItems:
     table = pa.concat_tables(tables)
     ids, hashes = table["item_id"].to_pylist(), table["content_hash"].to_pylist()
-    text, text_found = matrix_of(table["text"])
-    image, image_found = matrix_of(table["image"])
-    return EncodedItems(ids, hashes, text, text_found, image, image_found)
+    return EncodedItems(ids, hashes, *matrix_of(table["text"]), *matrix_of(table["image"]))
 
 
 @contextlib.contextmanager

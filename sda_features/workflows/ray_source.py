@@ -21,7 +21,6 @@ class CatalogSource(Datasource):  # type: ignore[misc]
     """The rows of a catalogue, with their positions and what is stored of them.
 
     Args:
-        catalog: the catalogue.
         known: item id -> content hash of stored vectors. Each row carries its own, so that no worker
             holds those of all.
     """

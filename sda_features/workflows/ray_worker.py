@@ -30,9 +30,7 @@ class Worker:
     """An actor: an encoder, and the catalogue rows that Ray brings to it.
 
     Args:
-        load_encoder: gives the encoder.
-        version: adapter version that it has to have.
-        catalog: the catalogue of the rows.
+        version: adapter version that the encoder has to have.
         batch_size: sequences encoded together.
         target: where the rows go; None, or one that is not seen from here: vectors are handed back.
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,21 +24,12 @@ from sda_features.report.charts import line_chart, share_grid
 from sda_features.report.conflict import conflict_chart
 from sda_features.report.html import GalleryData, Section, render_report
 from sda_features.report.tables import metrics_table
-from sda_features.report.thumbnails import make_sheets, thumbnail
+from sda_features.report.thumbnails import PER_SHEET, make_sheets, thumbnail
 from sda_features.results import Result
-from sda_features.workflows.inspect_vectors import (
-    COMMON,
-    Space,
-    compare_spaces,
-    inspect_space,
-    kinds,
-    load_spaces,
-)
+from sda_features.workflows.inspect_vectors import COMMON, Space, inspect_spaces, kinds, load_spaces
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-T = TypeVar("T")
 
 MOST_ITEMS = 20_000  # on one page; of a larger catalogue a random choice
 LANDMARKS = 3_000  # items that the projection is computed for; the others are put between their nearest
@@ -51,64 +42,39 @@ CURVES = {  # charts of training: title -> name of the line -> field of training
 
 
 @dataclass(frozen=True, eq=False)
-class CatalogContent:
-    """What the catalogue says of n items.
+class ShownItem:
+    """What the page says of an item: its texts by column, and RGB or None."""
 
-    Attributes:
-        ids: n ids.
-        names: the first text column, or the id.
-        columns: text column -> n values.
-        thumbnails: RGB or None, n.
-        picture_hashes: of the thumbnail; None without a picture.
-    """
+    item_id: str
+    fields: dict[str, str]
+    thumbnail: Image | None
 
-    ids: list[str]
-    names: list[str]
-    columns: dict[str, list[str | None]]
-    thumbnails: list[Image | None]
-    picture_hashes: list[str | None]
-
-    def shared_pictures(self) -> list[tuple[int, int]]:
-        """(first item, items) of pictures that at least `COMMON` items have, most frequent first."""
-        counts = Counter(filter(None, self.picture_hashes))
-        return [
-            (self.picture_hashes.index(name), items)
-            for name, items in counts.most_common(8)
-            if items >= COMMON
-        ]
-
-    def only(self, chosen: NDArray[np.int64]) -> CatalogContent:
-        """Some of the items."""
-
-        def pick(values: list[T]) -> list[T]:
-            return [values[item] for item in chosen]
-
-        columns = {name: pick(values) for name, values in self.columns.items()}
-        return CatalogContent(
-            pick(self.ids), pick(self.names), columns, pick(self.thumbnails), pick(self.picture_hashes)
-        )
+    @property
+    def name(self) -> str:
+        """The first text, or the id."""
+        return next(iter(self.fields.values()), self.item_id)
 
 
-def read_catalog_content(
-    settings: CatalogSettings, *, side: int = SIDE, progress: bool = True
-) -> CatalogContent:
-    """Read names, columns and thumbnails of every usable item.
+def read_items(settings: CatalogSettings, *, progress: bool = True) -> tuple[list[ShownItem], Sequence[str]]:
+    """Every usable item, and the names of the text columns.
 
     Raises:
         CatalogError: see `Catalog`.
     """
     catalog = Catalog(settings)
-    shelf = CatalogContent([], [], {name: [] for name in catalog.text_columns}, [], [])
-    for item in tqdm(catalog.items(), "reading catalogue", catalog.rows, unit="item", disable=not progress):
-        shelf.ids.append(item.item_id)
-        shelf.names.append(next(iter(item.fields.values()), item.item_id))
-        for name, values in shelf.columns.items():
-            values.append(item.fields.get(name))
-        small = thumbnail(item.image, side)
-        shelf.thumbnails.append(small)
-        digest = small and hashlib.blake2b(small.tobytes(), digest_size=8).hexdigest()
-        shelf.picture_hashes.append(digest or None)
-    return shelf
+    bar = tqdm(catalog.items(), "reading catalogue", catalog.rows, unit="item", disable=not progress)
+    items = [ShownItem(item.item_id, item.fields, thumbnail(item.image, SIDE)) for item in bar]
+    return items, catalog.text_columns
+
+
+def shared_pictures(thumbnails: Sequence[Image | None]) -> list[tuple[int, int]]:
+    """(first item, items) of pictures that at least `COMMON` items have, most frequent first."""
+    hashes = [
+        None if small is None else hashlib.blake2b(small.tobytes(), digest_size=8).digest()
+        for small in thumbnails
+    ]
+    counts = Counter(filter(None, hashes)).most_common(8)
+    return [(hashes.index(name), items) for name, items in counts if items >= COMMON]
 
 
 @dataclass(frozen=True)
@@ -140,12 +106,7 @@ def write_report(
     """Write the report of a version to `output`.
 
     Args:
-        output: the HTML file.
-        repo: an applied Feast repo.
-        feature_set: name of the feature set.
-        settings: the catalogue.
-        version: adapter version or its beginning; None: the live one.
-        against: `FEATURE_SET`, `@VERSION` or `FEATURE_SET@VERSION` to show side by side.
+        version, against: see `load_spaces`.
         run: folder that `adapt` wrote, for curves and gates.
         recommenders: folders of recommenders' runs, for their table.
         max_megabytes: largest size of the pictures in the file.
@@ -154,44 +115,45 @@ def write_report(
     Raises:
         SDAError: catalogue, vectors or a run cannot be read.
     """
-    shelf = read_catalog_content(settings, progress=progress)
-    spaces = load_spaces(repo, feature_set, shelf.ids, version, against)
-    numbers = [inspect_space(space, shelf.columns) for space in spaces]
-    change = compare_spaces(*spaces) if len(spaces) > 1 else None
-    chosen = choose(len(shelf.ids), MOST_ITEMS, 0)
-    shared = shelf.only(chosen)
+    items, names = read_items(settings, progress=progress)
+    columns = {name: [item.fields.get(name) for item in items] for name in names}
+    spaces = load_spaces(repo, feature_set, [item.item_id for item in items], version, against)
+    inspection = inspect_spaces(spaces, columns)
+    chosen = choose(len(items), MOST_ITEMS, 0)
+    some = [items[place] for place in chosen]
+    thumbnails = [item.thumbnail for item in some]
     shown = [space.only(chosen) for space in spaces]
-    everything = np.arange(len(chosen))
     mapped, places = project(shown[0])
-    sheets = make_sheets(shared.thumbnails, SIDE, max_bytes=int(max_megabytes * 1e6))
-    covered = len(sheets.urls) * 1024
+    sheets = make_sheets(thumbnails, SIDE, max_bytes=int(max_megabytes * 1e6))
+    pictured = np.array([small is not None for small in thumbnails], bool)
+    pictured[len(sheets.urls) * PER_SHEET :] = False
     html = render_report(
         f"Item vectors: {feature_set}",
-        f"{len(shelf.ids):,} items of {settings.path}; {' against '.join(space.name for space in spaces)}",
-        numbers,
-        change,
+        f"{len(items):,} items of {settings.path}; {' against '.join(space.name for space in spaces)}",
+        inspection.spaces,
+        inspection.change,
         GalleryData(
-            shared.ids,
-            shared.names,
-            kinds(shared.columns),
-            np.array([picture is not None for picture in shared.thumbnails], bool) & (everything < covered),
+            [item.item_id for item in some],
+            [item.name for item in some],
+            kinds({name: [item.fields.get(name) for item in some] for name in names}),
+            pictured,
             sheets,
             mapped,
             places,
             {space.name: space.neighbours for space in shown},
         ),
         [*training_sections(run), *recommender_sections(recommenders)],
-        shared_pictures=shared.shared_pictures(),
+        shared_pictures=shared_pictures(thumbnails),
         map_note=f"t-SNE of text and picture together, {len(mapped):,} items that have both"
-        + (f", of {len(shelf.ids):,} in the catalogue." if len(chosen) < len(shelf.ids) else "."),
+        + (f", of {len(items):,} in the catalogue." if len(some) < len(items) else "."),
         footer=f"{len(sheets.urls)} sheets of thumbnails, {sheets.bytes / 1e6:.1f} MB; this file loads nothing else.",
     )
     with atomic_file(output) as temporary:
         temporary.write_text(html, encoding="utf-8")
-    return ReportWritten(numbers, change, output, len(html.encode()))
+    return ReportWritten(inspection.spaces, inspection.change, output, len(html.encode()))
 
 
-def project(space: Space, *, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def project(space: Space) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Places of the items with both vectors on a plane.
 
     t-SNE of up to `LANDMARKS` items; every other item is put at the mean place of its five nearest
@@ -206,17 +168,17 @@ def project(space: Space, *, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[
     items = np.flatnonzero(rows.any(axis=1))
     if len(items) < 5:
         return items, np.full((len(items), 2), 0.5, np.float32)
-    landmarks = items[choose(len(items), LANDMARKS, seed)]
+    landmarks = items[choose(len(items), LANDMARKS, 0)]
     perplexity = min(30.0, (len(landmarks) - 1) / 3)
     fitted = TSNE(
-        perplexity=perplexity, init="pca", metric="cosine", random_state=seed, max_iter=500
+        perplexity=perplexity, init="pca", metric="cosine", random_state=0, max_iter=500
     ).fit_transform(rows[landmarks])
     places = np.zeros((len(rows), 2), np.float32)
     places[landmarks] = fitted
     others = np.setdiff1d(items, landmarks)
     if len(others):
         near = nearest(rows[others], rows[landmarks], 5)
-        jitter = np.random.default_rng(seed).normal(0, 0.004 * np.ptp(fitted), (len(others), 2))
+        jitter = np.random.default_rng(0).normal(0, 0.004 * np.ptp(fitted), (len(others), 2))
         places[others] = fitted[near].mean(axis=1) + jitter
     low, high = places[items].min(axis=0), places[items].max(axis=0)
     return items, ((places[items] - low) / np.maximum(high - low, 1e-9)).astype(np.float32)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,12 +19,9 @@ from sda_features.errors import FeatureMismatchError, SettingsError
 from sda_features.evaluation.neighbours import nearest
 from sda_features.evaluation.space import choose
 from sda_features.results import Result, text_table
-from sda_features.workflows.inspect_vectors import load_space, read_columns
-
-View = Literal["text", "image", "both"]
+from sda_features.workflows.inspect_vectors import VIEWS, View, load_space, read_columns
 
 FORMAT = 1
-VIEWS: tuple[View, ...] = ("text", "image", "both")
 FILES = (
     *(f"{view}.{kind}" for view in VIEWS for kind in ("faiss", "parquet")),
     *("codes.parquet", "codebooks.npy", "manifest.json"),
@@ -40,13 +36,7 @@ RECALL_OF = 10
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A near item.
-
-    Attributes:
-        item_id: its id.
-        name: its first text field.
-        cosine: similarity, -1..1; of both modalities, the mean of the two.
-    """
+    """A near item: its name is its first text field, its cosine -1..1, of both modalities the mean of the two."""
 
     item_id: str
     name: str
@@ -105,8 +95,6 @@ class IndexWritten(Result):
     """What `write_index` made.
 
     Attributes:
-        path: the folder.
-        version: adapter version.
         items: view -> items in its index.
         recall: view -> recall@10 against exact search on a sample.
         codes: levels and codes a level; None if none were asked for.
@@ -134,10 +122,8 @@ def write_index(
     settings: CatalogSettings,
     output: Path,
     *,
-    views: Sequence[View] = VIEWS,
     version: str | None = None,
     codes: tuple[int, int] | None = None,
-    seed: int = 0,
 ) -> IndexWritten:
     """Write a folder for retrieval: for each view `{view}.faiss` and `{view}.parquet`, and manifest.json.
 
@@ -145,15 +131,11 @@ def write_index(
     parquet file. Queries are rows of the same version, centred as these are.
 
     Args:
-        repo: an applied Feast repo.
-        feature_set: name of the feature set.
         settings: the catalogue, whose items are indexed.
         output: folder; an index of another version there is replaced.
-        views: what is indexed.
         version: adapter version or its beginning; None: the live one.
         codes: (levels, codes a level): also codes.parquet, see `residual_codes`. Codebooks of an
             index of the same version at `output` are used again, so that codes stay what they were.
-        seed: of k-means and of the sample.
 
     Raises:
         ModuleNotFoundError: faiss is not installed.
@@ -163,36 +145,30 @@ def write_index(
     faiss = _faiss()
     ids, _ = read_columns(settings)
     space = load_space(repo, feature_set, ids, version)
-    assert space.version is not None
     known = _codebooks(output, space.version, codes)
-    items: dict[View, int] = {}
+    present = {view: np.flatnonzero(space.views[view].any(axis=1)) for view in VIEWS}
     recall: dict[View, float] = {}
     with atomic_folder(output) as temporary:
-        for view in views:
-            rows = space.views[view]
-            present = np.flatnonzero(rows.any(axis=1))
-            index, recall[view] = build_index(rows[present], seed=seed)
+        for view, items in present.items():
+            index, recall[view] = build_index(space.views[view][items])
             faiss.write_index(index, str(temporary / f"{view}.faiss"))
-            pq.write_table(
-                pa.table({"item_id": [ids[item] for item in present]}), temporary / f"{view}.parquet"
-            )
-            items[view] = len(present)
+            table = pa.table({"item_id": [ids[item] for item in items]})
+            pq.write_table(table, temporary / f"{view}.parquet")
         if codes is not None:
-            rows = space.views["both"]
-            present = np.flatnonzero(rows.any(axis=1))
-            codebooks = known if known is not None else fit_codebooks(rows[present], *codes, seed=seed)
+            rows = space.views["both"][present["both"]]
+            codebooks = known if known is not None else fit_codebooks(rows, *codes)
             np.save(temporary / "codebooks.npy", codebooks, allow_pickle=False)
-            found = residual_codes(rows[present], codebooks)
-            now = pa.array([datetime.now(UTC)] * len(present), pa.timestamp("us", tz="UTC"))
+            now = pa.scalar(datetime.now(UTC), pa.timestamp("us", tz="UTC"))
             table = pa.table(  # as Feast reads it
                 {
-                    "item_id": pa.array([ids[item] for item in present], pa.string()),
-                    "codes": pa.array(found.tolist(), pa.list_(pa.int32())),
-                    "event_timestamp": now,
+                    "item_id": pa.array([ids[item] for item in present["both"]], pa.string()),
+                    "codes": pa.array(residual_codes(rows, codebooks).tolist(), pa.list_(pa.int32())),
+                    "event_timestamp": pa.repeat(now, len(rows)),
                 }
             )
             pq.write_table(table, temporary / "codes.parquet")
-        written = IndexWritten(str(output), space.version, items, recall, codes)
+        counts = {view: len(items) for view, items in present.items()}
+        written = IndexWritten(str(output), space.version, counts, recall, codes)
         write_json(
             temporary / "manifest.json",
             {"format": FORMAT, "feature_set": feature_set, "recall_of": RECALL_OF, **asdict(written)},
@@ -200,7 +176,7 @@ def write_index(
     return written
 
 
-def build_index(unit: NDArray[np.float32], *, seed: int = 0) -> tuple[Any, float]:
+def build_index(unit: NDArray[np.float32]) -> tuple[Any, float]:
     """A faiss index by inner product, and its recall@10 against exact search for a sample of its rows.
 
     A graph (HNSW) for up to `MOST_IN_GRAPH` rows, inverted lists (IVF) for more; of these as many
@@ -208,14 +184,13 @@ def build_index(unit: NDArray[np.float32], *, seed: int = 0) -> tuple[Any, float
 
     Args:
         unit: float32 [n, d], rows of length 1.
-        seed: of the sample.
 
     Raises:
         ModuleNotFoundError: faiss is not installed.
     """
     faiss = _faiss()
     rows, (items, dim) = np.ascontiguousarray(unit, np.float32), unit.shape
-    queries = rows[choose(items, MEASURED, seed)]
+    queries = rows[choose(items, MEASURED, 0)]
     exact = nearest(queries, rows, min(RECALL_OF, items), rows_at_once=64)
 
     def recall() -> float:
@@ -230,7 +205,7 @@ def build_index(unit: NDArray[np.float32], *, seed: int = 0) -> tuple[Any, float
         index.add(rows)
         return index, recall()
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, LISTS, faiss.METRIC_INNER_PRODUCT)
-    index.cp.max_points_per_centroid, index.cp.seed = TRAINED_ON, 1 + seed
+    index.cp.max_points_per_centroid, index.cp.seed = TRAINED_ON, 1
     index.train(rows)
     index.add(rows)
     reached = 0.0
@@ -240,14 +215,13 @@ def build_index(unit: NDArray[np.float32], *, seed: int = 0) -> tuple[Any, float
     return index, reached
 
 
-def fit_codebooks(rows: NDArray[np.float32], levels: int, size: int, *, seed: int = 0) -> NDArray[np.float32]:
+def fit_codebooks(rows: NDArray[np.float32], levels: int, size: int) -> NDArray[np.float32]:
     """Residual k-means: level l + 1 clusters what level l leaves over.
 
     Args:
         rows: float32 [n, d].
         levels: number of levels.
         size: codes a level, at most n.
-        seed: of k-means.
 
     Returns:
         float32 [levels, size, d].
@@ -259,7 +233,7 @@ def fit_codebooks(rows: NDArray[np.float32], levels: int, size: int, *, seed: in
     faiss = _faiss()
     codebooks, residual = [], np.ascontiguousarray(rows, np.float32)
     for level in range(levels):
-        means = faiss.Kmeans(rows.shape[1], size, niter=20, seed=seed + level, min_points_per_centroid=1)
+        means = faiss.Kmeans(rows.shape[1], size, niter=20, seed=level, min_points_per_centroid=1)
         means.train(residual)
         codebooks.append(means.centroids.copy())
         residual = residual - codebooks[-1][_closest(residual, codebooks[-1])]

@@ -57,8 +57,6 @@ class RedisStream:
     """Entries of a Redis Stream, read by a consumer group: `XADD key * item JSON`, or `op delete item JSON`.
 
     Attributes:
-        server: where the stream is.
-        key: its key.
         group: the consumer group; made if it is missing, from the beginning of the stream.
         consumer: the name under which entries are delivered; a process that takes over another's name
             takes over what that one has not acknowledged.
@@ -145,11 +143,8 @@ def stream(
     """Write what a source delivers, for ever; yield after each batch, empty ones too.
 
     Args:
-        repo: an applied Feast repo.
         feature_set: its live or stored version is that of the encoder: materialize the catalogue first.
         settings: how rows are read, as for `materialize`; the path does not matter.
-        load_encoder: gives the encoder.
-        source: of events.
         batch_size: sequences encoded together.
         max_events: events of one batch.
         seconds: how long to wait for events before an empty batch is yielded.

@@ -29,16 +29,7 @@ Echo = Callable[[str], None]
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """Everything that decides what a run finds.
-
-    Attributes:
-        interactions: the log.
-        log: how it was read.
-        features: vectors of its items.
-        model: name of the recommender, see `find_recommender`.
-        settings: of the recommender.
-        evaluation: the protocol.
-    """
+    """Everything that decides what a run finds: a log and how it was read, vectors, a model, the protocol."""
 
     interactions: Interactions
     log: LogSettings
@@ -73,8 +64,6 @@ class Training:
         """The run in `folder`: read when it was made of the same inputs, else trained and written.
 
         Args:
-            folder: the run folder.
-            echo: prints a line.
             place: where this run stands among others, e.g. "[3/24] ".
             progress: show a bar on standard error.
         """
@@ -97,27 +86,20 @@ class Training:
         if not (folder / MANIFEST).exists():
             return ["not trained yet"]
         manifest = read_manifest(folder)
-        wanted: dict[str, Any] = {
-            "sda_features": __version__,
-            "model": self.model,
-            "settings": self.settings.model_dump(mode="json"),
-            "evaluation": self.evaluation.model_dump(mode="json"),
-            "data": {"sha256": self.interactions.data_hash},
-            "features": self.features.name,
-            "vectors_version": self.features.version,
-            "vectors_sha256": self.features.sha256,
-        }
-        pairs = [
-            (key, value, before.get(key))
-            for name, ours in wanted.items()
-            for key, value, before in (
-                [(name, ours, manifest)]
-                if not isinstance(ours, dict)
-                else [(key, value, manifest.get(name) or {}) for key, value in ours.items()]
-            )
-            if key not in NOT_COMPARED
+        inputs: list[tuple[dict[str, Any], dict[str, Any]]] = [  # as they were, as they are
+            (manifest, {"sda_features": __version__, "model": self.model}),
+            (manifest.get("settings") or {}, self.settings.model_dump(mode="json")),
+            (manifest.get("evaluation") or {}, self.evaluation.model_dump(mode="json")),
+            (manifest.get("data") or {}, {"sha256": self.interactions.data_hash}),
+            (manifest, {"features": self.features.name, "vectors_version": self.features.version}),
+            (manifest, {"vectors_sha256": self.features.sha256}),
         ]
-        return [f"{key}: {_short(old)} before, {_short(new)} now" for key, new, old in pairs if new != old]
+        return [
+            f"{key}: {_short(before.get(key))} before, {_short(now)} now"
+            for before, wanted in inputs
+            for key, now in wanted.items()
+            if key not in NOT_COMPARED and before.get(key) != now
+        ]
 
 
 def train_recommender(
@@ -136,10 +118,7 @@ def train_recommender(
     Args:
         interactions: parquet, CSV or JSONL log, as a path or an fsspec URL.
         features: see `load_features`.
-        settings: of the recommender.
-        evaluation: of the protocol.
-        model: name of the recommender, see `find_recommender`.
-        log: how the log is read.
+        model: see `find_recommender`.
         repo: an applied Feast repo; needed for a feature set.
         progress: show a bar on standard error.
 
@@ -179,9 +158,8 @@ def train_seeds(
     runs = []
     for seed in seeds:
         seeded = replace(training, settings=of_model.model_copy(update={"seed": seed}))
-        runs.append(
-            seeded.run(output / f"seed-{seed}" if len(seeds) > 1 else output, echo, progress=progress)
-        )
+        folder = output / f"seed-{seed}" if len(seeds) > 1 else output
+        runs.append(seeded.run(folder, echo, progress=progress))
     return runs
 
 
@@ -233,7 +211,6 @@ def evaluate_run(
     """The metrics of a saved run; under a `changed` protocol its test items are ranked again.
 
     Args:
-        run: the run folder.
         changed: fields of `EvaluationSettings`.
         interactions: the log it was trained on; needed to rank again.
         content_weight: of the content score, if it is to be another; see `rank_again`.
@@ -275,13 +252,12 @@ def check_output(output: Path, seeds: int) -> None:
     Raises:
         SettingsError: naming what is in the way.
     """
+    if seeds == 1:
+        check_folder(output, RUN_FILES, "an earlier run")
+        return
     inside = output.iterdir() if output.is_dir() else ()
-    ours = (
-        RUN_FILES
-        if seeds == 1
-        else {p.name for p in inside if re.fullmatch(r"seed-\d+", p.name) and p.is_dir()}
-    )
-    check_folder(output, ours, "an earlier run" if seeds == 1 else "a folder of earlier runs")
+    ours = {path.name for path in inside if re.fullmatch(r"seed-\d+", path.name) and path.is_dir()}
+    check_folder(output, ours, "a folder of earlier runs")
 
 
 def say_without_vector(features: Features, echo: Echo) -> None:

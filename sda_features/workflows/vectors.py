@@ -59,14 +59,13 @@ class VectorReport:
         for label, theirs in self.measures.items():
             for measure, other in zip(self.measures[ours], theirs, strict=True) if label != ours else ():
                 (found,) = compare(measure.values[:, None], other.values[:, None], seed=seed)
-                means = mean(measure.values), mean(other.values)
                 rows.append(
                     {
                         "features": ours,
                         "against": label,
                         "metric": measure.name,
-                        "ours": means[0],
-                        "theirs": means[1],
+                        "ours": mean(measure.values),
+                        "theirs": mean(other.values),
                         "won": 0,  # nothing was trained, so there are no seeds
                         "pairs": 0,
                         **asdict(found),
@@ -74,24 +73,10 @@ class VectorReport:
                 )
         return rows
 
-    def json(self, differences: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Everything, ready for JSON."""
-        return {
-            **self.manifest,
-            "users": self.users(),
-            "metrics": self.metrics(),
-            "differences": list(differences),
-        }
-
 
 @dataclass(frozen=True)
 class Evaluated(Result):
-    """A report and the comparison of its last feature set with the others.
-
-    Attributes:
-        report: the measures.
-        seed: of the bootstrap.
-    """
+    """A report and the comparison of its last feature set with the others; `seed` is of the bootstrap."""
 
     report: VectorReport
     seed: int
@@ -107,7 +92,8 @@ class Evaluated(Result):
 
     def as_dict(self) -> dict[str, Any]:
         """See `Result`."""
-        return self.report.json(self.differences)
+        measured = {"users": self.report.users(), "metrics": self.report.metrics()}
+        return {**self.report.manifest, **measured, "differences": self.differences}
 
     def __str__(self) -> str:
         shown = [
@@ -136,15 +122,11 @@ def evaluate_feature_sets(
     """Measure each feature set, and popularity beside them.
 
     Args:
-        interactions: the log.
         features: see `load_features`.
-        settings: of the measures.
         evaluation: the split, the cut-off and the limit of the tail.
-        log: how the log is read.
         repo: an applied Feast repo; needed for feature sets.
         catalog: its items are all ranked, also those without interactions; none: the items of the log.
         product_column: of the catalogue, equal for the variants of one product, see `evaluate_vectors`.
-        echo: prints a line.
 
     Raises:
         SettingsError: ids alone are no vectors, one label twice, or a product column without a catalogue.

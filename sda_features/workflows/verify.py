@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,9 +74,6 @@ def verify(
     store, and with the bytes in Redis.
 
     Args:
-        repo: an applied Feast repo.
-        feature_set: name of the feature set.
-        catalog_settings: the catalogue.
         version: adapter version; None: the live one.
         sample: compare the vectors of so many random items; None: of all. Ids and hashes are
             always compared for all.
@@ -171,14 +168,19 @@ def _check_matrices(rows: pa.RecordBatch, trained: Mapping[str, np.ndarray]) -> 
     """The trainers' matrices [n, d] are the rows of the parts; return how many vectors there are."""
     from sda_features.offline.schema import matrix_of
 
-    ids = rows["item_id"].to_pylist()
     count = 0
     for modality, column in COLUMNS.items():
         expected, found = matrix_of(rows[column])
         count += int(found.sum())
         got = trained[modality]
         expected = expected if expected.shape[1] else np.zeros_like(got)
-        _compare(ids, expected, got, f"{column} in the parquet parts", "in the trainers' matrix")
+        different = expected.view(np.uint32) != got.view(np.uint32)  # bits: -0.0 is not 0.0
+        if different.any():
+            row, position = np.argwhere(different)[0].tolist()
+            raise ParityError(
+                f"Item {rows['item_id'][row].as_py()!r}: {column} in the parquet parts has {expected[row, position]!r} "
+                f"at position {position}, in the trainers' matrix stands {got[row, position]!r}."
+            )
     return count
 
 
@@ -216,17 +218,6 @@ def _encoded(column: pa.Array) -> list[bytes]:
             b"" if value is None else codec.value_header("bytes", len(value)) + value for value in payloads
         ]
     return codec.encode_vectors(*matrix_of(column))
-
-
-def _compare(ids: Sequence[str | int], expected: np.ndarray, got: np.ndarray, what: str, where: str) -> None:
-    different = (expected.view(np.uint32) != got.view(np.uint32)).any(axis=1)  # bits: -0.0 is not 0.0
-    if different.any():
-        row = int(different.argmax())
-        column = int((expected[row].view(np.uint32) != got[row].view(np.uint32)).argmax())
-        raise ParityError(
-            f"Item {ids[row]!r}: {what} has {expected[row, column]!r} at position {column}, {where} stands "
-            f"{got[row, column]!r}."
-        )
 
 
 def _shown(value: bytes | None) -> str:

@@ -6,22 +6,11 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import redis
 
 from sda_features.workflows.stream import RedisStream, Source
-
-
-class Events(Protocol):
-    """A stream from both sides."""
-
-    def add(self, item: Any, *, delete: bool = False) -> None: ...
-
-    def waiting(self) -> int:
-        """Events that are not acknowledged."""
-
-    def open(self) -> contextlib.AbstractContextManager[Source]: ...
 
 
 class RedisEvents:
@@ -32,6 +21,7 @@ class RedisEvents:
         self.server.xadd(self.key, {"item": json.dumps(item), **({"op": "delete"} if delete else {})})
 
     def waiting(self) -> int:
+        """Events that are not acknowledged."""
         (group,) = self.server.xinfo_groups(self.key)  # type: ignore[misc]
         return int(group["pending"]) + int(group["lag"] or 0)
 
@@ -59,13 +49,12 @@ class KafkaEvents:
         assert self.producer.flush(60) == 0
 
     def waiting(self) -> int:
+        """Events that are not acknowledged."""
         from confluent_kafka import Consumer, TopicPartition
 
         consumer = Consumer({"bootstrap.servers": self.servers, "group.id": "sda-features"})
-        places = [
-            TopicPartition(self.topic, number)
-            for number in self.producer.list_topics(timeout=60).topics[self.topic].partitions
-        ]
+        partitions = self.producer.list_topics(timeout=60).topics[self.topic].partitions
+        places = [TopicPartition(self.topic, number) for number in partitions]
         committed = consumer.committed(places, timeout=60)
         ends = [consumer.get_watermark_offsets(place, timeout=60)[1] for place in places]
         consumer.close()

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -20,10 +19,10 @@ from sda_features.demo.catalogue import make_catalogue
 from sda_features.demo.purchases import make_interactions
 from sda_features.errors import BackboneError, SettingsError
 from sda_features.feature_store.matrices import load_vectors
-from sda_features.serving import EmbeddingClient
 from tests.lvlm.dual_models import TEXT_LIMIT, build_dual_model, published_vectors
 from tests.shop import catalog, run
 from tests.workflows.conftest import QUICK
+from tests.workflows.stores import served, with_column
 
 ITEMS = 40
 
@@ -52,7 +51,7 @@ def items_of(path: Path) -> Iterator[Item]:
     return Catalog(catalog(path)).items()
 
 
-def expected_vectors(shop: Path, model: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def expected_vectors(shop: Path, model: str) -> list[dict[str, np.ndarray]]:
     """Item id -> published text vector, and the same for pictures."""
     items = list(items_of(shop / "items.parquet"))
     texts = [caption(item.fields, PromptSettings()) for item in items]
@@ -61,13 +60,13 @@ def expected_vectors(shop: Path, model: str) -> tuple[dict[str, np.ndarray], dic
     made = published_vectors(
         shop / model, [text or "" for text in texts], [picture or blank for picture in pictures]
     )
-    return (
-        {item.item_id: made[0][row] for row, item in enumerate(items) if texts[row] is not None},
-        {item.item_id: made[1][row] for row, item in enumerate(items) if pictures[row] is not None},
-    )
+    return [
+        {item.item_id: row for item, row, value in zip(items, rows, values, strict=True) if value is not None}
+        for rows, values in zip(made, (texts, pictures), strict=True)
+    ]
 
 
-def test_clip_goes_the_way_of_every_feature_set(shop: Path, tmp_path: Path) -> None:
+def test_clip_goes_the_way_of_every_feature_set(shop, tmp_path):
     """init, materialize, verify, lookup, read, materialize a change, train."""
     repo = str(shop / "repo")
     first = materialize(shop, "clip", "--feature-set", "clip", "--shard-rows", "15")
@@ -84,10 +83,7 @@ def test_clip_goes_the_way_of_every_feature_set(shop: Path, tmp_path: Path) -> N
     texts, pictures = expected_vectors(shop, "clip")
     assert min(len(texts), len(pictures)) < ITEMS, "vacuous: every row is good"
     ids = pq.read_table(shop / "items.parquet")["item_id"].unique().drop_null().to_pylist()
-    with EmbeddingClient.from_repo(repo, "clip") as client:
-        online = client.get(ids)
-    offline = load_vectors(shop / "repo", "clip", ids)
-    for found in (online, offline):
+    for found in (served(shop / "repo", "clip", ids), load_vectors(shop / "repo", "clip", ids)):
         for matrix, is_found, expected in (
             (found.text, found.text_found, texts),
             (found.image, found.image_found, pictures),
@@ -100,8 +96,7 @@ def test_clip_goes_the_way_of_every_feature_set(shop: Path, tmp_path: Path) -> N
     table = pq.read_table(shop / "items.parquet")
     titles = table["title"].to_pylist()
     titles[7] = "changed"
-    position = table.column_names.index("title")
-    pq.write_table(table.set_column(position, "title", pa.array(titles)), shop / "changed.parquet")
+    pq.write_table(with_column(table, "title", titles), shop / "changed.parquet")
     again = json.loads(materialize(shop, "clip", "--feature-set", "clip", "--json", items="changed.parquet"))
     assert (again["encoded"], again["unchanged"]) == (1, ITEMS - 1)
 
@@ -109,7 +104,7 @@ def test_clip_goes_the_way_of_every_feature_set(shop: Path, tmp_path: Path) -> N
     assert "clip" in run(*train, "-o", tmp_path / "run", *QUICK)
 
 
-def test_another_extractor_is_another_version(shop: Path) -> None:
+def test_another_extractor_is_another_version(shop):
     """Vectors of two models never serve together, though one feature set holds both."""
     clip = json.loads(materialize(shop, "clip", "--feature-set", "clip", "--json"))
     siglip = json.loads(materialize(shop, "siglip", "--feature-set", "clip", "--json"))
@@ -126,7 +121,7 @@ def test_another_extractor_is_another_version(shop: Path) -> None:
         (["--feature-set", "clip", "--dim", "8"], "--dim needs a --checkpoint"),
     ],
 )
-def test_what_does_not_fit_is_said(shop: Path, options: list[str], message: str) -> None:
+def test_what_does_not_fit_is_said(shop, options, message):
     with pytest.raises(SettingsError, match=message):
         materialize(shop, "clip", *options)
     assert {path.name for path in (shop / "repo").glob("data/item_embeddings/vanilla*/*.parquet")} == {
@@ -134,15 +129,7 @@ def test_what_does_not_fit_is_said(shop: Path, options: list[str], message: str)
     }
 
 
-def test_adapt_refuses_such_a_model(shop: Path, tmp_path: Path) -> None:
+def test_adapt_refuses_such_a_model(shop, tmp_path):
+    adapt = ("adapt", shop / "items.parquet", "--model", shop / "clip", "-o", tmp_path / "run")
     with pytest.raises(BackboneError, match="is a 'clip' model; expected one of qwen2_vl"):
-        run(
-            "adapt",
-            shop / "items.parquet",
-            "--model",
-            shop / "clip",
-            "-o",
-            tmp_path / "run",
-            "--max-bad-rows",
-            1,
-        )
+        run(*adapt, "--max-bad-rows", 1)

@@ -23,6 +23,7 @@ from sda_features.workflows.doctor import examine
 from sda_features.workflows.inspect_vectors import load_space, read_columns
 from sda_features.workflows.similar import similar_items
 from tests.shop import catalog, tiny_encoder
+from tests.workflows.stores import with_column
 
 ITEMS = 60
 
@@ -47,11 +48,7 @@ def write_placeholders(folder: Path) -> None:
     pictures = items["image"].to_pylist()
     one = next(picture for picture in pictures if picture)
     changed = [one if row % 2 else picture for row, picture in enumerate(pictures)]
-    column = items.schema.get_field_index("image")
-    pq.write_table(
-        items.set_column(column, "image", pa.array(changed, items.schema.field("image").type)),
-        folder / "placeholders.parquet",
-    )
+    pq.write_table(with_column(items, "image", changed), folder / "placeholders.parquet")
 
 
 def of(shop: Path) -> list[str]:
@@ -65,10 +62,9 @@ def invoke(*arguments: object) -> tuple[int, str]:
     return result.exit_code, result.output + str(result.exception or "")
 
 
-def run(shop: Path, command: str, *arguments: object, before: bool = False) -> str:
-    places = list(arguments)
-    places.insert(before, shop / "items.parquet")
-    status, output = invoke(command, *places, *of(shop), "--max-bad-rows", 1)
+def run(shop: Path, command: str, *arguments: object) -> str:
+    """What a command says of the catalogue, which must succeed."""
+    status, output = invoke(command, shop / "items.parquet", *arguments, *of(shop), "--max-bad-rows", 1)
     assert status == 0, output
     return output
 
@@ -77,7 +73,7 @@ def stored_versions(shop: Path) -> list[str]:
     return [entry["version"] for entry in json.loads(invoke("versions", *of(shop), "--json")[1])["versions"]]
 
 
-def test_inspect_tells_two_versions_apart(shop: Path) -> None:
+def test_inspect_tells_two_versions_apart(shop):
     live, other = stored_versions(shop)[:2]
     found = json.loads(run(shop, "inspect", "--version", other, "--against", "@", "--json"))
     assert [space["version"] for space in found["spaces"]] == [other, live]
@@ -89,12 +85,12 @@ def test_inspect_tells_two_versions_apart(shop: Path) -> None:
     assert "neighbours kept" in table
 
 
-def test_a_version_is_not_compared_with_itself(shop: Path) -> None:
+def test_a_version_is_not_compared_with_itself(shop):
     arguments = (shop / "items.parquet", *of(shop), "--max-bad-rows", 1, "--against", "@")
     assert "itself" in invoke("inspect", *arguments)[1]
 
 
-def test_the_report_holds_everything_it_shows(shop: Path) -> None:
+def test_the_report_holds_everything_it_shows(shop):
     page = shop / "report.html"
     run(shop, "report", "--version", stored_versions(shop)[1], "--against", "@", "-o", str(page))
     html = page.read_text()
@@ -117,7 +113,7 @@ def promote(shop: Path, version: str) -> str:
     return invoke("promote", version, "--gated", *of(shop))[1]
 
 
-def test_the_gate_lets_a_sound_version_pass(shop: Path) -> None:
+def test_the_gate_lets_a_sound_version_pass(shop):
     limits = shop / "limits.toml"
     limits.write_text("min_recall = 0.0\nmax_spread = 1.0\n")  # both models are random
     version = stored_versions(shop)[1]
@@ -129,7 +125,7 @@ def test_the_gate_lets_a_sound_version_pass(shop: Path) -> None:
     assert int(suite.get("tests") or 0) == len(suite) >= 10
 
 
-def test_the_gate_stops_a_broken_picture_column(shop: Path) -> None:
+def test_the_gate_stops_a_broken_picture_column(shop):
     limits = shop / "limits.toml"
     limits.write_text("min_recall = 0.0\nmax_spread = 1.0\n")
     status, output, version = gate(shop, 2, "--thresholds", str(limits), items="placeholders.parquet")
@@ -140,7 +136,7 @@ def test_the_gate_stops_a_broken_picture_column(shop: Path) -> None:
     assert "share their picture" in promote(shop, version)
 
 
-def test_the_gate_stops_a_collapsed_space(shop: Path) -> None:
+def test_the_gate_stops_a_collapsed_space(shop):
     """Vectors that all but lie on their mean: the neighbours are those of the live version, the space is not."""
     ids, _ = read_columns(catalog(shop / "items.parquet"))
     live = load_space(shop / "repo", "vanilla", ids)
@@ -148,10 +144,8 @@ def test_the_gate_stops_a_collapsed_space(shop: Path) -> None:
     def collapsed(rows: NDArray[np.float32]) -> list[list[float] | None]:
         found = rows.any(axis=1)
         mean = rows[found].mean(axis=0)
-        return [
-            (mean + 0.01 * (row - mean)).tolist() if there else None
-            for row, there in zip(rows, found, strict=True)
-        ]
+        moved = (mean + 0.01 * (rows - mean)).tolist()
+        return [row if there else None for row, there in zip(moved, found, strict=True)]
 
     table = {"item_id": ids, "text": collapsed(live.text), "image": collapsed(live.image)}
     pq.write_table(pa.table(table), shop / "collapsed.parquet")
@@ -169,7 +163,7 @@ def test_the_gate_stops_a_collapsed_space(shop: Path) -> None:
     assert "spread of text vectors" in promote(shop, version)
 
 
-def test_similar_is_exact_search(shop: Path) -> None:
+def test_similar_is_exact_search(shop):
     settings = catalog(shop / "items.parquet")
     ids, _ = read_columns(settings)
     similar = similar_items(shop / "repo", "vanilla", settings, ids[3], by="text", k=5)
@@ -177,10 +171,12 @@ def test_similar_is_exact_search(shop: Path) -> None:
     expected = np.argsort(-(rows @ rows[3]), kind="stable")
     assert [near.item_id for near in similar.near] == [ids[item] for item in expected if item != 3][:5]
     assert similar.name
-    assert similar.near[0].name in run(shop, "similar", ids[3], "--by", "text", before=True)
+    status, output = invoke("similar", ids[3], settings.path, *of(shop), "--max-bad-rows", 1, "--by", "text")
+    assert status == 0, output
+    assert similar.near[0].name in output
 
 
-def test_an_index_finds_the_neighbours_and_its_codes_stay(shop: Path) -> None:
+def test_an_index_finds_the_neighbours_and_its_codes_stay(shop):
     output = shop / "index"
     printed = run(shop, "index", "-o", str(output), "--codes", "2x8")
     assert "recall@10 1.000" in printed
@@ -190,7 +186,7 @@ def test_an_index_finds_the_neighbours_and_its_codes_stay(shop: Path) -> None:
     assert len({tuple(codes) for codes in first["codes"].to_pylist()}) > 8
 
 
-def test_doctor_finds_no_fault_in_this_repo_and_one_in_an_empty_folder(shop: Path, tmp_path: Path) -> None:
+def test_doctor_finds_no_fault_in_this_repo_and_one_in_an_empty_folder(shop, tmp_path):
     found = {finding.subject: finding for finding in examine(shop / "repo", str(shop / "model-0"))}
     assert [finding for finding in found.values() if finding.status == "fault"] == []
     assert {"repo", "online store", "memory", "model", "disk"} <= found.keys()
@@ -203,7 +199,7 @@ def test_doctor_finds_no_fault_in_this_repo_and_one_in_an_empty_folder(shop: Pat
     assert any(entry["status"] == "fault" for entry in json.loads(result.output)["findings"])
 
 
-def test_text_of_the_catalogue_cannot_end_the_script(shop: Path) -> None:
+def test_text_of_the_catalogue_cannot_end_the_script(shop):
     from sda_features.report.html import GalleryData, render_report
     from sda_features.workflows.inspect_vectors import Space, inspect_space
 
@@ -227,7 +223,7 @@ def test_text_of_the_catalogue_cannot_end_the_script(shop: Path) -> None:
     assert "<b>set</b>" not in html
 
 
-def test_thumbnails_stay_within_their_size() -> None:
+def test_thumbnails_stay_within_their_size():
     from PIL import Image
 
     noise = np.random.default_rng(0).integers(0, 256, (2100, 32, 32, 3), np.uint8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def folder(training: Training, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-def test_a_manifest_says_what_a_run_was_made_of(training: Training, folder: Path, shop: Path) -> None:
+def test_a_manifest_says_what_a_run_was_made_of(training, folder, shop):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert (manifest["model"], manifest["recommender"]) == ("sasrec", "SASRec")
     assert manifest["features"] == str(shop / "full.parquet")
@@ -51,7 +52,7 @@ def test_a_manifest_says_what_a_run_was_made_of(training: Training, folder: Path
     assert {block["items"] for block in manifest["vectors"].values()} == {training.features.items - 2}
 
 
-def test_a_finished_run_is_not_trained_again(training: Training, folder: Path) -> None:
+def test_a_finished_run_is_not_trained_again(training, folder):
     lines: list[str] = []
     before = (folder / "manifest.json").stat().st_mtime_ns
     run = training.run(folder, lines.append, place="[1/1] ")
@@ -62,29 +63,25 @@ def test_a_finished_run_is_not_trained_again(training: Training, folder: Path) -
     assert lines[0].endswith("(finished before)")
 
 
-def test_how_fast_a_run_was_does_not_count(training: Training, folder: Path) -> None:
+def test_how_fast_a_run_was_does_not_count(training, folder):
     other = SETTINGS.model_copy(update={"threads": 2, "device": "cpu"})
     assert replace(training, settings=other).differs_from(folder) == []
 
 
-def test_every_input_counts(training: Training, folder: Path, shop: Path) -> None:
+def test_every_input_counts(training, folder, shop):
     log = training.interactions
     shorter = read_log(shop / "log.parquet", LogSettings(k_core=2))
     half, ids = load_features(str(shop / "half.parquet"), log.item_ids), load_features("id", log.item_ids)
+    hashes = f"sha256: {log.data_hash[:12]} before, {shorter.data_hash[:12]} now"
+    changed = SETTINGS.model_copy(update={"dropout": 0.1, "seed": 3})
     cases = {
-        "settings": (
-            {"settings": SETTINGS.model_copy(update={"dropout": 0.1, "seed": 3})},
-            ["dropout: 0.5 before, 0.1 now", "seed: 0 before, 3 now"],
-        ),
-        "evaluation": ({"evaluation": EvaluationSettings(negatives=4)}, ["negatives: 5 before, 4 now"]),
-        "model": ({"model": "vbpr"}, ["model: sasrec before, vbpr now"]),
-        "data": (
-            {"interactions": shorter},
-            [f"sha256: {log.data_hash[:12]} before, {shorter.data_hash[:12]} now"],
-        ),
+        "settings": (changed, ["dropout: 0.5 before, 0.1 now", "seed: 0 before, 3 now"]),
+        "evaluation": (EvaluationSettings(negatives=4), ["negatives: 5 before, 4 now"]),
+        "model": ("vbpr", ["model: sasrec before, vbpr now"]),
+        "interactions": (shorter, [hashes]),
     }
-    for name, (changes, expected) in cases.items():
-        assert replace(training, **changes).differs_from(folder) == expected, name
+    for name, (value, expected) in cases.items():
+        assert replace(training, **{name: value}).differs_from(folder) == expected, name
     differs = replace(training, features=half).differs_from(folder)
     assert [line.split(":")[0] for line in differs] == ["features", "vectors_sha256"]
     same_name = replace(half, name=training.features.name)
@@ -92,7 +89,7 @@ def test_every_input_counts(training: Training, folder: Path, shop: Path) -> Non
     assert replace(training, features=ids).differs_from(folder)
 
 
-def test_a_run_of_other_settings_is_trained_again(training: Training, folder: Path, tmp_path: Path) -> None:
+def test_a_run_of_other_settings_is_trained_again(training, folder, tmp_path):
     training.train(progress=False).save(tmp_path / "run")
     lines: list[str] = []
     changed = replace(training, settings=SETTINGS.model_copy(update={"epochs": 2}))
@@ -102,7 +99,7 @@ def test_a_run_of_other_settings_is_trained_again(training: Training, folder: Pa
     assert changed.differs_from(tmp_path / "run") == []
 
 
-def test_a_folder_that_is_no_run_is_never_replaced(training: Training, folder: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run_is_never_replaced(training, folder, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(SettingsError, match="is not an earlier run: it holds notes.txt. Name a new"):
         training.run(tmp_path, print, progress=False)
@@ -115,38 +112,28 @@ def test_a_folder_that_is_no_run_is_never_replaced(training: Training, folder: P
     assert (tmp_path / "run" / "seed-1").is_dir()
 
 
-def test_several_seeds_lie_side_by_side_and_one_lies_alone(shop: Path, tmp_path: Path) -> None:
-    arguments = {
-        "features": str(shop / "full.parquet"),
-        "settings": {"sasrec": SETTINGS},
-        "evaluation": EVALUATION,
-    }
+def test_several_seeds_lie_side_by_side_and_one_lies_alone(shop, tmp_path):
     lines: list[str] = []
-
-    def run(name: str, seeds: list[int]) -> list[Path]:
-        runs = train_seeds(
-            shop / "log.parquet",
-            tmp_path / name,
-            seeds=seeds,
-            log=LogSettings(),
-            echo=lines.append,
-            progress=False,
-            **arguments,
-        )
-        return [run.folder for run in runs]
-
-    assert run("one", [3]) == [tmp_path / "one"]
-    assert run("two", [3, 4]) == [tmp_path / "two" / "seed-3", tmp_path / "two" / "seed-4"]
+    train = partial(
+        train_seeds,
+        shop / "log.parquet",
+        features=str(shop / "full.parquet"),
+        settings={"sasrec": SETTINGS},
+        evaluation=EVALUATION,
+        log=LogSettings(),
+        echo=lines.append,
+        progress=False,
+    )
+    one, two = train(tmp_path / "one", seeds=[3]), train(tmp_path / "two", seeds=[3, 4])
+    folders = [tmp_path / name for name in ("one", "two/seed-3", "two/seed-4")]
+    assert [run.folder for run in one + two] == folders
     assert lines[0].startswith("full: 2 of 40 items have no vector")
-    seeds = [
-        json.loads((tmp_path / name / "manifest.json").read_text())
-        for name in ("one", "two/seed-3", "two/seed-4")
-    ]
+    seeds = [json.loads((folder / "manifest.json").read_text()) for folder in folders]
     assert [manifest["settings"]["seed"] for manifest in seeds] == [3, 3, 4]
     assert seeds[0]["metrics"] == seeds[1]["metrics"] != seeds[2]["metrics"]
 
 
-def test_a_k_core_and_a_temporal_split_go_through(shop: Path) -> None:
+def test_a_k_core_and_a_temporal_split_go_through(shop):
     result = train_recommender(
         shop / "log.parquet",
         "id",
@@ -162,12 +149,12 @@ def test_a_k_core_and_a_temporal_split_go_through(shop: Path) -> None:
     assert 0 < manifest["metrics"]["users/all"] == users - manifest["data"]["users_not_evaluated"] < users
 
 
-def test_an_unknown_model_is_named(shop: Path) -> None:
+def test_an_unknown_model_is_named(shop):
     with pytest.raises(SettingsError, match="No recommender 'gru'"):
         train_recommender(shop / "log.parquet", "id", SETTINGS, EVALUATION, model="gru", progress=False)
 
 
-def test_presets_are_usable_and_options_win() -> None:
+def test_presets_are_usable_and_options_win():
     for preset, models in PRESETS.items():
         assert set(models) == set(OWN)
         for model, values in models.items():

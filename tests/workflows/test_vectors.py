@@ -15,9 +15,8 @@ from tests.workflows.conftest import ITEMS
 
 def run(shop, *arguments):
     features = f"{shop}/half.parquet,{shop}/full.parquet:text,{shop}/full.parquet+{shop}/half.parquet"
-    return CliRunner().invoke(
-        cli, ["evaluate-vectors", f"{shop}/log.parquet", "--features", features, *arguments]
-    )
+    command = ["evaluate-vectors", f"{shop}/log.parquet", "--features", features]
+    return CliRunner().invoke(cli, [*command, *arguments])
 
 
 def test_the_command_measures_compares_and_writes(shop, tmp_path):
@@ -36,9 +35,8 @@ def test_the_command_measures_compares_and_writes(shop, tmp_path):
 
 def test_other_products_alone(shop, tmp_path):
     ids = [f"i{item:02}" for item in range(ITEMS)]
-    catalogue = pa.table(
-        {"item_id": [*ids, "new"], "product": [*(f"p{item // 4}" for item in range(ITEMS)), None]}
-    )
+    products = [f"p{item // 4}" for item in range(ITEMS)]
+    catalogue = pa.table({"item_id": [*ids, "new"], "product": [*products, None]})
     pq.write_table(catalogue, tmp_path / "items.parquet")
     options = ["--catalog", str(tmp_path / "items.parquet"), "--json"]
     every = json.loads(run(shop, *options).stdout)
@@ -59,8 +57,7 @@ def test_other_products_alone(shop, tmp_path):
 )
 def test_mistakes_are_named(shop, monkeypatch, arguments, message):
     monkeypatch.chdir(shop)
-    done = CliRunner().invoke(
-        cli, ["evaluate-vectors", "log.parquet", "--features", "full.parquet", *arguments]
-    )
+    command = ["evaluate-vectors", "log.parquet", "--features", "full.parquet"]
+    done = CliRunner().invoke(cli, [*command, *arguments])
     assert (done.exit_code == 0) == (message is None)
     assert message is None or message in str(done.exception)
