@@ -1,9 +1,6 @@
 """What cases of faults have in common: tiny models, a checkpoint, and the command line as a user sees it."""
 
-from __future__ import annotations
-
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +19,12 @@ __all__ = ["tiny_models"]
 
 
 @pytest.fixture(scope="session")
-def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def catalogue(tmp_path_factory):
     return write_catalogue(tmp_path_factory.mktemp("catalogue") / "items.parquet")
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]) -> Path:
+def checkpoint(tmp_path_factory, tiny_models):
     folder = tmp_path_factory.mktemp("trained") / "checkpoint"
     settings = AdaptSettings.parse(
         catalog={"path": "items.parquet"},
@@ -40,20 +37,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, 
 
 
 @pytest.fixture
-def copied(checkpoint: Path, tmp_path: Path) -> Path:
+def copied(checkpoint, tmp_path):
     return Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
 
 
 @pytest.fixture
-def model(tiny_models: dict[str, Path], tmp_path: Path) -> Path:
+def model(tiny_models, tmp_path):
     return Path(shutil.copytree(tiny_models["qwen2_5_vl"], tmp_path / "model"))
 
 
 @pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def fails(capsys):
     """Run the command line, which must end in one message and no traceback; returns the message."""
 
-    def run(*arguments: object, status: int = 1) -> str:
+    def run(*arguments, status=1):
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main([str(argument) for argument in arguments])

@@ -1,11 +1,7 @@
 """Hostile files and folders: CSV and JSON as people and programs write them, parquet that is damaged."""
 
-from __future__ import annotations
-
 import io
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +11,7 @@ from tests.hostile.table_cases import ID_COLUMNS, IMAGE_COLUMNS, PNG, TEXT_COLUM
 BIG = "123456789012345678901234567890"
 
 # name, a JSON value, its text; None: the row has a problem
-JSON_TEXTS: list[tuple[str, str, str | None]] = [
+JSON_TEXTS = [
     ("integer of 30 digits", BIG, BIG),
     ("integer of 5000 digits", "9" * 5000, "9" * 5000),
     ("minus", "-5", "-5"),
@@ -44,7 +40,7 @@ JSON_TEXTS: list[tuple[str, str, str | None]] = [
 ]
 
 # name, a JSON value, the id; or the reason why there is none
-JSON_IDS: list[tuple[str, str, str | None, str]] = [
+JSON_IDS = [
     ("integer of 30 digits", BIG, BIG, ""),
     ("integer", "7", "7", ""),
     ("minus", "-7", "-7", ""),
@@ -67,7 +63,7 @@ JSON_IDS: list[tuple[str, str, str | None, str]] = [
     ("blank", '"\\u2003 "', None, "missing_id"),
 ]
 
-JSON_IMAGES: list[tuple[str, str, str | None]] = [
+JSON_IMAGES = [
     ("path", '"a.png"', None),
     ("struct", '{"bytes": null, "path": "a.png"}', None),
     ("null", "null", "missing_image"),
@@ -84,7 +80,7 @@ JSON_IMAGES: list[tuple[str, str, str | None]] = [
 ]
 
 # name, a line, the reason of its row
-JSON_LINES: list[tuple[str, bytes, str]] = [
+JSON_LINES = [
     ("cut off", b'{"item_id": "b", "title"', "damaged_row"),
     ("a list", b'["b", "x"]', "damaged_row"),
     ("a number", b"7", "damaged_row"),
@@ -102,7 +98,7 @@ JSON_LINES: list[tuple[str, bytes, str]] = [
 ]
 
 # name, what stands below the head line, rows, problems
-CSV_FILES: list[tuple[str, bytes, dict[str, str], tuple[tuple[int, str], ...]]] = [
+CSV_FILES = [
     ("line ends of Windows", b"a,x\r\nb,y\r\n", {"a": "x", "b": "y"}, ()),
     ("line ends of old Macs", b"a,x\rb,y\r", {"a": "x", "b": "y"}, ()),
     ("no line end at the end", b"a,x\nb,y", {"a": "x", "b": "y"}, ()),
@@ -150,26 +146,26 @@ GOOD = pa.table({"item_id": ["a", "b"], "title": ["x", "y"]})
 BOTH = {"a": {"title": "x"}, "b": {"title": "y"}}
 
 
-def parquet(table: pa.Table) -> bytes:
+def parquet(table):
     stream = io.BytesIO()
     pq.write_table(table, stream)
     return stream.getvalue()
 
 
-def of(*ids: Any, **columns: Any) -> pa.Table:
+def of(*ids, **columns):
     return pa.table({"item_id": ids, **columns})
 
 
-def one(**columns: Any) -> pa.Table:
+def one(**columns):
     return of("c", **columns)
 
 
-def both(**fields: str) -> dict[str, dict[str, str]]:
+def both(**fields):
     """The rows of `GOOD`, with further fields."""
     return {name: row | fields for name, row in BOTH.items()}
 
 
-def _flipped(at: int) -> bytes:
+def _flipped(at):
     data = bytearray(parquet(pa.table({"item_id": [f"i{n}" for n in range(500)], "title": ["x"] * 500})))
     data[at] ^= 0xFF
     return bytes(data)
@@ -181,12 +177,12 @@ LINES = b'{"item_id":"a","title":"x"}\n{"item_id":"b","title":"y"}\n'
 NONE, WORD, D_X = pa.nulls(0), pa.array(["x"]).dictionary_encode(), of("d", t=["x"])
 
 
-def C(**fields: str) -> dict[str, dict[str, str]]:
+def C(**fields):
     """The row of `one`."""
     return {"c": fields}
 
 
-PARTS: list[tuple[str, dict[str, Any], dict[str, dict[str, str]] | str]] = [
+PARTS = [
     (
         "text missing in the first",
         {"0": GOOD, "1": one(title=["z"], brand=["oak"])},
@@ -226,7 +222,7 @@ PARTS: list[tuple[str, dict[str, Any], dict[str, dict[str, str]] | str]] = [
     ("no part with the id", {"0": pa.table({"title": ["x"]})}, "no column 'item_id'. Its columns are title"),
 ]
 
-FOLDERS: list[tuple[str, dict[str, Any], dict[str, dict[str, str]] | str]] = [
+FOLDERS = [
     ("nothing in it", {}, "is a folder without files"),
     ("only hidden files", {".x.parquet": GOOD}, "is a folder without files"),
     ("only Spark's mark", {"_SUCCESS": b""}, "is a folder without files"),
@@ -252,14 +248,14 @@ FOLDERS: list[tuple[str, dict[str, Any], dict[str, dict[str, str]] | str]] = [
 ]
 LATE = [json.dumps({"item_id": f"i{n}", "t": "x" * 1000}) for n in range(1200)]
 # name, the last line of a JSON file of 1.2 MB, its fields
-JSON_ENDS: list[tuple[str, str, dict[str, str]]] = [
+JSON_ENDS = [
     ("column after 1.2 MB", '{"item_id": "z", "brand": "oak"}', {"brand": "oak"}),
     ("a float after integers", '{"item_id": "z", "n": 9.5}', {"n": "9.5"}),
     ("a list after text", '{"item_id": "z", "t": ["a", "b"]}', {"t": "a, b"}),
     ("an object after text", '{"item_id": "z", "t": {"a": "b"}}', {"t": "a b"}),
 ]
 # name, a CSV file, rows; or part of the error
-CSV_HEADS: list[tuple[str, bytes, dict[str, dict[str, str]] | str]] = [
+CSV_HEADS = [
     ("byte order mark", b"\xef\xbb\xbfitem_id,title\na,x\nb,y\n", BOTH),
     ("quoted names", b'"item_id","title"\na,x\nb,y\n', BOTH),
     ("UTF-16", "item_id,title\na,x\n".encode("utf-16"), "UTF-16"),
@@ -284,7 +280,7 @@ CSV_HEADS: list[tuple[str, bytes, dict[str, dict[str, str]] | str]] = [
 
 MANY = {f"column_{n}": f"value {n}" for n in range(500)}
 # name, a parquet file, rows; or part of the error
-PARQUET_FILES: list[tuple[str, pa.Table, dict[str, dict[str, str]] | str]] = [
+PARQUET_FILES = [
     ("index of pandas", of("a", "b", title=["x", "y"], __index_level_0__=[5, 9]), BOTH),
     (
         "our own names",
@@ -305,7 +301,7 @@ PARQUET_FILES: list[tuple[str, pa.Table, dict[str, dict[str, str]] | str]] = [
     ),
 ]
 # name, file, content, rows; or part of the error
-SUFFIXES: list[tuple[str, str, bytes, dict[str, dict[str, str]] | str]] = [
+SUFFIXES = [
     ("capitals", "C.CSV", CSV, BOTH),
     ("none", "c", HEAD + b"a,x\n", "ends in ''"),
     ("Excel", "c.xlsx", b"PK", "ends in '.xlsx'"),
@@ -317,19 +313,19 @@ SUFFIXES: list[tuple[str, str, bytes, dict[str, dict[str, str]] | str]] = [
 
 
 def case(
-    name: str,
-    files: Mapping[str, Any],
-    result: Any,
-    problems: tuple[tuple[int, str], ...] = (),
-    path: str = "",
-) -> Case:
+    name,
+    files,
+    result,
+    problems=(),
+    path="",
+):
     """`result`: rows, or a part of the error."""
     if isinstance(result, str):
         return Case(name, files, error=result, path=path)
     return Case(name, files, result, problems, path=path)
 
 
-def _json_cases() -> Iterator[Case]:
+def _json_cases():
     for name, value, text in JSON_TEXTS:
         line = f'{{"item_id": "a", "t": {value}, "u": "x"}}\n'
         problems = ((1, "unusable_text"),) if text is None else ()
@@ -353,7 +349,7 @@ def _json_cases() -> Iterator[Case]:
         yield case(f"JSON: {name}", {"c.jsonl": "\n".join([*LATE, last]).encode()}, rows)
 
 
-def _csv_cases() -> Iterator[Case]:
+def _csv_cases():
     for name, body, texts, problems in CSV_FILES:
         rows = {i: {"title": t} if t else {} for i, t in texts.items()}
         yield case(f"CSV: {name}", {"c.csv": HEAD + body}, rows, problems)
@@ -361,7 +357,7 @@ def _csv_cases() -> Iterator[Case]:
         yield case(f"CSV head: {name}", {"c.csv": content}, result)
 
 
-def _parquet_cases() -> Iterator[Case]:
+def _parquet_cases():
     for name, column, texts, bad in TEXT_COLUMNS:
         files = {"c.parquet": of("a", "b", t_x=column, u=["x", "y"])}
         if isinstance(texts, str):
@@ -386,7 +382,7 @@ def _parquet_cases() -> Iterator[Case]:
         yield case(f"image column: {name}", files, result, problems, "c.parquet")
 
 
-def _file_cases() -> Iterator[Case]:
+def _file_cases():
     for kind, suffix, table in (("parts", ".parquet", PARTS), ("folder", "", FOLDERS)):
         for name, files, result in table:
             inside = {f"d/{path}{suffix}": content for path, content in files.items()}

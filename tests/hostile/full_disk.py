@@ -6,17 +6,13 @@ FOLDER is an empty folder, where the tmpfs is mounted. Prints one JSON object: c
 disk, whether what stood there before is whole, and what the next run, with space, exits with.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from sda_features.cli.main import main
 from sda_features.lvlm import finetune
@@ -25,7 +21,7 @@ from tests.feast_repo import applied_repo, config
 MEGABYTES = 8
 
 
-def run(*arguments: object) -> tuple[int, str]:
+def run(*arguments):
     """Exit status and standard error of a command."""
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
@@ -36,18 +32,18 @@ def run(*arguments: object) -> tuple[int, str]:
     return 0, said.getvalue()
 
 
-def fill(folder: Path) -> None:
+def fill(folder):
     """Leave no block."""
     with contextlib.suppress(OSError), open(folder / "filler", "ab", buffering=0) as filler:
         while True:
             filler.write(bytes(4096))
 
 
-def content(folder: Path) -> dict[str, bytes]:
+def content(folder):
     return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def trial(disk: Path, arguments: list[object], before: Path, full: Callable[[], None]) -> dict[str, Any]:
+def trial(disk, arguments, before, full):
     """A command with the disk made full by `full`, then the same with space."""
     kept = content(before)
     full()
@@ -58,14 +54,14 @@ def trial(disk: Path, arguments: list[object], before: Path, full: Callable[[], 
     return {"status": status, "said": said, "whole": whole, "left": leftovers, "next": run(*arguments)}
 
 
-def main_() -> None:
+def main_():
     disk, checkpoint, catalogue, model = map(Path, sys.argv[1:5])
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={MEGABYTES}m", "tmpfs", str(disk)], check=True)
     log = disk / "log.csv"
     log.write_text(
         "user_id,item_id,timestamp\n" + "".join(f"u{n % 9},i{n * 13 % 40},{n}\n" for n in range(90))
     )
-    found: dict[str, Any] = {}
+    found = {}
     train = [
         "train",
         log,
@@ -93,12 +89,12 @@ def main_() -> None:
     )
     original = finetune.save_checkpoint
 
-    def save_on_a_full_disk(*arguments: Any, **options: Any) -> Any:
+    def save_on_a_full_disk(*arguments, **options):
         finetune.save_checkpoint = original
         fill(disk)
         return original(*arguments, **options)
 
-    def full_at_the_end() -> None:
+    def full_at_the_end():
         finetune.save_checkpoint = save_on_a_full_disk
 
     steps = ["--steps", "2", "--batch-size", "8", "--validation-share", "0", "--resume"]

@@ -4,8 +4,6 @@ A case is a name, what is written, and the rows that come out: the id of each us
 fields, or a part of the one error. Problems are (row, reason).
 """
 
-from __future__ import annotations
-
 import datetime as dt
 import decimal
 import uuid
@@ -47,18 +45,18 @@ class Case:
     path: str = ""
 
 
-def binary_as_text(values: list[bytes | None], kind: pa.DataType | None = None) -> pa.Array:
+def binary_as_text(values, kind=None):
     """Text that its writer did not check."""
     return pa.array(values, pa.large_binary() if kind else pa.binary()).view(kind or pa.string())
 
 
-def _uuids(count: int) -> pa.Array:
+def _uuids(count):
     return pa.ExtensionArray.from_storage(
         pa.uuid(), pa.array([bytes([n]) * 16 for n in range(count)], pa.binary(16))
     )
 
 
-def _union() -> pa.Array:
+def _union():
     return pa.UnionArray.from_sparse(pa.array([0, 0], pa.int8()), [pa.array([1, 2])])
 
 
@@ -68,7 +66,7 @@ BAD, OK = b"M\xf6bel", b"oak"
 
 # What a column of two rows means as text; a column that no rule reads is an error that names it.
 # name, column, the text of both rows, rows with a problem
-TEXT_COLUMNS: list[tuple[str, pa.Array, tuple[str, str] | str, tuple[int, ...]]] = [
+TEXT_COLUMNS = [
     ("string", pa.array(["oak", None]), ("oak", ""), ()),
     ("large string", pa.array(["oak", "elm"], pa.large_string()), ("oak", "elm"), ()),
     ("string view", pa.array(["oak", "e" * 40], pa.string_view()), ("oak", "e" * 40), ()),
@@ -156,7 +154,7 @@ TEXT_COLUMNS: list[tuple[str, pa.Array, tuple[str, str] | str, tuple[int, ...]]]
 ]
 
 # Columns that parquet cannot hold, or not in this form: through the rules alone.
-MEMORY_COLUMNS: list[tuple[str, pa.Array, tuple[str, str] | str, tuple[int, ...]]] = [
+MEMORY_COLUMNS = [
     ("list view", pa.array([[1], [2, 3]], pa.list_view(pa.int8())), ("1", "2, 3"), ()),
     ("large list view", pa.array([[1], None], pa.large_list_view(pa.int8())), ("1", ""), ()),
     ("run ends", pc.run_end_encode(pa.array(["a", "a"])), ("a", "a"), ()),
@@ -173,7 +171,7 @@ MEMORY_COLUMNS: list[tuple[str, pa.Array, tuple[str, str] | str, tuple[int, ...]
 ]
 
 # name, column of ids of three rows, the ids that are used, (row, reason); or part of the error
-ID_COLUMNS: list[tuple[str, pa.Array, tuple[str, ...] | str, tuple[tuple[int, str], ...]]] = [
+ID_COLUMNS = [
     ("text", pa.array(["a", "b", "c"]), ("a", "b", "c"), ()),
     ("zeros in front", pa.array(["007", "07", "7"]), ("007", "07", "7"), ()),
     ("white space kept", pa.array([" a", "a", "a "]), (" a", "a", "a "), ()),
@@ -217,7 +215,7 @@ ID_COLUMNS: list[tuple[str, pa.Array, tuple[str, ...] | str, tuple[tuple[int, st
 ]
 
 # name, image column of three rows, which rows have a picture, (row, reason); or part of the error
-IMAGE_COLUMNS: list[tuple[str, pa.Array, tuple[int, ...] | str, tuple[tuple[int, str], ...]]] = [
+IMAGE_COLUMNS = [
     ("bytes", pa.array([PNG, None, b""], pa.binary()), (1,), ((2, "missing_image"), (3, "missing_image"))),
     ("large bytes", pa.array([PNG, PNG, b"x"], pa.large_binary()), (1, 2), ((3, "broken_image"),)),
     ("byte views", pa.array([PNG, PNG, PNG], pa.binary_view()), (1, 2, 3), ()),

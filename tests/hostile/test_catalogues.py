@@ -1,13 +1,9 @@
 """Every hostile catalogue gives the rows and problems that are right, or one error; nothing else."""
 
-from __future__ import annotations
-
 import io
 import os
 import socket
 import tracemalloc
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,13 +19,13 @@ from sda_features.logs.interactions import read_interactions
 from sda_features.tables.cells import TEXT, UnusableColumn
 from sda_features.tables.text import csv_rows, json_rows
 from tests.hostile.file_cases import CASES, DAMAGED
-from tests.hostile.table_cases import IMAGE_COLUMNS, MEMORY_COLUMNS, Case
+from tests.hostile.table_cases import IMAGE_COLUMNS, MEMORY_COLUMNS
 
 pytestmark = pytest.mark.hostile
 REFUSED = [case for case in CASES if case.rows is None and "\x00" not in case.path]  # no argument holds NUL
 
 
-def write(folder: Path, case: Case) -> Path:
+def write(folder, case):
     if case.path == "d":
         (folder / "d").mkdir()
     for name, content in case.files.items():
@@ -42,16 +38,16 @@ def write(folder: Path, case: Case) -> Path:
     return folder / (case.path or next(iter(case.files)))
 
 
-def open_(path: Path, **given: Any) -> Catalog:
+def open_(path, **given):
     return Catalog(CatalogSettings.parse(path=path, max_bad_rows=1.0, **given))
 
 
-def identified(case: Any) -> str | None:
+def identified(case):
     return getattr(case, "name", None)
 
 
 @pytest.mark.parametrize("case", CASES, ids=identified)
-def test_a_catalogue_is_read_or_refused_with_one_message(tmp_path: Path, case: Case) -> None:
+def test_a_catalogue_is_read_or_refused_with_one_message(tmp_path, case):
     path = write(tmp_path, case)
     if case.rows is None:
         with pytest.raises(CatalogError) as caught:
@@ -84,9 +80,7 @@ def test_a_catalogue_is_read_or_refused_with_one_message(tmp_path: Path, case: C
         if isinstance(rows, tuple)
     ],
 )
-def test_pictures_of_every_usable_type_are_decoded(
-    tmp_path: Path, column: pa.Array, pictures: tuple[int, ...]
-) -> None:
+def test_pictures_of_every_usable_type_are_decoded(tmp_path, column, pictures):
     case = next(
         c
         for c in CASES
@@ -100,7 +94,7 @@ def test_pictures_of_every_usable_type_are_decoded(
 @pytest.mark.parametrize(
     ("column", "texts"), [pytest.param(column, texts, id=name) for name, column, texts, _ in MEMORY_COLUMNS]
 )
-def test_types_that_no_file_holds(column: pa.Array, texts: tuple[str, str] | str) -> None:
+def test_types_that_no_file_holds(column, texts):
     if isinstance(texts, str):
         with pytest.raises(UnusableColumn, match=texts):
             TEXT.arrow(column)
@@ -111,7 +105,7 @@ def test_types_that_no_file_holds(column: pa.Array, texts: tuple[str, str] | str
 @pytest.mark.parametrize(
     ("at", "content"), DAMAGED, ids=lambda value: value if isinstance(value, int) else ""
 )
-def test_a_flipped_byte_is_read_or_one_error(tmp_path: Path, at: int, content: bytes) -> None:
+def test_a_flipped_byte_is_read_or_one_error(tmp_path, at, content):
     """Parquet pages have no checksum by default: what still reads is used, and a row is there or reported."""
     path = tmp_path / "c.parquet"
     path.write_bytes(content)
@@ -127,7 +121,7 @@ def test_a_flipped_byte_is_read_or_one_error(tmp_path: Path, at: int, content: b
 @pytest.mark.parametrize(
     "kind", ["fifo", "fifo in a folder", "socket", "device", "loop", "loop in a folder", "dangling"]
 )
-def test_what_is_no_file_is_refused_and_never_waited_for(tmp_path: Path, kind: str) -> None:
+def test_what_is_no_file_is_refused_and_never_waited_for(tmp_path, kind):
     folder = tmp_path / "d"
     folder.mkdir()
     path = folder if "folder" in kind else tmp_path / "c.csv"
@@ -150,9 +144,7 @@ def test_what_is_no_file_is_refused_and_never_waited_for(tmp_path: Path, kind: s
 
 
 @pytest.mark.parametrize("case", REFUSED[::4], ids=identified)
-def test_the_command_says_the_same_in_one_message(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], case: Case
-) -> None:
+def test_the_command_says_the_same_in_one_message(tmp_path, capsys, case):
     path = write(tmp_path, case)
     with pytest.raises(SystemExit) as ended:
         main(["materialize", str(path), "--model", "nowhere", "--repo", str(tmp_path)])
@@ -172,14 +164,14 @@ ids = st.lists(
 )
 
 
-def _csv(path: Path, texts: list[str]) -> None:
+def _csv(path, texts):
     quoted = (text.replace('"', '""') for text in texts)
     path.write_bytes(
         "".join(["item_id,position\n", *(f'"{text}",{n}\n' for n, text in enumerate(quoted))]).encode()
     )
 
 
-def _json(path: Path, texts: list[str]) -> None:
+def _json(path, texts):
     import json
 
     path.write_text(
@@ -187,11 +179,11 @@ def _json(path: Path, texts: list[str]) -> None:
     )
 
 
-def _parquet(path: Path, texts: list[str]) -> None:
+def _parquet(path, texts):
     pq.write_table(pa.table({"item_id": texts, "position": range(len(texts))}), path)
 
 
-def _folder(path: Path, texts: list[str]) -> None:
+def _folder(path, texts):
     path.mkdir(exist_ok=True)
     for n in (0, 1):
         _parquet(path / f"{n}.parquet", texts[n::2])
@@ -202,9 +194,7 @@ def _folder(path: Path, texts: list[str]) -> None:
 )
 @settings(max_examples=40)
 @given(texts=ids)
-def test_ids_survive_exactly_in_catalogue_and_log(
-    tmp_path_factory: pytest.TempPathFactory, name: str, writer: Any, texts: list[str]
-) -> None:
+def test_ids_survive_exactly_in_catalogue_and_log(tmp_path_factory, name, writer, texts):
     path = tmp_path_factory.mktemp("ids") / name
     writer(path, texts)
     order = texts if writer is not _folder else texts[::2] + texts[1::2]
@@ -217,9 +207,7 @@ def test_ids_survive_exactly_in_catalogue_and_log(
 
 @settings(max_examples=40)
 @given(numbers=st.lists(st.integers(-(10**40), 10**40), min_size=1, max_size=8, unique=True))
-def test_numbers_in_json_are_ids_as_written(
-    tmp_path_factory: pytest.TempPathFactory, numbers: list[int]
-) -> None:
+def test_numbers_in_json_are_ids_as_written(tmp_path_factory, numbers):
     path = tmp_path_factory.mktemp("ids") / "c.jsonl"
     path.write_text("".join(f'{{"item_id": {number}, "n": {number}}}\n' for number in numbers))
     items = list(open_(path).items())
@@ -229,7 +217,7 @@ def test_numbers_in_json_are_ids_as_written(
 @pytest.mark.parametrize(
     ("read", "line"), [(json_rows, '{"item_id": "a", "t": "%s"}\n'), (csv_rows, "a,%s\n")]
 )
-def test_a_long_file_is_never_held(read: Any, line: str) -> None:
+def test_a_long_file_is_never_held(read, line):
     content = io.StringIO((line % ("x" * 1000)) * 5000, newline="")
     tracemalloc.start()
     try:

@@ -1,7 +1,5 @@
 """Checkpoints and base models that are damaged, foreign, or mean harm: one message each, nothing run."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle
@@ -24,53 +22,53 @@ pytestmark = pytest.mark.fault
 Damage = Callable[[Path], Any]
 
 
-def replace_by_folder(path: Path) -> None:
+def replace_by_folder(path):
     path.unlink()
     path.mkdir()
 
 
-def cut(path: Path) -> None:
+def cut(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def flip(path: Path) -> None:
+def flip(path):
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(bytes(content))
 
 
-def edit(path: Path, **changes: Any) -> None:
+def edit(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def without(path: Path, *names: str) -> None:
+def without(path, *names):
     content = json.loads(path.read_text())
     path.write_text(json.dumps({name: value for name, value in content.items() if name not in names}))
 
 
-def put(folder: Path, name: str, tensors: dict[str, torch.Tensor]) -> None:
+def put(folder, name, tensors):
     """Replace a file and make the manifest agree, as somebody who means harm would."""
     save_file(tensors, folder / name)
     agree(folder, name)
 
 
-def agree(folder: Path, name: str) -> None:
+def agree(folder, name):
     key = {"adapter.safetensors": "adapter", "rotation.safetensors": "rotation", "settings.json": "settings"}[
         name
     ]
     edit(folder / "manifest.json", **{f"{key}_sha256": sha256_files([folder / name])})
 
 
-def orthogonal(size: int, seed: int = 5) -> torch.Tensor:
+def orthogonal(size, seed=5):
     return torch.from_numpy(np.linalg.qr(np.random.default_rng(seed).normal(size=(size, size)))[0]).float()
 
 
-def pickled(folder: Path) -> None:
+def pickled(folder):
     (folder / "adapter.safetensors").write_bytes(pickle.dumps({"a": 1}))
     agree(folder, "adapter.safetensors")
 
 
-CHECKPOINTS: dict[str, tuple[Damage, str]] = {
+CHECKPOINTS = {
     "adapter a folder": (lambda f: replace_by_folder(f / "adapter.safetensors"), "cannot be read"),
     "adapter a pickle": (lambda f: (f / "adapter.safetensors").write_bytes(pickle.dumps(1)), "match the hash"),
     "adapter a pickle, hash agrees": (pickled, "adapter.safetensors is damaged"),
@@ -113,16 +111,14 @@ CHECKPOINTS: dict[str, tuple[Damage, str]] = {
 
 
 @pytest.mark.parametrize("kind", CHECKPOINTS)
-def test_a_damaged_checkpoint_is_refused_with_a_reason(
-    copied: Path, tmp_path: Path, fails: Callable[..., str], kind: str
-) -> None:
+def test_a_damaged_checkpoint_is_refused_with_a_reason(copied, tmp_path, fails, kind):
     damage, reason = CHECKPOINTS[kind]
     damage(copied)
     assert reason in fails("export", copied, "-o", tmp_path / "export")
     assert not (tmp_path / "export").exists()
 
 
-ROTATIONS: dict[str, tuple[dict[str, torch.Tensor], str]] = {
+ROTATIONS = {
     "7 x 7": ({"rotation": torch.eye(7)}, "expected a finite matrix with 64 rows"),
     "NaN": ({"rotation": torch.full((64, 64), torch.nan)}, "expected a finite matrix"),
     "a vector": ({"rotation": torch.zeros(64)}, "expected a finite matrix"),
@@ -131,14 +127,14 @@ ROTATIONS: dict[str, tuple[dict[str, torch.Tensor], str]] = {
 
 
 @pytest.mark.parametrize("kind", ROTATIONS)
-def test_a_rotation_that_does_not_fit_is_refused_though_its_hash_agrees(copied: Path, kind: str) -> None:
+def test_a_rotation_that_does_not_fit_is_refused_though_its_hash_agrees(copied, kind):
     tensors, reason = ROTATIONS[kind]
     put(copied, "rotation.safetensors", tensors)
     with pytest.raises(CheckpointError, match=reason):
         load_checkpoint(copied, 8)
 
 
-def test_everything_that_vectors_depend_on_is_in_the_version(copied: Path, checkpoint: Path) -> None:
+def test_everything_that_vectors_depend_on_is_in_the_version(copied, checkpoint):
     put(copied, "rotation.safetensors", {"rotation": orthogonal(64)})
     assert load_checkpoint(copied, 8).version != load_checkpoint(checkpoint, 8).version
     assert load_checkpoint(copied).version == load_checkpoint(checkpoint).version, "no --dim, no rotation"
@@ -151,16 +147,16 @@ def test_everything_that_vectors_depend_on_is_in_the_version(copied: Path, check
     assert load_checkpoint(copied).version != load_checkpoint(checkpoint).version
 
 
-def is_model(path: Path) -> Path:
+def is_model(path):
     return path / "model.safetensors"
 
 
-def tokenizer_without_template(folder: Path) -> None:
+def tokenizer_without_template(folder):
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     without(folder / "tokenizer_config.json", "chat_template")
 
 
-def lacking(folder: Path) -> None:
+def lacking(folder):
     tensors = load_file(is_model(folder))
     name = next(name for name in tensors if "q_proj" in name)
     save_file(
@@ -168,19 +164,19 @@ def lacking(folder: Path) -> None:
     )
 
 
-def swap_adapter(folder: Path) -> None:
+def swap_adapter(folder):
     shutil.rmtree(folder)
     folder.mkdir()
     (folder / "adapter_config.json").write_text("{}")
 
 
-def run_folder(folder: Path) -> None:
+def run_folder(folder):
     shutil.rmtree(folder)
     (folder / "checkpoint").mkdir(parents=True)
 
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
-MODELS: dict[str, tuple[Damage, str]] = {
+MODELS = {
     "weights a git-lfs pointer": (lambda f: is_model(f).write_text(LFS), "is a git-lfs pointer"),
     "weights cut": (lambda f: cut(is_model(f)), "cut off or damaged"),
     "weights empty": (lambda f: is_model(f).write_bytes(b""), "cut off"),
@@ -219,9 +215,7 @@ MODELS: dict[str, tuple[Damage, str]] = {
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_damaged_base_model_is_refused_with_a_reason(
-    model: Path, catalogue: Path, tmp_path: Path, fails: Callable[..., str], kind: str
-) -> None:
+def test_a_damaged_base_model_is_refused_with_a_reason(model, catalogue, tmp_path, fails, kind):
     damage, reason = MODELS[kind]
     damage(model)
     found = fails(
@@ -231,7 +225,7 @@ def test_a_damaged_base_model_is_refused_with_a_reason(
     assert not (tmp_path / "run" / "checkpoint").exists()
 
 
-def test_the_same_weights_in_shards_are_the_same_model(model: Path) -> None:
+def test_the_same_weights_in_shards_are_the_same_model(model):
     before = fingerprint(str(model))
     tensors = load_file(is_model(model))
     names = sorted(tensors)
@@ -256,15 +250,13 @@ class Model(Qwen2_5_VLModel): pass
 """
 
 
-def with_code(model: Path, marker: Path) -> None:
+def with_code(model, marker):
     (model / "evil.py").write_text(CODE.format(marker=str(marker)))
     edit(model / "config.json", auto_map={"AutoConfig": "evil.Config", "AutoModel": "evil.Model"})
 
 
 @pytest.mark.parametrize("verb", ["export", "diagnose", "materialize"])
-def test_code_of_a_model_runs_on_this_commands_word_alone(
-    copied: Path, model: Path, catalogue: Path, tmp_path: Path, fails: Callable[..., str], verb: str
-) -> None:
+def test_code_of_a_model_runs_on_this_commands_word_alone(copied, model, catalogue, tmp_path, fails, verb):
     marker = tmp_path / "marker"
     settings = json.loads((copied / "settings.json").read_text())
     edit(
@@ -295,7 +287,7 @@ def test_code_of_a_model_runs_on_this_commands_word_alone(
     assert not marker.exists()
 
 
-def test_the_test_of_code_is_not_vacuous(model: Path, tmp_path: Path) -> None:
+def test_the_test_of_code_is_not_vacuous(model, tmp_path):
     from sda_features.config import BackboneSettings
     from sda_features.lvlm.loading import load_config
 
@@ -305,6 +297,6 @@ def test_the_test_of_code_is_not_vacuous(model: Path, tmp_path: Path) -> None:
     assert (tmp_path / "marker").exists()
 
 
-def test_what_is_no_model_is_told(tmp_path: Path) -> None:
+def test_what_is_no_model_is_told(tmp_path):
     with pytest.raises(BackboneError, match="No model at"):
         fingerprint(str(tmp_path / "nothing"))

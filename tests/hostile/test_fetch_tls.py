@@ -1,14 +1,10 @@
 """Pictures over https: the certificate is checked against the name in the URL, not the address."""
 
-from __future__ import annotations
-
 import http.server
 import shutil
 import ssl
 import subprocess
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -25,26 +21,26 @@ pytestmark = [
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
+    def do_GET(self):
         assert self.headers["Host"].startswith(NAME)
         self.send_response(200)
         self.send_header("Content-Length", str(len(PICTURE)))
         self.end_headers()
         self.wfile.write(PICTURE)
 
-    def log_message(self, *args: object) -> None:
+    def log_message(self, *args):
         pass
 
 
 class Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
 
-    def handle_error(self, *arguments: object) -> None:
+    def handle_error(self, *arguments):
         """A client that refuses the certificate hangs up."""
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
+def server(tmp_path_factory):
     """Port of a server whose certificate names `NAME` alone, and that certificate."""
     folder = tmp_path_factory.mktemp("tls")
     certificate, key = folder / "server.crt", folder / "server.key"
@@ -62,7 +58,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path
         thread.join()
 
 
-def fetch(host: str, port: int) -> bytes:
+def fetch(host, port):
     fetcher = Fetcher([f"{host}:{port}", "127.0.0.1"], 1000, 20.0, resolve=lambda name: ["127.0.0.1"])
     try:
         return fetcher.fetch(f"https://{host}:{port}/1.png")
@@ -70,23 +66,19 @@ def fetch(host: str, port: int) -> bytes:
         fetcher.close()
 
 
-def test_a_trusted_certificate_of_the_name_is_accepted(
-    server: tuple[int, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trusted_certificate_of_the_name_is_accepted(server, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", str(server[1]))
     assert fetch(NAME, server[0]) == PICTURE
 
 
-def test_a_trusted_certificate_of_another_name_is_refused(
-    server: tuple[int, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trusted_certificate_of_another_name_is_refused(server, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", str(server[1]))
     with pytest.raises(ImageProblem) as caught:
         fetch("other.shop.test", server[0])
     assert caught.value.reason == "image_unreachable"
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(server: tuple[int, Path]) -> None:
+def test_a_certificate_that_nobody_vouches_for_is_refused(server):
     with pytest.raises(ImageProblem) as caught:
         fetch(NAME, server[0])
     assert caught.value.reason == "image_unreachable"

@@ -1,7 +1,5 @@
 """A disk that is really full under the commands that write: one message, nothing lost, and the next run completes."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess
@@ -15,7 +13,7 @@ from sda_features.demo.catalogue import make_catalogue
 ROOT = Path(__file__).parents[2]
 
 
-def can_mount() -> bool:
+def can_mount():
     """Whether this user may mount a tmpfs of his own."""
     if shutil.which("unshare") is None:
         return False
@@ -27,11 +25,11 @@ def can_mount() -> bool:
 @pytest.mark.slow
 @pytest.mark.skipif(not can_mount(), reason="no mount namespaces for users here")
 def test_a_full_disk_is_one_message_and_the_next_run_completes(
-    tmp_path: Path,
-    checkpoint: Path,
-    tiny_models: dict[str, Path],
-    redis_server: tuple[str, int],
-) -> None:
+    tmp_path,
+    checkpoint,
+    tiny_models,
+    redis_server,
+):
     (tmp_path / "disk").mkdir()
     make_catalogue(30).write(tmp_path / "items.parquet")
     given = [

@@ -1,11 +1,7 @@
 """Hostile interaction logs and files of vectors; one rule of ids in all four places."""
 
-from __future__ import annotations
-
 import datetime as dt
 import uuid
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,11 +25,11 @@ REVIEWS = b"user_id,item_id,timestamp,review\n" + b"".join(
 )
 
 
-def table(**columns: Any) -> pa.Table:
+def table(**columns):
     return pa.table({"user_id": ["u", "u"], "item_id": ["b", "a"], "timestamp": [2, 1], **columns})
 
 
-TIMES: list[tuple[str, pa.Array, bool]] = [
+TIMES = [
     ("int64", pa.array([2, 1]), True),
     ("uint8", pa.array([2, 1], pa.uint8()), True),
     ("double", pa.array([2.5, 1.5]), True),
@@ -59,7 +55,7 @@ TIMES: list[tuple[str, pa.Array, bool]] = [
 
 
 @pytest.mark.parametrize(("column", "usable"), [pytest.param(c, u, id=name) for name, c, u in TIMES])
-def test_times_order_a_log_or_are_named(tmp_path: Path, column: pa.Array, usable: bool) -> None:
+def test_times_order_a_log_or_are_named(tmp_path, column, usable):
     path = tmp_path / "log.parquet"
     pq.write_table(table(timestamp=column), path)
     if not usable:
@@ -71,7 +67,7 @@ def test_times_order_a_log_or_are_named(tmp_path: Path, column: pa.Array, usable
 
 
 # name, files, interactions or a part of the error; what is opened is the only file, or the folder d
-LOGS: list[tuple[str, dict[str, Any], int | str]] = [
+LOGS = [
     ("reviews over several lines, 1.8 MB", {"log.csv": REVIEWS}, 4000),
     ("suffix in capitals", {"LOG.CSV": HEAD + b"u,a,1\n"}, 1),
     ("suffix in capitals, parquet", {"LOG.PARQUET": table()}, 2),
@@ -162,9 +158,7 @@ LOGS: list[tuple[str, dict[str, Any], int | str]] = [
 
 
 @pytest.mark.parametrize(("files", "result"), [pytest.param(*case[1:], id=case[0]) for case in LOGS])
-def test_a_log_is_read_or_refused_with_one_message(
-    tmp_path: Path, files: dict[str, Any], result: int | str
-) -> None:
+def test_a_log_is_read_or_refused_with_one_message(tmp_path, files, result):
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         if isinstance(content, bytes):
@@ -180,7 +174,7 @@ def test_a_log_is_read_or_refused_with_one_message(
 
 
 # An id in a typed column, and how it is written everywhere; None: it is refused everywhere.
-IDS: list[tuple[Any, pa.DataType, str | None]] = [
+IDS = [
     ("100.0", pa.string(), "100.0"),
     (100.0, pa.float64(), "100"),
     (np.float32(100), pa.float32(), "100"),
@@ -199,14 +193,12 @@ IDS: list[tuple[Any, pa.DataType, str | None]] = [
 
 
 @pytest.mark.parametrize(("value", "kind", "text"), IDS, ids=lambda value: repr(value))
-def test_catalogue_log_vectors_and_client_write_an_id_alike(
-    tmp_path: Path, value: Any, kind: pa.DataType, text: str | None
-) -> None:
+def test_catalogue_log_vectors_and_client_write_an_id_alike(tmp_path, value, kind, text):
     column = pa.array([value], kind)
     path = tmp_path / "all.parquet"
     vectors = pa.array([[1.0, 2.0]], pa.list_(pa.float32()))
     pq.write_table(pa.table({"item_id": column, "user_id": ["u"], "position": [1], "v": vectors}), path)
-    found: list[Any] = []
+    found = []
     for read in (
         lambda: [item.item_id for item in Catalog(CatalogSettings.parse(path=path, max_bad_rows=0)).items()],
         lambda: read_interactions(path).item_ids.to_pylist(),
@@ -223,7 +215,7 @@ def test_catalogue_log_vectors_and_client_write_an_id_alike(
 
 @settings(max_examples=200)
 @given(number=st.integers(-(2**70), 2**70))
-def test_an_integer_is_its_digits_and_a_float_is_it_or_an_error(number: int) -> None:
+def test_an_integer_is_its_digits_and_a_float_is_it_or_an_error(number):
     assert id_text(number) == str(number)
     try:
         assert int(id_text(float(number))) == number
@@ -231,7 +223,7 @@ def test_an_integer_is_its_digits_and_a_float_is_it_or_an_error(number: int) -> 
         assert abs(number) >= 2**53 - 1
 
 
-def test_a_uuid_is_written_as_it_is_shown() -> None:
+def test_a_uuid_is_written_as_it_is_shown():
     value = uuid.UUID(int=7)
     column = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([value.bytes], pa.binary(16)))
     assert index_interactions(["u"], column).item_ids.to_pylist() == [id_text(value)]
@@ -254,9 +246,7 @@ def test_a_uuid_is_written_as_it_is_shown() -> None:
         ({"v": pa.array([[1.0]])}, "expected a column item_id"),
     ],
 )
-def test_a_file_of_vectors_is_refused_with_one_message(
-    tmp_path: Path, columns: dict[str, Any], message: str
-) -> None:
+def test_a_file_of_vectors_is_refused_with_one_message(tmp_path, columns, message):
     path = tmp_path / "v.parquet"
     pq.write_table(pa.table(columns), path)
     with pytest.raises(FeatureMismatchError, match=message):

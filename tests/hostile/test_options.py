@@ -1,9 +1,6 @@
 """Every number option of every command, with values that nobody means."""
 
-from __future__ import annotations
-
 import math
-from typing import Any
 
 import click
 import pytest
@@ -29,7 +26,7 @@ VALUES = [
 ]
 
 
-def options() -> list[tuple[str, click.Option]]:
+def options():
     found = []
     for verb in VERBS:
         command = cli.get_command(click.Context(cli), verb)
@@ -41,7 +38,7 @@ def options() -> list[tuple[str, click.Option]]:
     return found
 
 
-def bounds(option: click.Option) -> click.IntRange | click.FloatRange:
+def bounds(option):
     kind = getattr(option.type, "numbers", option.type)
     assert isinstance(kind, click.IntRange | click.FloatRange), "a number without a range"
     assert kind.min is not None, "no least value"
@@ -50,12 +47,12 @@ def bounds(option: click.Option) -> click.IntRange | click.FloatRange:
 
 
 @pytest.mark.parametrize(("verb", "option"), options(), ids=lambda value: getattr(value, "name", value))
-def test_a_number_is_within_its_range_or_a_usage_error(verb: str, option: click.Option) -> None:
+def test_a_number_is_within_its_range_or_a_usage_error(verb, option):
     kind = bounds(option)
     context = click.Context(click.Command(verb))
     for value in VALUES:
         try:
-            got: Any = option.type.convert(value, option, context)
+            got = option.type.convert(value, option, context)
         except click.UsageError:
             continue
         assert math.isfinite(got), value
@@ -68,14 +65,14 @@ def test_a_number_is_within_its_range_or_a_usage_error(verb: str, option: click.
         assert kind.convert(option.default, option, context) == option.default
 
 
-def test_the_walk_meets_every_number() -> None:
+def test_the_walk_meets_every_number():
     assert len(options()) > 120
     assert {"shard_rows", "batch_size", "learning_rate", "seed", "dim"} <= {o.name for _, o in options()}
 
 
 @pytest.mark.parametrize("seeds", ["-1", "1,-2", "nan", "9" * 30, "", ",", "1.5"])
 @pytest.mark.parametrize("verb", ["train", "table1", "table2", "modality"])
-def test_seeds_are_whole_numbers_in_range(verb: str, seeds: str) -> None:
+def test_seeds_are_whole_numbers_in_range(verb, seeds):
     arguments = ["log.parquet", "--seeds", seeds, *(["-o", "x"] if verb != "train" else [])]
     arguments += ["--features", "id"] if verb == "table2" else []
     command = cli.get_command(click.Context(cli), verb)
@@ -95,7 +92,7 @@ def test_seeds_are_whole_numbers_in_range(verb: str, seeds: str) -> None:
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_a_device_is_one_that_torch_knows(arguments: list[str], device: str) -> None:
+def test_a_device_is_one_that_torch_knows(arguments, device):
     command = cli.get_command(click.Context(cli), arguments[0])
     assert command is not None
     with pytest.raises(click.BadParameter, match="is no device; expected auto, cpu, cuda"):

@@ -1,7 +1,5 @@
 """Pictures and their URLs, odd, damaged or meant to harm; and servers that fail."""
 
-from __future__ import annotations
-
 import contextlib
 import http.server
 import io
@@ -14,9 +12,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 LIMITS = CatalogSettings.parse(path="items.csv")
 
 
-def encode(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+def encode(image, form="PNG", **options):
     stream = io.BytesIO()
     image.save(stream, form, **options)
     return stream.getvalue()
@@ -51,7 +47,7 @@ PAGES = {  # of an error, answered as a picture with status 200
 }
 
 
-def decode(encoded: bytes, limits: CatalogSettings = LIMITS) -> Image.Image:
+def decode(encoded, limits=LIMITS):
     return decode_image(open_image(encoded, limits), limits)
 
 
@@ -60,16 +56,16 @@ class Server(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.seen: list[str] = []
+        self.seen = []
         self.connections = 0
 
-    def get_request(self) -> Any:
+    def get_request(self):
         self.connections += 1
         return super().get_request()
 
-    def handle_error(self, *arguments: Any) -> None:
+    def handle_error(self, *arguments):
         """A client that hangs up is what is tested."""
 
 
@@ -77,7 +73,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Server
 
-    def do_GET(self) -> None:
+    def do_GET(self):
         path = self.path.split("?")[0]
         self.server.seen.append(path)
         times = self.server.seen.count(path)
@@ -128,7 +124,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         else:
             self.answer(200, PNG)
 
-    def answer(self, status: int, body: bytes | None, headers: dict[str, str] | None = None) -> None:
+    def answer(self, status, body, headers=None):
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
@@ -138,12 +134,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if body:
             self.wfile.write(body)
 
-    def log_message(self, *args: object) -> None:
+    def log_message(self, *args):
         pass
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Server]:
+def running():
     with Server() as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
@@ -153,21 +149,21 @@ def running() -> Iterator[Server]:
 
 
 @pytest.fixture
-def server(running: Server) -> Server:
+def server(running):
     running.seen.clear()
     return running
 
 
-def port(server: Server) -> int:
+def port(server):
     return int(server.server_address[1])
 
 
-def get(url: str, *hosts: str, timeout: float = 20.0, **options: Any) -> bytes:
+def get(url, *hosts, timeout=20.0, **options):
     with contextlib.closing(Fetcher(hosts, 1000, timeout, **options)) as fetcher:
         return fetcher.fetch(url)
 
 
-def problem_of(call: Callable[[], object]) -> ImageProblem:
+def problem_of(call):
     with pytest.raises(ImageProblem) as caught:
         call()
     return caught.value
@@ -228,7 +224,7 @@ REFUSED_URLS = {
 
 @pytest.mark.hostile
 @pytest.mark.parametrize("name", REFUSED_URLS)
-def test_urls_that_lead_elsewhere_are_refused_without_a_connection(server: Server, name: str) -> None:
+def test_urls_that_lead_elsewhere_are_refused_without_a_connection(server, name):
     before = server.connections
     url = REFUSED_URLS[name].replace("{P}", str(port(server)))
     problem = problem_of(lambda: get(url, f"127.0.0.1:{port(server)}", "good.example"))
@@ -253,7 +249,7 @@ ALLOWED = {
 
 @pytest.mark.hostile
 @pytest.mark.parametrize("name", ALLOWED)
-def test_other_spellings_of_an_allowed_host_are_the_same_host(server: Server, name: str) -> None:
+def test_other_spellings_of_an_allowed_host_are_the_same_host(server, name):
     url, host = (text.replace("{P}", str(port(server))) for text in ALLOWED[name])
     assert get(url, host, "127.0.0.1", resolve=lambda name: ["127.0.0.1"]) == PNG
 
@@ -270,9 +266,7 @@ def test_other_spellings_of_an_allowed_host_are_the_same_host(server: Server, na
         (["127.0.0.1"], True),
     ],
 )
-def test_a_private_answer_of_the_name_server_is_used_only_if_the_address_is_listed(
-    server: Server, answer: list[str], reached: bool
-) -> None:
+def test_a_private_answer_of_the_name_server_is_used_only_if_the_address_is_listed(server, answer, reached):
     before = server.connections
     url, hosts = f"http://shop.test:{port(server)}/ok", (f"shop.test:{port(server)}", "127.0.0.1")
     if reached:
@@ -286,8 +280,8 @@ def test_a_private_answer_of_the_name_server_is_used_only_if_the_address_is_list
 
 @pytest.mark.hostile
 def test_the_address_that_was_checked_is_connected_to_whatever_the_name_server_says_next(
-    server: Server,
-) -> None:
+    server,
+):
     """Rebinding: the second answer, were it asked for, would lead to an address that is not listed."""
     answers = iter([["127.0.0.1"], ["127.0.0.2"]])
     url = f"http://shop.test:{port(server)}/ok"
@@ -302,15 +296,15 @@ def test_the_address_that_was_checked_is_connected_to_whatever_the_name_server_s
      "224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1", "fc00::1", "ff02::1", "::ffff:127.0.0.1",
      "2002:7f00:1::", "64:ff9b::7f00:1", "2001:0:4136:e378:8000:63bf:80ff:fffe", "fe80::1%eth0", "name"],
 )  # fmt: skip
-def test_addresses_that_are_not_public(address: str) -> None:
+def test_addresses_that_are_not_public(address):
     assert not _is_public(address)
     assert all(map(_is_public, ("93.184.216.34", "2606:2800:220:1::1", "64:ff9b::5db8:d822")))
 
 
-_connected: list[Any] | None = None  # a hook on audit events cannot be taken off again
+_connected = None  # a hook on audit events cannot be taken off again
 
 
-def _note(event: str, arguments: tuple[Any, ...]) -> None:
+def _note(event, arguments):
     if _connected is not None and event == "socket.connect":
         _connected.append(arguments[1][:2])
 
@@ -334,12 +328,12 @@ _pieces = st.sampled_from(
 )
 @example(url="http://127.0.0.1:{P}\\@good.example/x")
 @example(url="http://127.0.0.1:{P}/x")
-def test_no_url_reaches_an_address_outside_the_list(running: Server, url: str) -> None:
+def test_no_url_reaches_an_address_outside_the_list(running, url):
     global _connected
     url = url.replace("{P}", str(port(running)))
-    looked_up: list[str] = []
+    looked_up = []
 
-    def resolve(name: str) -> list[str]:
+    def resolve(name):
         looked_up.append(name)
         return ["127.0.0.2", "10.0.0.1", "::1"]
 
@@ -385,7 +379,7 @@ FAILURES = {  # path: reason, requests
 
 @pytest.mark.fault
 @pytest.mark.parametrize("path", FAILURES)
-def test_a_server_that_fails_is_told_from_a_picture_that_is_not_there(server: Server, path: str) -> None:
+def test_a_server_that_fails_is_told_from_a_picture_that_is_not_there(server, path):
     reason, requests = FAILURES[path]
     secret = "X-Amz-Signature=0123456789abcdef"
     problem = problem_of(
@@ -398,9 +392,7 @@ def test_a_server_that_fails_is_told_from_a_picture_that_is_not_there(server: Se
 
 @pytest.mark.fault
 @pytest.mark.parametrize("path", PAGES)
-def test_an_item_keeps_its_vectors_while_a_page_is_in_the_place_of_its_picture(
-    server: Server, tmp_path: Path, path: str
-) -> None:
+def test_an_item_keeps_its_vectors_while_a_page_is_in_the_place_of_its_picture(server, tmp_path, path):
     known = {item.item_id: item.content_hash for item in catalogue(tmp_path / "c.parquet", server, 0).items()}
     failing = catalogue(tmp_path / "c.parquet", server, 2, instead=path[1:])
     assert {item.item_id: item.content_hash for item in failing.items(known)} == known
@@ -409,14 +401,14 @@ def test_an_item_keeps_its_vectors_while_a_page_is_in_the_place_of_its_picture(
 
 @pytest.mark.fault
 @pytest.mark.parametrize("path", ["/once-503", "/once-429", "/once-500"])
-def test_a_failure_that_passes_is_not_noticed(server: Server, path: str) -> None:
+def test_a_failure_that_passes_is_not_noticed(server, path):
     assert get(f"http://127.0.0.1:{port(server)}{path}", f"127.0.0.1:{port(server)}") == PNG
     assert len(server.seen) == 2
 
 
 @pytest.mark.fault
 @pytest.mark.parametrize("path", ["/dribble-head", "/dribble", "/dribble-endless"])
-def test_a_server_that_dribbles_is_left_when_the_time_is_over(server: Server, path: str) -> None:
+def test_a_server_that_dribbles_is_left_when_the_time_is_over(server, path):
     """Each read brings a byte long before its own time-out; the bytes would take ten seconds."""
     started = time.monotonic()
     problem = problem_of(
@@ -428,18 +420,16 @@ def test_a_server_that_dribbles_is_left_when_the_time_is_over(server: Server, pa
 
 
 @pytest.mark.fault
-def test_nobody_listens_and_nobody_knows_the_name(server: Server) -> None:
-    def nowhere(name: str) -> list[str]:
+def test_nobody_listens_and_nobody_knows_the_name(server):
+    def nowhere(name):
         raise socket.gaierror(-3, "Temporary failure in name resolution")
 
     for url, hosts in (("http://127.0.0.1:1/x", ("127.0.0.1:1",)), ("http://shop.test/x", ("shop.test",))):
-        assert problem_of(lambda u=url, h=hosts: get(u, *h, resolve=nowhere)).transient  # type: ignore[misc]
+        assert problem_of(lambda u=url, h=hosts: get(u, *h, resolve=nowhere)).transient
 
 
 @pytest.mark.fault
-def test_connections_are_kept_and_nothing_is_taken_from_the_environment(
-    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_connections_are_kept_and_nothing_is_taken_from_the_environment(server, monkeypatch, tmp_path):
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login a password b\n")
     for name, value in {"HOME": str(tmp_path), "http_proxy": "http://127.0.0.1:1", "HTTP_PROXY": "x"}.items():
         monkeypatch.setenv(name, value)
@@ -454,7 +444,7 @@ def test_connections_are_kept_and_nothing_is_taken_from_the_environment(
 @pytest.mark.parametrize(
     "entry", ["https://shop.example", "shop.example/x", "a@b", "a b", "", "a:x", "[::1", "*.example"]
 )
-def test_an_entry_of_the_list_that_is_no_host_is_refused(entry: str) -> None:
+def test_an_entry_of_the_list_that_is_no_host_is_refused(entry):
     with pytest.raises(SettingsError, match="is no host; expected one such as"):
         CatalogSettings.parse(path="items.csv", image_hosts=(entry,))
     for good in ("shop.example", "shop.example:8080", "10.0.0.5", "::1", "[::1]:80", "bücher.example"):
@@ -464,9 +454,7 @@ def test_an_entry_of_the_list_that_is_no_host_is_refused(entry: str) -> None:
 # Unreachable pictures in a catalogue.
 
 
-def catalogue(
-    path: Path, server: Server, broken: int, rows: int = 40, instead: str = "status-503", **options: Any
-) -> Catalog:
+def catalogue(path, server, broken, rows=40, instead="status-503", **options):
     """Of `rows` pictures the first `broken` answer 503, or something else."""
     urls = [f"http://127.0.0.1:{port(server)}/{instead if n < broken else 'ok'}" for n in range(rows)]
     table = {"item_id": [f"i{n}" for n in range(rows)], "title": ["Oak"] * rows, "image": urls}
@@ -476,9 +464,7 @@ def catalogue(
 
 
 @pytest.mark.fault
-def test_an_item_keeps_what_is_stored_while_its_picture_cannot_be_reached(
-    server: Server, tmp_path: Path
-) -> None:
+def test_an_item_keeps_what_is_stored_while_its_picture_cannot_be_reached(server, tmp_path):
     whole = list(catalogue(tmp_path / "items.parquet", server, 0).items())
     known = {item.item_id: item.content_hash for item in whole}
     failing = catalogue(tmp_path / "items.parquet", server, 2)
@@ -494,7 +480,7 @@ def test_an_item_keeps_what_is_stored_while_its_picture_cannot_be_reached(
 
 
 @pytest.mark.fault
-def test_many_unreachable_pictures_stop_the_run(server: Server, tmp_path: Path) -> None:
+def test_many_unreachable_pictures_stop_the_run(server, tmp_path):
     catalog = catalogue(tmp_path / "items.parquet", server, 3)
     with pytest.raises(
         CatalogError, match=r"3 image_unreachable\. That is above --max-unreachable 0.05; run"
@@ -508,7 +494,7 @@ def test_many_unreachable_pictures_stop_the_run(server: Server, tmp_path: Path) 
 
 
 @pytest.mark.hostile
-def test_what_lies_below_the_image_root(tmp_path: Path) -> None:
+def test_what_lies_below_the_image_root(tmp_path):
     root = tmp_path / "root"
     (root / "folder").mkdir(parents=True)
     (tmp_path / "secret.png").write_bytes(PNG)
@@ -546,7 +532,7 @@ def test_what_lies_below_the_image_root(tmp_path: Path) -> None:
         "": "missing_image",
     }
     for value, reason in cases.items():
-        problem = problem_of(lambda value=value: read_image_bytes(value, limits, get))  # type: ignore[misc]
+        problem = problem_of(lambda value=value: read_image_bytes(value, limits, get))
         assert problem.reason == reason, value
         assert "hush" not in problem.detail
         assert len(problem.detail) < 500
@@ -557,7 +543,7 @@ def test_what_lies_below_the_image_root(tmp_path: Path) -> None:
 # Pictures.
 
 
-def tiff(entries: list[tuple[int, int, int, bytes]]) -> bytes:
+def tiff(entries):
     """An EXIF block: (tag, type, count, value) each."""
     head, data = b"II*\0" + struct.pack("<IH", 8, len(entries)), b""
     for tag, kind, count, value in entries:
@@ -583,7 +569,7 @@ EXIF = {
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow on metadata
 @pytest.mark.hostile
 @pytest.mark.parametrize("name", EXIF)
-def test_a_turned_picture_is_upright_whatever_its_other_tags_are(name: str) -> None:
+def test_a_turned_picture_is_upright_whatever_its_other_tags_are(name):
     assert decode(encode(Image.new("RGB", (8, 4)), "JPEG", exif=tiff(EXIF[name]))).size == (4, 8)
 
 
@@ -592,11 +578,11 @@ def test_a_turned_picture_is_upright_whatever_its_other_tags_are(name: str) -> N
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0", b"Exif\0\0II", b"Exif\0\0II*\0\xff\xff\xff\xff", tiff([(0x112, 2, 2, b"6\0")]), b"\0" * 50]
 )  # fmt: skip
-def test_a_picture_whose_exif_says_nothing_stays_as_it_is(exif: bytes) -> None:
+def test_a_picture_whose_exif_says_nothing_stays_as_it_is(exif):
     assert decode(encode(Image.new("RGB", (8, 4)), "JPEG", exif=exif)).size == (8, 4)
 
 
-def grey16(value: int, **options: Any) -> bytes:
+def grey16(value, **options):
     return encode(Image.fromarray(np.full((4, 4), value, np.uint16)), **options)
 
 
@@ -623,18 +609,18 @@ COLOURS = {
 
 @pytest.mark.hostile
 @pytest.mark.parametrize("name", COLOURS)
-def test_every_mode_becomes_the_colours_that_it_means(name: str) -> None:
+def test_every_mode_becomes_the_colours_that_it_means(name):
     encoded, expected = COLOURS[name]
     image = decode(encoded)
     assert image.mode == "RGB"
     assert image.getpixel((1, 1)) == expected
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
+def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png_of(width: int, height: int) -> bytes:
+def png_of(width, height):
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
@@ -662,7 +648,7 @@ BROKEN = {
 
 @pytest.mark.hostile
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_picture_is_one_problem(name: str) -> None:
+def test_a_broken_picture_is_one_problem(name):
     encoded, reason = BROKEN[name]
     assert problem_of(lambda: decode(encoded)).reason == reason
 
@@ -691,20 +677,20 @@ SEEDS = [
         ),
     )
 )
-def test_picture_bytes_raise_nothing_but_an_image_problem(encoded: bytes) -> None:
+def test_picture_bytes_raise_nothing_but_an_image_problem(encoded):
     limits = CatalogSettings.parse(path="items.csv", max_image_pixels=1_000_000)
     with contextlib.suppress(ImageProblem):
         assert decode(encoded, limits).mode == "RGB"
 
 
-def _with_bytes(encoded: bytes, changes: list[tuple[float, int]]) -> bytes:
+def _with_bytes(encoded, changes):
     changed = bytearray(encoded)
     for place, value in changes:
         changed[int(place * len(changed))] = value
     return bytes(changed)
 
 
-def test_a_large_picture_is_averaged_strip_by_strip() -> None:
+def test_a_large_picture_is_averaged_strip_by_strip():
     """The same as averaging the whole, and every edge is there."""
     side = int(LARGE**0.5) + 9
     whole = Image.linear_gradient("L").resize((side, side))
@@ -717,7 +703,7 @@ def test_a_large_picture_is_averaged_strip_by_strip() -> None:
 @pytest.mark.hostile
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "rows", "most_mb"), [("one-bit", 12, 500), ("clear", 4, 1000)])
-def test_pictures_of_49_megapixels_fit_in_memory(kind: str, rows: int, most_mb: int, tmp_path: Path) -> None:
+def test_pictures_of_49_megapixels_fit_in_memory(kind, rows, most_mb, tmp_path):
     from tests.hostile.bombs import bomb
 
     (tmp_path / "bomb").write_bytes(bomb(kind))

@@ -1,12 +1,9 @@
 """Run folders of recommenders that are damaged, foreign or of another format, for all that reads them."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -35,18 +32,18 @@ READERS = {
 Damage = Callable[[Path, Path], object]  # of a file; the second is the same file of another run
 
 
-def flip(path: Path, place: float) -> None:
+def flip(path, place):
     content = bytearray(path.read_bytes())
     content[int(place * (len(content) - 1))] ^= 0x10
     path.write_bytes(content)
 
 
-def replace_by_folder(path: Path) -> None:
+def replace_by_folder(path):
     path.unlink()
     path.mkdir()
 
 
-FAULTS: dict[str, Damage] = {
+FAULTS = {
     "missing": lambda path, _: path.unlink(),
     "empty": lambda path, _: path.write_bytes(b""),
     "cut": lambda path, _: path.write_bytes(path.read_bytes()[:-9]),
@@ -59,7 +56,7 @@ FAULTS: dict[str, Damage] = {
     "a folder": lambda path, _: replace_by_folder(path),
     "a link to nowhere": lambda path, _: (path.unlink(), path.symlink_to("nowhere")),
 }
-MANIFESTS: dict[str, bytes | dict[str, Any]] = {
+MANIFESTS = {
     "a list": b"[]",
     "a number": b"1",
     "nothing in it": b"{}",
@@ -82,7 +79,7 @@ MANIFESTS: dict[str, bytes | dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory):
     """Runs `a` and `b` of two seeds, and their log."""
     folder = tmp_path_factory.mktemp("runs")
     random = np.random.default_rng(0)
@@ -98,15 +95,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def damaged(runs: Path, tmp_path: Path) -> Path:
+def damaged(runs, tmp_path):
     return Path(shutil.copytree(runs, tmp_path / "runs"))
 
 
 @pytest.fixture
-def reads(fails: Callable[..., str]) -> Callable[[str, Path], str]:
+def reads(fails):
     """What a reader says of run `a`; it must fail."""
 
-    def read(reader: str, folder: Path) -> str:
+    def read(reader, folder):
         run = folder / "a"
         if reader == "load":
             with pytest.raises(CheckpointError) as error:
@@ -122,7 +119,7 @@ def reads(fails: Callable[..., str]) -> Callable[[str, Path], str]:
     return read
 
 
-def test_the_table_has_every_file_and_the_run_is_good(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_every_file_and_the_run_is_good(runs, capsys):
     assert READERS.keys() == RUN_FILES == {path.name for path in (runs / "a").iterdir()}
     load_run(runs / "a")
     main(["compare", str(runs / "a"), str(runs / "b")])
@@ -133,9 +130,7 @@ def test_the_table_has_every_file_and_the_run_is_good(runs: Path, capsys: pytest
 
 @pytest.mark.parametrize("file", [name for name in READERS if name != MANIFEST])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_damaged_file_is_one_message_that_names_it(
-    damaged: Path, reads: Callable[[str, Path], str], fault: str, file: str
-) -> None:
+def test_a_damaged_file_is_one_message_that_names_it(damaged, reads, fault, file):
     FAULTS[fault](damaged / "a" / file, damaged / "b" / file)
     for reader in READERS[file]:
         said = reads(reader, damaged)
@@ -145,18 +140,14 @@ def test_a_damaged_file_is_one_message_that_names_it(
 
 
 @pytest.mark.parametrize("fault", ["missing", "empty", "cut in the middle", "first byte flipped", "a folder"])
-def test_a_damaged_manifest_is_one_message(
-    damaged: Path, reads: Callable[[str, Path], str], fault: str
-) -> None:
+def test_a_damaged_manifest_is_one_message(damaged, reads, fault):
     FAULTS[fault](damaged / "a" / MANIFEST, damaged / "b" / MANIFEST)
     for reader in READERS[MANIFEST]:
         assert "xpected a run folder" in reads(reader, damaged)
 
 
 @pytest.mark.parametrize("kind", MANIFESTS)
-def test_a_manifest_that_is_none_is_one_message(
-    damaged: Path, reads: Callable[[str, Path], str], kind: str
-) -> None:
+def test_a_manifest_that_is_none_is_one_message(damaged, reads, kind):
     content = MANIFESTS[kind]
     path = damaged / "a" / MANIFEST
     if isinstance(content, dict):
@@ -167,7 +158,7 @@ def test_a_manifest_that_is_none_is_one_message(
         assert "format 2" in said if kind == "newer" else "manifest" in said
 
 
-def test_a_run_of_an_earlier_version_has_no_hashes_and_is_read(damaged: Path) -> None:
+def test_a_run_of_an_earlier_version_has_no_hashes_and_is_read(damaged):
     path = damaged / "a" / MANIFEST
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps({key: manifest[key] for key in manifest if key not in ("format", "files")}))

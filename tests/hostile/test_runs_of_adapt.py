@@ -1,12 +1,8 @@
 """`adapt` on states that are damaged, losses that are lost, folders that are taken: one message each."""
 
-from __future__ import annotations
-
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +15,7 @@ from sda_features.lvlm import finetune
 pytestmark = pytest.mark.fault
 
 
-def arguments(catalogue: Path, model: Path, output: Path, *more: object) -> list[str]:
+def arguments(catalogue, model, output, *more):
     given = [
         "adapt",
         catalogue,
@@ -37,13 +33,11 @@ def arguments(catalogue: Path, model: Path, output: Path, *more: object) -> list
 
 
 @pytest.fixture(scope="module")
-def broken_off(
-    tmp_path_factory: pytest.TempPathFactory, catalogue: Path, tiny_models: dict[str, Path]
-) -> Path:
+def broken_off(tmp_path_factory, catalogue, tiny_models):
     """A run folder as a kill after the second state leaves it."""
     output = tmp_path_factory.mktemp("run") / "run"
 
-    def stop(*_: Any) -> None:
+    def stop(*_):
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
@@ -56,18 +50,18 @@ def broken_off(
     return output
 
 
-def newest(run: Path) -> Path:
+def newest(run):
     return max((run / "states").iterdir())
 
 
-def nan_state(run: Path) -> None:
+def nan_state(run):
     tensors = load_file(newest(run) / "tensors.safetensors")
     floats = [name for name, value in tensors.items() if value.dtype.kind == "f"]
     lost = {name: np.full_like(tensors[name], np.nan) for name in floats}
     save_file(tensors | lost, newest(run) / "tensors.safetensors")
 
 
-def lacking(run: Path) -> None:
+def lacking(run):
     path = newest(run) / "tensors.safetensors"
     save_file({"x": load_file(path)["generators.cpu"]}, path)
     state = json.loads((newest(run) / "state.json").read_text())
@@ -75,7 +69,7 @@ def lacking(run: Path) -> None:
     (newest(run) / "state.json").write_text(json.dumps(state))
 
 
-STATES: dict[str, Callable[[Path], Any]] = {
+STATES = {
     "tensors of NaN": nan_state,
     "tensors cut": lambda run: (newest(run) / "tensors.safetensors").write_bytes(b"12345"),
     "tensors missing": lambda run: (newest(run) / "tensors.safetensors").unlink(),
@@ -90,9 +84,9 @@ STATES: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("kind", STATES)
 def test_a_damaged_state_is_one_error_that_says_what_to_do(
-    broken_off: Path, catalogue: Path, tiny_models: dict[str, Path], tmp_path: Path,
-    fails: Callable[..., str], kind: str,
-) -> None:  # fmt: skip
+    broken_off, catalogue, tiny_models, tmp_path,
+    fails, kind,
+):  # fmt: skip
     run = Path(shutil.copytree(broken_off, tmp_path / "run"))
     STATES[kind](run)
     found = fails(*arguments(catalogue, tiny_models["qwen2_5_vl"], run, "--resume"))
@@ -104,9 +98,9 @@ def test_a_damaged_state_is_one_error_that_says_what_to_do(
 
 
 def test_resuming_a_run_that_has_ended_does_nothing_and_says_so(
-    broken_off: Path, catalogue: Path, tiny_models: dict[str, Path], tmp_path: Path, fails: Callable[..., str],
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    broken_off, catalogue, tiny_models, tmp_path, fails,
+    capsys, monkeypatch,
+):  # fmt: skip
     run = Path(shutil.copytree(broken_off, tmp_path / "run"))
     command = arguments(catalogue, tiny_models["qwen2_5_vl"], run, "--resume")
     main([*command, "--json"])
@@ -127,9 +121,7 @@ def test_resuming_a_run_that_has_ended_does_nothing_and_says_so(
     assert "with other settings: there is nothing to resume" in fails(*command, "--seed", 7)
 
 
-def test_a_second_run_into_the_same_folder_is_refused(
-    catalogue: Path, tiny_models: dict[str, Path], tmp_path: Path, fails: Callable[..., str]
-) -> None:
+def test_a_second_run_into_the_same_folder_is_refused(catalogue, tiny_models, tmp_path, fails):
     output = tmp_path / "run"
     output.mkdir()
     with lock_folder(output) as held:
@@ -139,18 +131,16 @@ def test_a_second_run_into_the_same_folder_is_refused(
 
 
 @pytest.mark.parametrize("rate", [1e12, float("nan"), float("inf"), 0, -1])
-def test_a_learning_rate_out_of_range_is_a_usage_error(
-    catalogue: Path, tmp_path: Path, fails: Callable[..., str], rate: float
-) -> None:
+def test_a_learning_rate_out_of_range_is_a_usage_error(catalogue, tmp_path, fails, rate):
     assert "--learning-rate" in fails(
         *arguments(catalogue, tmp_path, tmp_path / "run", "--learning-rate", rate), status=2
     )
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_advice(
-    catalogue: Path, tiny_models: dict[str, Path], tmp_path: Path, fails: Callable[..., str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    catalogue, tiny_models, tmp_path, fails,
+    monkeypatch,
+):  # fmt: skip
     step = finetune.warmup_cosine
     monkeypatch.setattr(finetune, "warmup_cosine", lambda *a: 1e40 * step(*a))
     found = fails(*arguments(catalogue, tiny_models["qwen2_5_vl"], tmp_path / "run"))

@@ -336,7 +336,7 @@ def test_a_temporal_split_needs_times(tmp_path):
 
 
 @given(seed=st.integers(0, 10**6), share=st.floats(0.1, 0.6))
-def test_a_cold_split_trains_on_no_cold_item_and_on_nothing_later(seed: int, share: float) -> None:
+def test_a_cold_split_trains_on_no_cold_item_and_on_nothing_later(seed, share):
     random = np.random.default_rng(seed)
     users, items = random.integers(12, size=120), random.integers(20, size=120)
     log = index_interactions(users, items)
@@ -361,5 +361,5 @@ def test_a_cold_split_trains_on_no_cold_item_and_on_nothing_later(seed: int, sha
     assert not validated
 
 
-def row(log, user: int) -> list[int]:
+def row(log, user):
     return log.items[log.offsets[user] : log.offsets[user + 1]].tolist()
