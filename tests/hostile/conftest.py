@@ -54,9 +54,9 @@ def fails(capsys):
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main([str(argument) for argument in arguments])
-        errors = capsys.readouterr().err
+        out, errors = capsys.readouterr()
         assert ended.value.code == status, errors
-        assert "Traceback" not in errors
+        assert "Traceback" not in out + errors
         assert "not foreseen" not in errors, errors
         if status == 1:
             assert errors.count("error: ") == 1

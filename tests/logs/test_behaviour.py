@@ -1,11 +1,18 @@
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from sda_features.config import BehaviourSettings
 from sda_features.logs.behaviour import SESSION_WINDOW, read_behaviour, taken_together
 from sda_features.logs.interactions import index_interactions
+from tests.logs.test_interactions import table, write
+
+
+def read(folder, rows, **settings):
+    path = write(folder / "log.parquet", table(rows, "timestamp"))
+    found = read_behaviour(BehaviourSettings.parse(interactions=path, **settings))
+    assert found is not None
+    return found
 
 
 def pairs_of(rows):
@@ -34,15 +41,8 @@ def test_a_large_session_does_not_make_pairs_of_all_with_all():
 
 @pytest.mark.parametrize("split", ["leave-one-out", "temporal"])
 def test_what_is_held_out_is_in_no_pair(tmp_path, split):
-    rows = [
-        {"user_id": f"u{user}", "item_id": f"i{user}-{place}", "timestamp": place}
-        for user in range(4)
-        for place in range(10)
-    ]
-    path = tmp_path / "log.parquet"
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    found = read_behaviour(BehaviourSettings.parse(interactions=path, split=split))
-    assert found is not None
+    rows = [(f"u{user}", f"i{user}-{place}", place) for user in range(4) for place in range(10)]
+    found = read(tmp_path, rows, split=split)
     ids = found.item_ids.to_pylist()
     known = {ids[code - 1] for code in np.unique(found.pairs).tolist()}
     assert known == {f"i{user}-{place}" for user in range(4) for place in range(8)}
@@ -50,11 +50,7 @@ def test_what_is_held_out_is_in_no_pair(tmp_path, split):
 
 
 def test_partners_are_symmetric_and_among_the_allowed_positions_alone(tmp_path):
-    path = tmp_path / "log.parquet"
-    rows = [{"user_id": "u", "item_id": item, "timestamp": n} for n, item in enumerate("abcdxx")]
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    found = read_behaviour(BehaviourSettings.parse(interactions=path))
-    assert found is not None
+    found = read(tmp_path, [("u", item, n) for n, item in enumerate("abcdxx")])
     order = pa.chunked_array([pa.array(["c", "unseen", "b", "a", "d"])])
     together, fewer = found.partners(order, np.array([0, 1, 2, 3]), np.array([0, 1, 2]))
     assert np.argwhere(together.toarray()).tolist() == [[0, 2], [2, 0], [2, 3], [3, 2]]
