@@ -1,6 +1,9 @@
 """What cases of faults have in common: tiny models, a checkpoint, and the command line as a user sees it."""
 
+import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from tests.lvlm.conftest import tiny_models
 from tests.lvlm.test_adapt import write_catalogue
 
 __all__ = ["tiny_models"]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -61,5 +65,18 @@ def fails(capsys):
         if status == 1:
             assert errors.count("error: ") == 1
         return errors
+
+    return run
+
+
+@pytest.fixture
+def script():
+    """Run a module of these tests in a process of its own; returns the JSON object that it prints last."""
+
+    def run(module, *arguments, prefix=()):
+        command = [*prefix, sys.executable, "-m", module, *map(str, arguments)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout.splitlines()[-1])
 
     return run

@@ -17,6 +17,7 @@ from pathlib import Path
 from sda_features.cli.main import main
 from sda_features.lvlm import finetune
 from tests.feast_repo import applied_repo, config
+from tests.workflows.conftest import QUICK
 
 MEGABYTES = 8
 
@@ -43,12 +44,12 @@ def content(folder):
     return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def trial(disk, arguments, before, full):
-    """A command with the disk made full by `full`, then the same with space."""
-    kept = content(before)
-    full()
+def trial(disk, *arguments, fill=fill):
+    """A command with the disk made full by `fill`, then the same with space."""
+    before = content(disk / "run")
+    fill(disk)
     status, said = run(*arguments)
-    whole = content(before) == kept
+    whole = content(disk / "run") == before
     (disk / "filler").unlink(missing_ok=True)
     leftovers = [path.name for path in disk.rglob("*.tmp")]
     return {"status": status, "said": said, "whole": whole, "left": leftovers, "next": run(*arguments)}
@@ -62,31 +63,14 @@ def main_():
         "user_id,item_id,timestamp\n" + "".join(f"u{n % 9},i{n * 13 % 40},{n}\n" for n in range(90))
     )
     found = {}
-    train = [
-        "train",
-        log,
-        "--epochs",
-        "1",
-        "--hidden-dim",
-        "8",
-        "--heads",
-        "2",
-        "--eval-negatives",
-        "5",
-        "-o",
-        disk / "run",
-    ]
+    train = ["train", log, *QUICK, "-o", disk / "run"]
     assert (done := run(*train))[0] == 0, done
     # Another seed replaces the run; the earlier one must stay.
-    found["train"] = trial(disk, [*train, "--seeds", "1"], disk / "run", lambda: fill(disk))
-    found["export"] = trial(
-        disk, ["export", checkpoint, "-o", disk / "export"], disk / "run", lambda: fill(disk)
-    )
+    found["train"] = trial(disk, *train, "--seeds", "1")
+    found["export"] = trial(disk, "export", checkpoint, "-o", disk / "export")
     repo = applied_repo(disk / "repo", config("full_disk", (sys.argv[5], int(sys.argv[6]))))
     base = ["--model", model, "--quantization", "none", "--device", "cpu", "--max-bad-rows", "1"]
-    found["materialize"] = trial(
-        disk, ["materialize", catalogue, "--repo", repo, *base], disk / "run", lambda: fill(disk)
-    )
+    found["materialize"] = trial(disk, "materialize", catalogue, "--repo", repo, *base)
     original = finetune.save_checkpoint
 
     def save_on_a_full_disk(*arguments, **options):
@@ -94,13 +78,12 @@ def main_():
         fill(disk)
         return original(*arguments, **options)
 
-    def full_at_the_end():
+    def fill_at_the_end(disk):
         finetune.save_checkpoint = save_on_a_full_disk
 
     steps = ["--steps", "2", "--batch-size", "8", "--validation-share", "0", "--resume"]
-    found["adapt"] = trial(
-        disk, ["adapt", catalogue, *base, *steps, "-o", disk / "adapt"], disk / "run", full_at_the_end
-    )
+    adapt = ["adapt", catalogue, *base, *steps, "-o", disk / "adapt"]
+    found["adapt"] = trial(disk, *adapt, fill=fill_at_the_end)
     print(json.dumps(found))
 
 

@@ -1,16 +1,11 @@
 """A disk that is really full under the commands that write: one message, nothing lost, and the next run completes."""
 
-import json
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from sda_features.demo.catalogue import make_catalogue
-
-ROOT = Path(__file__).parents[2]
 
 
 def can_mount():
@@ -25,10 +20,7 @@ def can_mount():
 @pytest.mark.slow
 @pytest.mark.skipif(not can_mount(), reason="no mount namespaces for users here")
 def test_a_full_disk_is_one_message_and_the_next_run_completes(
-    tmp_path,
-    checkpoint,
-    tiny_models,
-    redis_server,
+    tmp_path, checkpoint, tiny_models, redis_server, script
 ):
     (tmp_path / "disk").mkdir()
     make_catalogue(30).write(tmp_path / "items.parquet")
@@ -39,15 +31,7 @@ def test_a_full_disk_is_one_message_and_the_next_run_completes(
         tiny_models["qwen2_5_vl"],
         *redis_server,
     ]
-    done = subprocess.run(
-        ["unshare", "-rm", sys.executable, "-m", "tests.hostile.full_disk", *map(str, given)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = script("tests.hostile.full_disk", *given, prefix=["unshare", "-rm"])
     assert found.keys() == {"train", "export", "materialize", "adapt"}
     for command, result in found.items():
         assert result["status"] == 1, (command, result)

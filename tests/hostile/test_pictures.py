@@ -3,16 +3,13 @@
 import contextlib
 import http.server
 import io
-import json
 import os
 import socket
 import struct
-import subprocess
 import sys
 import threading
 import time
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -27,8 +24,8 @@ from sda_features.catalog.images import LARGE, decode_image, open_image, read_im
 from sda_features.catalog.rows import Catalog
 from sda_features.config import CatalogSettings
 from sda_features.errors import CatalogError, ImageProblem, SettingsError
+from tests.hostile.bombs import bomb
 
-ROOT = Path(__file__).parents[2]
 LIMITS = CatalogSettings.parse(path="items.csv")
 
 
@@ -705,18 +702,8 @@ def test_a_large_picture_is_averaged_strip_by_strip():
 @pytest.mark.hostile
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "rows", "most_mb"), [("one-bit", 12, 500), ("clear", 4, 1000)])
-def test_pictures_of_49_megapixels_fit_in_memory(kind, rows, most_mb, tmp_path):
-    from tests.hostile.bombs import bomb
-
+def test_pictures_of_49_megapixels_fit_in_memory(kind, rows, most_mb, tmp_path, script):
     (tmp_path / "bomb").write_bytes(bomb(kind))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.hostile.bombs", "--rows", str(rows), "--file", str(tmp_path / "bomb")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    result = script("tests.hostile.bombs", "--rows", rows, "--file", tmp_path / "bomb")
     assert result["pictures"] == rows
     assert result["peak_mb"] < most_mb

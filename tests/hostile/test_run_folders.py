@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from sda_features.evaluation.run_files import MANIFEST, RUN_FILES
 from sda_features.logs.interactions import read_interactions
 from sda_features.recommenders.saved import load_run
 from sda_features.recommenders.training import train
+from tests.hostile.damage import GIT_LFS, cut, damage, flip, replace_by_folder, replace_by_link, without
 
 pytestmark = pytest.mark.fault
 
@@ -29,32 +29,24 @@ READERS = {
     "users.safetensors": ["again"],
     MANIFEST: ["load", "compare", "again", "evaluate"],
 }
-Damage = Callable[[Path, Path], object]  # of a file; the second is the same file of another run
 
 
-def flip(path, place):
-    content = bytearray(path.read_bytes())
-    content[int(place * (len(content) - 1))] ^= 0x10
-    path.write_bytes(content)
-
-
-def replace_by_folder(path):
-    path.unlink()
-    path.mkdir()
+def of_another_run(path):
+    shutil.copy(path.parents[1] / "b" / path.name, path)
 
 
 FAULTS = {
-    "missing": lambda path, _: path.unlink(),
-    "empty": lambda path, _: path.write_bytes(b""),
-    "cut": lambda path, _: path.write_bytes(path.read_bytes()[:-9]),
-    "cut in the middle": lambda path, _: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
-    "first byte flipped": lambda path, _: flip(path, 0),
-    "a byte flipped": lambda path, _: flip(path, 0.6),
-    "last byte flipped": lambda path, _: flip(path, 1),
-    "of another run": lambda path, other: shutil.copy(other, path),
-    "a git-lfs pointer": lambda path, _: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
-    "a folder": lambda path, _: replace_by_folder(path),
-    "a link to nowhere": lambda path, _: (path.unlink(), path.symlink_to("nowhere")),
+    "missing": None,
+    "empty": b"",
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-9]),
+    "cut in the middle": cut,
+    "first byte flipped": lambda path: flip(path, 0),
+    "a byte flipped": lambda path: flip(path, 0.6),
+    "last byte flipped": flip,
+    "of another run": of_another_run,
+    "a git-lfs pointer": GIT_LFS,
+    "a folder": replace_by_folder,
+    "a link to nowhere": lambda path: replace_by_link(path, "nowhere"),
 }
 MANIFESTS = {
     "a list": b"[]",
@@ -109,12 +101,10 @@ def reads(fails):
             with pytest.raises(CheckpointError) as error:
                 load_run(run)
             return str(error.value)
-        again = ["evaluate", run, "--negatives", "4", "--interactions", folder / "log.csv"]
-        return fails(
-            *{"compare": ["compare", run, folder / "b"], "again": again, "evaluate": ["evaluate", run]}[
-                reader
-            ]
-        )
+        if reader == "compare":
+            return fails("compare", run, folder / "b")
+        again = ["--negatives", "4", "--interactions", folder / "log.csv"] if reader == "again" else []
+        return fails("evaluate", run, *again)
 
     return read
 
@@ -131,7 +121,7 @@ def test_the_table_has_every_file_and_the_run_is_good(runs, capsys):
 @pytest.mark.parametrize("file", [name for name in READERS if name != MANIFEST])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_damaged_file_is_one_message_that_names_it(damaged, reads, fault, file):
-    FAULTS[fault](damaged / "a" / file, damaged / "b" / file)
+    damage(damaged / "a" / file, FAULTS[fault])
     for reader in READERS[file]:
         said = reads(reader, damaged)
         assert "not a complete run folder" in said
@@ -141,25 +131,20 @@ def test_a_damaged_file_is_one_message_that_names_it(damaged, reads, fault, file
 
 @pytest.mark.parametrize("fault", ["missing", "empty", "cut in the middle", "first byte flipped", "a folder"])
 def test_a_damaged_manifest_is_one_message(damaged, reads, fault):
-    FAULTS[fault](damaged / "a" / MANIFEST, damaged / "b" / MANIFEST)
+    damage(damaged / "a" / MANIFEST, FAULTS[fault])
     for reader in READERS[MANIFEST]:
         assert "xpected a run folder" in reads(reader, damaged)
 
 
 @pytest.mark.parametrize("kind", MANIFESTS)
 def test_a_manifest_that_is_none_is_one_message(damaged, reads, kind):
-    content = MANIFESTS[kind]
-    path = damaged / "a" / MANIFEST
-    if isinstance(content, dict):
-        content = json.dumps(json.loads(path.read_text()) | content).encode()
-    path.write_bytes(content)
+    damage(damaged / "a" / MANIFEST, MANIFESTS[kind])
     for reader in READERS[MANIFEST]:
         said = reads(reader, damaged)
         assert "format 2" in said if kind == "newer" else "manifest" in said
 
 
 def test_a_run_of_an_earlier_version_has_no_hashes_and_is_read(damaged):
-    path = damaged / "a" / MANIFEST
-    manifest = json.loads(path.read_text())
-    path.write_text(json.dumps({key: manifest[key] for key in manifest if key not in ("format", "files")}))
+    for name in ("format", "files"):
+        without(damaged / "a" / MANIFEST, name)
     assert load_run(damaged / "a").item_ids == load_run(damaged / "b").item_ids
