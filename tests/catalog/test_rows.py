@@ -222,17 +222,3 @@ def test_slices_read_in_another_process_give_the_same_items_and_report(tmp_path)
     strict = Catalog(CatalogSettings.parse(path=folder, max_bad_rows=0.5))
     with pytest.raises(CatalogError, match="above --max-bad-rows 0.5"):
         strict.add_problems(problems)
-
-
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("memory://nowhere.parquet", "does not exist"),
-        ("nosuch://host/items.parquet", "There is no file system"),
-        ("ftp://shop:hush@host/items.parquet", "holds a password"),
-    ],
-)
-def test_a_url_that_is_not_usable_is_refused(url, message):
-    with pytest.raises(CatalogError, match=message) as error:
-        Catalog(CatalogSettings.parse(path=url))
-    assert "hush" not in str(error.value)

@@ -34,13 +34,16 @@ KINDS = {
 }
 
 
-def bomb(kind, side=SIDE):
+def encode(image, form="PNG", **options):
+    stream = io.BytesIO()
+    image.save(stream, form, **options)
+    return stream.getvalue()
+
+
+def bomb(kind):
     """One colour, so that the file is small."""
     mode, form = KINDS[kind]
-    stream = io.BytesIO()
-    options = {"progressive": True} if form == "JPEG" else {}
-    Image.new(mode, (side, side)).save(stream, form, **options)
-    return stream.getvalue()
+    return encode(Image.new(mode, (SIDE, SIDE)), form, **{"progressive": True} if form == "JPEG" else {})
 
 
 def peak_kib():

@@ -17,6 +17,7 @@ from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.reduction import fit_rotation
 from tests.lvlm.conftest import tiny_models
 from tests.lvlm.test_adapt import write_catalogue
+from tests.shop import on_cpu
 
 __all__ = ["tiny_models"]
 ROOT = Path(__file__).parents[2]
@@ -30,10 +31,8 @@ def catalogue(tmp_path_factory):
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory, tiny_models):
     folder = tmp_path_factory.mktemp("trained") / "checkpoint"
-    settings = AdaptSettings.parse(
-        catalog={"path": "items.parquet"},
-        backbone={"model": str(tiny_models["qwen2_5_vl"]), "quantization": "none", "device": "cpu"},
-    )
+    backbone = on_cpu(tiny_models["qwen2_5_vl"])
+    settings = AdaptSettings.parse(catalog={"path": "items.parquet"}, backbone=backbone)
     encoder = PromptEncoder(Backbone(settings.backbone), settings.adapter, settings.projection)
     rotation, _ = fit_rotation(np.random.default_rng(0).normal(size=(80, 64)).astype(np.float32))
     save_checkpoint(folder, encoder, settings, {}, rotation)

@@ -170,13 +170,8 @@ def both(**fields):
     return {name: row | fields for name, row in BOTH.items()}
 
 
-def _flipped(at):
-    data = bytearray(parquet(pa.table({"item_id": [f"i{n}" for n in range(500)], "title": ["x"] * 500})))
-    data[at] ^= 0xFF
-    return bytes(data)
-
-
 _WHOLE = parquet(GOOD)
+LARGER = parquet(pa.table({"item_id": [f"i{n}" for n in range(500)], "title": ["x"] * 500}))
 HEAD, CSV = b"item_id,title\n", b"item_id,title\na,x\nb,y\n"
 LINES = b'{"item_id":"a","title":"x"}\n{"item_id":"b","title":"y"}\n'
 NONE, WORD, D_X = pa.nulls(0), pa.array(["x"]).dictionary_encode(), of("d", t=["x"])
@@ -383,4 +378,3 @@ def _file_cases():
 
 
 CASES = [*_parquet_cases(), *_json_cases(), *_csv_cases(), *_file_cases()]
-DAMAGED = [(at, _flipped(at)) for at in range(0, len(_flipped(0)), 23)]  # one byte of a file is another

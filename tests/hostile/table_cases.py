@@ -40,8 +40,8 @@ class Case(NamedTuple):
     path: str = ""
 
 
-def write_files(folder, files):
-    """Write path -> bytes, a table for parquet, or None for a folder alone; returns the first file or its folder."""
+def write_files(folder, files, path=""):
+    """Name -> bytes, a table for parquet, or None for its folder alone; gives `path`, the first file or its folder."""
     for name, content in files.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def write_files(folder, files):
             target.write_bytes(content)
         elif content is not None:
             pq.write_table(content, target, row_group_size=1)
-    return folder / next(iter(files), "").split("/")[0]
+    return folder / (path or next(iter(files)).split("/")[0])
 
 
 class Reason(str):
@@ -70,13 +70,13 @@ def binary_as_text(values, kind=None):
 
 
 def _uuids(count):
-    return pa.ExtensionArray.from_storage(
-        pa.uuid(), pa.array([bytes([n]) * 16 for n in range(count)], pa.binary(16))
-    )
+    return pa.array([bytes([n]) * 16 for n in range(count)], pa.binary(16)).cast(pa.uuid())
 
 
 STRUCTS = pa.array([{"a_b": 1, "c": None}, {"a_b": None, "c": "x  y"}])
 D = decimal.Decimal
+TEXT_MAP, NUMBER_MAP = pa.map_(pa.string(), pa.string()), pa.map_(pa.string(), pa.int8())
+BYTES, PATH = {"bytes": PNG}, {"path": "a.png"}
 BAD, OK = b"M\xf6bel", b"oak"
 
 # name, column, the text of both rows; or part of the error
@@ -152,11 +152,7 @@ TEXT_COLUMNS = [
     ("struct in struct", pa.array([{"a": {"b": 1}}, {"a": None}]), ("a b 1", "")),
     ("list of structs", pa.array([[{"k": "wood", "v": "oak"}], []]), ("k wood, v oak", "")),
     ("struct, Latin-1", pa.array([{"a": BAD}, {"a": OK}]), (LOST, "a oak")),
-    (
-        "map",
-        pa.array([[("wood", "oak"), ("x", None)], None], pa.map_(pa.string(), pa.string())),
-        ("wood oak", ""),
-    ),
+    ("map", pa.array([[("wood", "oak"), ("x", None)], None], TEXT_MAP), ("wood oak", "")),
     ("map of lists", pa.array([[("a", [1])], []], pa.map_(pa.string(), pa.list_(pa.int8()))), ("a 1", "")),
 ]
 
@@ -166,11 +162,7 @@ MEMORY_COLUMNS = [
     ("large list view", pa.array([[1], None], pa.large_list_view(pa.int8())), ("1", "")),
     ("run ends", pc.run_end_encode(pa.array(["a", "a"])), ("a", "a")),
     ("slice of lists", pa.array([["z"], ["a"], ["b", "c"]]).slice(1), ("a", "b, c")),
-    (
-        "slice of maps",
-        pa.array([[("z", 1)], [("a", 2)], []], pa.map_(pa.string(), pa.int8())).slice(1),
-        ("a 2", ""),
-    ),
+    ("slice of maps", pa.array([[("z", 1)], [("a", 2)], []], NUMBER_MAP).slice(1), ("a 2", "")),
     ("slice of structs", pa.array([{"a": 1}, {"a": 2}, None]).slice(1), ("a 2", "")),
     ("union", pa.UnionArray.from_sparse(pa.array([0, 0], pa.int8()), [pa.array([1, 2])]), "no rule"),
     ("months and days", pa.array([(1, 2, 3), None], pa.month_day_nano_interval()), "no rule"),
@@ -216,7 +208,7 @@ ID_COLUMNS = [
     ("timestamp", pa.array([DAY] * 3), "column 'item_id' is timestamp"),
     ("list", pa.array([["a"], ["b"], []]), "column 'item_id' is list"),
     ("struct", pa.array([{"a": 1}] * 3), "column 'item_id' is struct"),
-    ("map", pa.array([[("a", 1)]] * 3, pa.map_(pa.string(), pa.int8())), "column 'item_id' is map"),
+    ("map", pa.array([[("a", 1)]] * 3, NUMBER_MAP), "column 'item_id' is map"),
     ("time", pa.array([dt.time(1)] * 3), "column 'item_id' is time64"),
 ]
 
@@ -227,21 +219,9 @@ IMAGE_COLUMNS = [
     ("byte views", pa.array([PNG, PNG, PNG], pa.binary_view()), ("", "", "")),
     ("fixed bytes", pa.array([PNG, PNG, PNG], pa.binary(len(PNG))), ("", "", "")),
     ("dictionary of bytes", pa.array([PNG, PNG, None]).dictionary_encode(), ("", "", "missing_image")),
-    (
-        "struct of bytes and path",
-        pa.array([{"bytes": PNG, "path": "x"}, {"bytes": None, "path": "a.png"}, None]),
-        ("", "", "missing_image"),
-    ),
-    (
-        "struct of bytes",
-        pa.array([{"bytes": PNG}, {"bytes": b"x"}, {"bytes": PNG}]),
-        ("", "broken_image", ""),
-    ),
-    (
-        "struct of path",
-        pa.array([{"path": "a.png"}, {"path": "b.png"}, {"path": "a.png"}]),
-        ("", "image_not_found", ""),
-    ),
+    ("struct of bytes and path", pa.array([BYTES | {"path": "x"}, PATH, None]), ("", "", "missing_image")),
+    ("struct of bytes", pa.array([BYTES, {"bytes": b"x"}, BYTES]), ("", "broken_image", "")),
+    ("struct of path", pa.array([PATH, {"path": "b.png"}, PATH]), ("", "image_not_found", "")),
     ("struct, others beside", pa.array([{"path": "a.png", "height": 1}] * 3), ("", "", "")),
     ("paths", pa.array(["a.png", "", None]), ("", "missing_image", "missing_image")),
     (
@@ -262,6 +242,6 @@ IMAGE_COLUMNS = [
     ("other struct", pa.array([{"url": "x"}] * 3), "column 'image' is struct<url"),
     ("struct of numbers", pa.array([{"bytes": 1}] * 3), "column 'image' is struct<bytes: int64"),
     ("struct of lists", pa.array([{"bytes": [1]}] * 3), "column 'image' is struct<bytes: list"),
-    ("map", pa.array([[("path", "a.png")]] * 3, pa.map_(pa.string(), pa.string())), "column 'image' is map"),
+    ("map", pa.array([[("path", "a.png")]] * 3, TEXT_MAP), "column 'image' is map"),
     ("decimal", pa.array([D("1.0")] * 3), "column 'image' is decimal128"),
 ]

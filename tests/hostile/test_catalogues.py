@@ -4,6 +4,8 @@ import io
 import os
 import socket
 import tracemalloc
+from operator import attrgetter
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pytest
@@ -15,7 +17,7 @@ from sda_features.errors import CatalogError
 from sda_features.logs.interactions import read_interactions
 from sda_features.tables.cells import TEXT, UnusableColumn
 from sda_features.tables.text import csv_rows, json_rows
-from tests.hostile.file_cases import CASES, DAMAGED
+from tests.hostile.file_cases import CASES, LARGER
 from tests.hostile.table_cases import MEMORY_COLUMNS, write_files
 from tests.logs.test_interactions import write
 from tests.shop import catalog
@@ -24,18 +26,9 @@ pytestmark = pytest.mark.hostile
 REFUSED = [c for c in CASES if isinstance(c.result, str) and "\x00" not in c.path]  # no argument holds NUL
 
 
-def write_case(folder, case):
-    path = write_files(folder, case.files)
-    return folder / case.path if case.path else path
-
-
-def identified(case):
-    return getattr(case, "name", None)
-
-
-@pytest.mark.parametrize("case", CASES, ids=identified)
+@pytest.mark.parametrize("case", CASES, ids=attrgetter("name"))
 def test_a_catalogue_is_read_or_refused_with_one_message(tmp_path, case):
-    path = write_case(tmp_path, case)
+    path = write_files(tmp_path, case.files, case.path)
     if isinstance(case.result, str):
         with pytest.raises(CatalogError) as caught:
             list(Catalog(catalog(path)).items())
@@ -66,9 +59,9 @@ def test_a_catalogue_is_read_or_refused_with_one_message(tmp_path, case):
 PICTURES = [case for case in CASES if case.name.startswith("image column") and isinstance(case.result, dict)]
 
 
-@pytest.mark.parametrize("case", PICTURES, ids=identified)
+@pytest.mark.parametrize("case", PICTURES, ids=attrgetter("name"))
 def test_pictures_of_every_usable_type_are_decoded(tmp_path, case):
-    items = Catalog(catalog(write_case(tmp_path, case))).items()
+    items = Catalog(catalog(write_files(tmp_path, case.files, case.path))).items()
     assert {item.row: item.image is not None for item in items} == {
         row: row not in case.problems for row in (1, 2, 3)
     }
@@ -85,11 +78,11 @@ def test_types_that_no_file_holds(column, texts):
         assert TEXT.arrow(column) == (list(texts), {})
 
 
-@pytest.mark.parametrize(
-    ("at", "content"), DAMAGED, ids=lambda value: value if isinstance(value, int) else ""
-)
-def test_a_flipped_byte_is_read_or_one_error(tmp_path, at, content):
+@pytest.mark.parametrize("at", range(0, len(LARGER), 23))
+def test_a_flipped_byte_is_read_or_one_error(tmp_path, at):
     """Parquet pages have no checksum by default: what still reads is used, and a row is there or reported."""
+    content = bytearray(LARGER)
+    content[at] ^= 0xFF
     path = tmp_path / "c.parquet"
     path.write_bytes(content)
     try:
@@ -98,6 +91,13 @@ def test_a_flipped_byte_is_read_or_one_error(tmp_path, at, content):
     except CatalogError:
         return
     assert len(items) + opened.report.bad_rows >= opened.rows
+
+
+def test_an_error_that_says_nothing_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("sda_features.tables.files.csv_columns", Mock(side_effect=MemoryError()))
+    (tmp_path / "c.csv").write_text("item_id\na\n")
+    with pytest.raises(CatalogError, match="c.csv cannot be read: MemoryError"):
+        Catalog(catalog(tmp_path / "c.csv"))
 
 
 @pytest.mark.timeout(20)
@@ -123,9 +123,9 @@ def test_what_is_no_file_is_refused_and_never_waited_for(tmp_path, kind):
             Catalog(catalog(path))
 
 
-@pytest.mark.parametrize("case", REFUSED[::4], ids=identified)
+@pytest.mark.parametrize("case", REFUSED[::4], ids=attrgetter("name"))
 def test_the_command_says_the_same_in_one_message(tmp_path, fails, case):
-    path = write_case(tmp_path, case)
+    path = write_files(tmp_path, case.files, case.path)
     said = fails("materialize", path, "--model", "nowhere", "--repo", tmp_path)
     assert said.startswith("error: ")
 

@@ -5,13 +5,12 @@ import uuid
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sda_features.catalog.rows import Catalog
-from sda_features.errors import FeatureMismatchError, InteractionsError
+from sda_features.errors import CatalogError, FeatureMismatchError, InteractionsError
 from sda_features.logs.interactions import index_interactions, read_interactions
 from sda_features.serving.layout import id_text
 from sda_features.workflows.features import read_vectors
@@ -60,8 +59,7 @@ TIMES = [
 
 @pytest.mark.parametrize(("column", "usable"), [pytest.param(c, u, id=name) for name, c, u in TIMES])
 def test_times_order_a_log_or_are_named(tmp_path, column, usable):
-    path = tmp_path / "log.parquet"
-    pq.write_table(table(timestamp=column), path)
+    path = write_files(tmp_path, {"log.parquet": table(timestamp=column)})
     if not usable:
         with pytest.raises(InteractionsError, match=r"log.parquet: .*order"):
             read_interactions(path)
@@ -143,6 +141,21 @@ def test_a_log_is_read_or_refused_with_one_message(tmp_path, files, result):
         assert len(read_interactions(path).items) == result
 
 
+@pytest.mark.parametrize("what", ["log", "catalogue"])
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("memory://nowhere/none.csv", "memory://nowhere/none.csv does not exist"),
+        ("nosuch://host/a.csv", "There is no file system for the {} nosuch://host/a.csv"),
+        ("ftp://shop:hush@host/a.csv", "The URL of the {} holds a password"),
+    ],
+)
+def test_a_url_that_is_not_usable_is_refused(url, message, what):
+    with pytest.raises((InteractionsError, CatalogError), match=message.format(what)) as caught:
+        read_interactions(url) if what == "log" else Catalog(catalog(url))
+    assert "hush" not in str(caught.value)
+
+
 # An id in a typed column, and how it is written everywhere; None: it is refused everywhere.
 IDS = [
     ("100.0", pa.string(), "100.0"),
@@ -165,9 +178,9 @@ IDS = [
 @pytest.mark.parametrize(("value", "kind", "text"), IDS, ids=lambda value: repr(value))
 def test_catalogue_log_vectors_and_client_write_an_id_alike(tmp_path, value, kind, text):
     column = pa.array([value], kind)
-    path = tmp_path / "all.parquet"
     vectors = pa.array([[1.0, 2.0]], pa.list_(pa.float32()))
-    pq.write_table(pa.table({"item_id": column, "user_id": ["u"], "position": [1], "v": vectors}), path)
+    content = pa.table({"item_id": column, "user_id": ["u"], "position": [1], "v": vectors})
+    path = write_files(tmp_path, {"all.parquet": content})
     found = []
     for read in (
         lambda: [item.item_id for item in Catalog(catalog(path, max_bad_rows=0)).items()],
@@ -217,7 +230,6 @@ def test_a_uuid_is_written_as_it_is_shown():
     ],
 )
 def test_a_file_of_vectors_is_refused_with_one_message(tmp_path, columns, message):
-    path = tmp_path / "v.parquet"
-    pq.write_table(pa.table(columns), path)
+    path = write_files(tmp_path, {"v.parquet": pa.table(columns)})
     with pytest.raises(FeatureMismatchError, match=message):
         read_vectors(path, pa.array(["a"]))

@@ -2,7 +2,6 @@
 
 import contextlib
 import http.server
-import io
 import os
 import socket
 import struct
@@ -10,6 +9,7 @@ import sys
 import threading
 import time
 import zlib
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -24,15 +24,9 @@ from sda_features.catalog.images import LARGE, decode_image, open_image, read_im
 from sda_features.catalog.rows import Catalog
 from sda_features.config import CatalogSettings
 from sda_features.errors import CatalogError, ImageProblem, SettingsError
-from tests.hostile.bombs import bomb
+from tests.hostile.bombs import bomb, encode
 
 LIMITS = CatalogSettings.parse(path="items.csv")
-
-
-def encode(image, form="PNG", **options):
-    stream = io.BytesIO()
-    image.save(stream, form, **options)
-    return stream.getvalue()
 
 
 PNG = encode(Image.new("RGB", (8, 6), "red"))
@@ -354,26 +348,13 @@ def test_no_url_reaches_an_address_outside_the_list(running, url):
         _connected = None
 
 
+PASSING = [f"/status-{status}" for status in (408, 429, 500, 503)]
 FAILURES = {  # path: reason, requests
-    "/status-404": ("download_failed", 1),
-    "/status-410": ("download_failed", 1),
-    "/status-400": ("download_failed", 1),
-    "/moved": ("download_failed", 1),
-    "/status-401": ("image_unreachable", 1),
-    "/status-403": ("image_unreachable", 1),
-    "/status-204": ("image_unreachable", 1),
-    "/status-501": ("image_unreachable", 1),
-    "/status-408": ("image_unreachable", ATTEMPTS),
-    "/status-429": ("image_unreachable", ATTEMPTS),
-    "/status-500": ("image_unreachable", ATTEMPTS),
-    "/status-503": ("image_unreachable", ATTEMPTS),
-    "/short": ("image_unreachable", ATTEMPTS),
-    "/reset": ("image_unreachable", ATTEMPTS),
-    "/no-http": ("image_unreachable", ATTEMPTS),
+    **dict.fromkeys(("/status-404", "/status-410", "/status-400", "/moved"), ("download_failed", 1)),
+    **dict.fromkeys(("/status-401", "/status-403", "/status-204", "/status-501"), ("image_unreachable", 1)),
+    **dict.fromkeys((*PASSING, "/short", "/reset", "/no-http"), ("image_unreachable", ATTEMPTS)),
     **dict.fromkeys(PAGES, ("image_unreachable", 1)),
-    "/long": ("oversized_image", 1),
-    "/large": ("oversized_image", 1),
-    "/endless": ("oversized_image", 1),
+    **dict.fromkeys(("/long", "/large", "/endless"), ("oversized_image", 1)),
 }
 
 
@@ -421,7 +402,7 @@ def test_nobody_listens_and_nobody_knows_the_name(server):
         raise socket.gaierror(-3, "Temporary failure in name resolution")
 
     for url, hosts in (("http://127.0.0.1:1/x", ("127.0.0.1:1",)), ("http://shop.test/x", ("shop.test",))):
-        assert problem_of(lambda u=url, h=hosts: get(u, *h, resolve=nowhere)).transient
+        assert problem_of(partial(get, url, *hosts, resolve=nowhere)).transient
 
 
 @pytest.mark.fault
@@ -505,31 +486,13 @@ def test_what_lies_below_the_image_root(tmp_path):
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as listening:
         listening.bind(str(root / "socket"))
     limits = CatalogSettings.parse(path="items.csv", image_root=root, max_image_bytes=1000)
-    reasons = {
-        "../secret.png": "path_outside_root",
-        str(tmp_path / "secret.png"): "path_outside_root",
-        "link.png": "path_outside_root",
-        "zero": "path_outside_root",
-        "folder/../../secret.png": "path_outside_root",
-        "absent.png": "image_not_found",
-        "pipe": "image_not_found",
-        "socket": "image_not_found",
-        "folder": "image_not_found",
-        ".": "image_not_found",
-        "loop": "image_not_found",
-        "loop/x.png": "image_not_found",
-        "ok.png/x": "image_not_found",
-        "a\0b.png": "image_not_found",
-        "\ud800.png": "image_not_found",
-        "x" * 5000: "image_not_found",
-        "s3://bucket/x.png?X-Amz-Signature=hush": "image_not_found",
-        "ftp://me:hush@host/x.png": "image_not_found",
-        "data:image/png;base64,AAAA": "image_not_found",
-        "large.png": "oversized_image",
-        "": "missing_image",
-    }
-    for value, reason in reasons.items():
-        problem = problem_of(lambda value=value: read_image_bytes(value, limits, get))
+    outside = ["../secret.png", str(tmp_path / "secret.png"), "link.png", "zero", "folder/../../secret.png"]
+    absent = ["absent.png", "pipe", "socket", "folder", ".", "loop", "loop/x.png", "ok.png/x"]
+    absent += ["a\0b.png", "\ud800.png", "x" * 5000, "s3://bucket/x.png?X-Amz-Signature=hush"]
+    absent += ["ftp://me:hush@host/x.png", "data:image/png;base64,AAAA"]
+    reasons = dict.fromkeys(outside, "path_outside_root") | dict.fromkeys(absent, "image_not_found")
+    for value, reason in (reasons | {"large.png": "oversized_image", "": "missing_image"}).items():
+        problem = problem_of(partial(read_image_bytes, value, limits, get))
         assert problem.reason == reason, value
         assert "hush" not in problem.detail
         assert len(problem.detail) < 500
