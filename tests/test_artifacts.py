@@ -40,10 +40,8 @@ def test_a_killed_writer_never_shows_half_a_file(tmp_path):
         "with atomic_file(Path(sys.argv[1])) as temporary:\n"
         "    temporary.write_text('{\"state\": ')\n    print('half', flush=True)\n    time.sleep(60)\n"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", script, str(target)], stdout=subprocess.PIPE, text=True
-    ) as writer:
-        assert writer.stdout is not None
+    command = [sys.executable, "-c", script, str(target)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout.readline() == "half\n"
         writer.send_signal(signal.SIGKILL)
     assert '"old"' in target.read_text()

@@ -57,14 +57,14 @@ def _plain_texts(values: Sequence[Any]) -> tuple[list[str], Faults]:
 
 
 def _json_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
     if isinstance(value, dict):
         pairs = ((_spoken(name), one_line(_json_text(part))) for name, part in value.items())
         return ", ".join(f"{name} {text}" for name, text in pairs if text)
     if isinstance(value, list):
         return ", ".join(filter(None, (one_line(_json_text(part)) for part in value)))
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return "" if value is None else str(value)
+    return {None: "", True: "true", False: "false"}[value]
 
 
 def _start(value: Any) -> str:

@@ -15,9 +15,9 @@ from sda_features.errors import CatalogError
 from tests.logs.test_interactions import write as write_table
 
 
-def png(colour="red", size=(8, 6), mode="RGB"):
+def png(colour="red", size=(8, 6)):
     stream = io.BytesIO()
-    Image.new(mode, size, colour).save(stream, "PNG")
+    Image.new("RGB", size, colour).save(stream, "PNG")
     return stream.getvalue()
 
 

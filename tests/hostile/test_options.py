@@ -9,12 +9,8 @@ from sda_features.cli.main import VERBS, cli
 
 pytestmark = pytest.mark.hostile
 
-VALUES = [
-    "",
-    *["0", "-1", "nan", "inf", "-inf", "1e400", "1e-320", "one", "0x10", "١٢"],
-    "9" * 30,
-    "-" + "9" * 30,
-]
+VALUES = ["0", "-1", "nan", "inf", "-inf", "1e400", "1e-320", "9" * 30, "-" + "9" * 30]
+VALUES += ["", "one", "0x10", "١٢"]
 
 
 def number(option):

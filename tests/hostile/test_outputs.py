@@ -79,7 +79,6 @@ def test_a_killed_exchange_leaves_the_old_folder_or_the_new_one(tmp_path, scheme
     for kill in range(6):
         command = [sys.executable, "-c", WRITER, str(target), scheme]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
-            assert writer.stdout is not None
             writer.stdout.readline()
             time.sleep(0.003 * kill)
             writer.send_signal(signal.SIGKILL)
