@@ -1,20 +1,17 @@
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from sda_features.artifacts import atomic_file, atomic_folder, sha256_files, sha256_json, write_json
 
 
-def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path):
     target = tmp_path / "a.txt"
     target.write_text("old")
 
-    def fail() -> None:
+    def fail():
         with atomic_file(target) as temporary:
             temporary.write_text("half")
             raise RuntimeError("stop")
@@ -25,7 +22,7 @@ def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+def test_a_folder_is_replaced_whole(tmp_path):
     target = tmp_path / "run"
     for name in ("first", "second"):
         with atomic_folder(target) as temporary:
@@ -35,7 +32,7 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     assert (target / "second").stat().st_mode & 0o077 == target.stat().st_mode & 0o066
 
 
-def test_a_killed_writer_never_shows_half_a_file(tmp_path: Path) -> None:
+def test_a_killed_writer_never_shows_half_a_file(tmp_path):
     target = tmp_path / "a.json"
     write_json(target, {"state": "old"})
     script = (
@@ -43,16 +40,14 @@ def test_a_killed_writer_never_shows_half_a_file(tmp_path: Path) -> None:
         "with atomic_file(Path(sys.argv[1])) as temporary:\n"
         "    temporary.write_text('{\"state\": ')\n    print('half', flush=True)\n    time.sleep(60)\n"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", script, str(target)], stdout=subprocess.PIPE, text=True
-    ) as writer:
-        assert writer.stdout is not None
+    command = [sys.executable, "-c", script, str(target)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout.readline() == "half\n"
         writer.send_signal(signal.SIGKILL)
     assert '"old"' in target.read_text()
 
 
-def test_hashes_depend_on_content_alone(tmp_path: Path) -> None:
+def test_hashes_depend_on_content_alone(tmp_path):
     first, second = tmp_path / "a", tmp_path / "b"
     first.write_text("x")
     second.write_text("x")

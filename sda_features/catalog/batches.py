@@ -45,26 +45,21 @@ class CatalogColumns:
             texts = [self._texts(block, name) for name in self.texts]
             nothing = pa.nulls(block.rows, pa.large_binary()), pa.nulls(block.rows, pa.string())
             pictures, paths = nothing if self.image is None else block.columns[self.image]
-            numbers = pa.array(np.arange(start, start + block.rows))
             rows = [list(row) for row in zip(*texts, strict=True)] if texts else [[]] * block.rows
-            problems = pa.array(self._problems(block), PROBLEMS)
             columns = [
-                numbers,
+                pa.array(np.arange(start, start + block.rows)),
                 block.columns[self.id],
                 pa.array(rows, ROWS.field("texts").type),
                 pictures,
                 paths,
+                pa.array(self._problems(block), PROBLEMS),
             ]
-            yield pa.RecordBatch.from_arrays([*columns, problems], schema=ROWS)
+            yield pa.RecordBatch.from_arrays(columns, schema=ROWS)
             start += block.rows
 
     def _texts(self, block: Block, name: str) -> list[str]:
-        values: list[str] = block.columns[name]
-        return (
-            [one_line(value or "") for value in block.columns[name].to_pylist()]
-            if name == self.id
-            else values
-        )
+        values = block.columns[name]
+        return [one_line(value or "") for value in values.to_pylist()] if name == self.id else values
 
     def _problems(self, block: Block) -> list[list[dict[str, str]]]:
         found: list[list[dict[str, str]]] = [[] for _ in range(block.rows)]

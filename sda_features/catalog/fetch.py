@@ -100,11 +100,12 @@ class Fetcher:
         if target.scheme not in PORTS or not host or "%" in host or "@" in authority:
             raise ImageProblem("bad_url", "expected http(s)://host/path, without a user name")
         port = PORTS[target.scheme] if target.port is None else target.port
-        if not {(host, port), (host, None if port == PORTS[target.scheme] else port)} & self._allowed:
+        usual = None if port == PORTS[target.scheme] else port
+        if not {(host, port), (host, usual)} & self._allowed:
             names = ", ".join(sorted(_shown(*entry) for entry in self._allowed)) or "none"
-            shown = _shown(host, None if port == PORTS[target.scheme] else port)
             raise ImageProblem(
-                "host_not_allowed", f"{shown} is not in the allow-list ({names}); see --image-hosts"
+                "host_not_allowed",
+                f"{_shown(host, usual)} is not in the allow-list ({names}); see --image-hosts",
             )
         return target, host, port
 

@@ -28,18 +28,16 @@ LARGE = 1 << 24  # pixels; a larger picture is averaged over squares of pixels u
 STRIP = 64  # rows of the result that are made at a time of a large picture
 DECODING_BYTES = {"WEBP": 12}  # most bytes a pixel while a format is decoded
 NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
-ORIENTATION, UPRIGHT = (
-    0x0112,
-    {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_270,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_90,
-    },
-)  # tag and values of EXIF
+ORIENTATION = 0x0112  # tag of EXIF
+UPRIGHT = {  # its values
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def read_image_bytes(
@@ -166,8 +164,7 @@ def _on_white(image: Image.Image) -> Image.Image:
         return Image.fromarray(upper)
     if image.mode in ("RGBA", "LA", "PA") or clear is not None:
         image = image.convert("RGBA")
-        background = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(background, image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 

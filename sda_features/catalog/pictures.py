@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 from PIL.Image import Image
 
@@ -33,23 +32,23 @@ DECODED_BYTES = 256 << 20  # of pictures that are being decoded or wait
 PENDING = "-unreachable"  # ends the content hash of an item without the picture that it should have
 
 
-class Row(Protocol):
-    """A catalogue row, before its picture is read."""
+@dataclass(frozen=True)
+class Row:
+    """A catalogue row whose id is usable, before its picture is read.
 
-    @property
-    def item_id(self) -> str:
-        """The id, as text."""
+    Attributes:
+        number: position in the catalogue, from 1.
+        item_id: the id, as text.
+        fields: text column -> value.
+        image: the value of the image column.
+        reported: reasons that are in the report already.
+    """
 
-    @property
-    def fields(self) -> dict[str, str]:
-        """Text column -> value."""
-
-    @property
-    def image(self) -> bytes | str | None:
-        """The value of the image column."""
-
-
-RowT = TypeVar("RowT", bound=Row)
+    number: int
+    item_id: str
+    fields: dict[str, str]
+    image: bytes | str | None
+    reported: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,12 @@ class Picture:
 
 
 def pictures_ahead(
-    rows: Iterable[RowT],
+    rows: Iterable[Row],
     settings: CatalogSettings,
     known: Mapping[str, str],
-    shrink: Callable[[Image], Image] | None = None,
-    wanted: bool = True,
-) -> Iterator[tuple[RowT, Picture]]:
+    shrink: Callable[[Image], Image] | None,
+    wanted: bool,
+) -> Iterator[tuple[Row, Picture]]:
     """Yield rows with their pictures, in order.
 
     Args:
@@ -98,7 +97,7 @@ def pictures_ahead(
         finally:
             budget.decoded(number, image)
 
-    def picture(row: RowT, number: int) -> Picture:
+    def picture(row: Row, number: int) -> Picture:
         digest = hashlib.blake2b(json.dumps(row.fields).encode(), digest_size=16)
         known_hash = known.get(row.item_id)
         image = problem = None
@@ -117,9 +116,9 @@ def pictures_ahead(
                 return Picture(digest.hexdigest() + PENDING, None, problem)
         return Picture(digest.hexdigest(), image, problem)
 
-    ahead: deque[tuple[RowT, int, Future[Picture]]] = deque()
+    ahead: deque[tuple[Row, int, Future[Picture]]] = deque()
 
-    def first() -> tuple[RowT, Picture]:
+    def first() -> tuple[Row, Picture]:
         row, number, waiting = ahead.popleft()
         done = waiting.result()
         budget.taken(number)

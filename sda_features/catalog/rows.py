@@ -24,7 +24,7 @@ from PIL.Image import Image
 
 from sda_features.artifacts import atomic_file
 from sda_features.catalog.batches import BATCH_ROWS, CatalogColumns, CatalogSlice, cut_into_slices
-from sda_features.catalog.pictures import Picture, pictures_ahead
+from sda_features.catalog.pictures import Picture, Row, pictures_ahead
 from sda_features.config import CatalogSettings
 from sda_features.errors import CatalogError
 from sda_features.tables.cells import ID
@@ -137,10 +137,11 @@ class Catalog:
         """Yield the ids in file order, repeated ones too; reads no other column."""
         yield from filter(None, self.ids_of_rows())
 
-    def ids_of_rows(self) -> Iterator[str]:
-        """Yield the id of every row in file order, empty text where it is missing."""
-        for ids, _ in self._ids():
-            yield from (item_id or "" for item_id in ids)
+    def ids_of_rows(self, guessed: bool = True) -> Iterator[str]:
+        """Yield the id of every row in file order, empty text where there is none; `guessed`: of damaged rows, too."""
+        for block in self._table.blocks({self._columns.id: ID}, 1 << 16):
+            for row, item_id in enumerate(block.columns[self._columns.id].to_pylist()):
+                yield "" if item_id is None or (not guessed and row in block.damaged) else item_id
 
     def slices(self) -> list[CatalogSlice]:
         """Cut the catalogue into runs of rows that can be read apart: parquet row groups, or whole files."""
@@ -194,7 +195,7 @@ class Catalog:
             yield self._item(row, picture, shrunk=shrink is not None)
         self._check_share()
 
-    def _item(self, row: _Row, picture: Picture, shrunk: bool) -> Item:
+    def _item(self, row: Row, picture: Picture, shrunk: bool) -> Item:
         if self.text_columns and not row.fields and "unusable_text" not in row.reported:
             self.report.add(row.number, row.item_id, "missing_text", "every text column is empty")
         if picture.problem is not None and "unusable_image" not in row.reported:
@@ -204,7 +205,7 @@ class Catalog:
 
     def _unique_rows(
         self, batches: Iterable[pa.RecordBatch] | None, rows: NDArray[np.int64] | None
-    ) -> Iterator[_Row]:
+    ) -> Iterator[Row]:
         """Rows whose id is present and in no earlier row."""
         if batches is None:
             blocks = self._table.blocks(self._columns.rules, BATCH_ROWS)
@@ -229,30 +230,17 @@ class Catalog:
                 texts = zip(self.text_columns, values["texts"], strict=True)
                 fields = {name: text for name, text in texts if text}
                 image = values["picture"] if values["picture"] is not None else values["picture_path"]
-                yield _Row(number, item_id, fields, image, frozenset(reasons))
-
-    def _ids(self) -> Iterator[tuple[list[str | None], Mapping[int, str]]]:
-        """Ids of blocks of rows, and which of the rows are damaged."""
-        id_column = self.settings.id_column
-        for block in self._table.blocks({id_column: ID}, 1 << 16):
-            yield block.columns[id_column].to_pylist(), block.damaged
-
-    def _ids_to_compare(self) -> Iterator[str]:
-        """Ids of all rows, empty where missing or only guessed."""
-        for ids, damaged in self._ids():
-            yield from (
-                "" if item_id is None or row in damaged else item_id for row, item_id in enumerate(ids)
-            )
+                yield Row(number, item_id, fields, image, frozenset(reasons))
 
     def _scan_ids(self) -> tuple[int, set[int]]:
-        hashes = np.sort(np.fromiter(map(_id_hash, self._ids_to_compare()), np.uint64))
+        hashes = np.sort(np.fromiter(map(_id_hash, self.ids_of_rows(guessed=False)), np.uint64))
         return len(hashes), set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
 
     def _find_first_rows(self, repeated: set[int]) -> dict[str, int]:
         """Id -> its first row, for the ids whose hash occurs more than once."""
         first: dict[str, int] = {}
         if repeated:
-            for number, item_id in enumerate(self._ids_to_compare(), start=1):
+            for number, item_id in enumerate(self.ids_of_rows(guessed=False), start=1):
                 if _id_hash(item_id) in repeated:
                     first.setdefault(item_id, number)
         return first
@@ -273,15 +261,6 @@ class Catalog:
             f"{self._table.name}: {report}. That is above {option} {limit:g}; {advice} or raise the limit. "
             f"The first ones:\n{examples}"
         )
-
-
-@dataclass(frozen=True)
-class _Row:
-    number: int
-    item_id: str
-    fields: dict[str, str]
-    image: bytes | str | None
-    reported: frozenset[str]  # reasons that are in the report already
 
 
 def _id_hash(item_id: str) -> int:

@@ -59,12 +59,8 @@ def read_behaviour(settings: BehaviourSettings) -> Behaviour | None:
     """
     if settings.interactions is None:
         return None
-    log = read_interactions(
-        settings.interactions,
-        user_column=settings.user_column,
-        item_column=settings.item_column,
-        time_column=settings.time_column,
-    )
+    columns = settings.model_dump(include={"user_column", "item_column", "time_column"})
+    log = read_interactions(settings.interactions, **columns)
     split = settings.model_dump(include={"split", "validation_from", "test_from"})
     train = split_interactions(log, EvaluationSettings.parse(**split)).train
     identity = {

@@ -5,6 +5,7 @@ Item code 0 is padding everywhere in this package; code i > 0 is `item_ids[i - 1
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -233,7 +234,6 @@ def read_interactions(
     Raises:
         InteractionsError: missing or unreadable file, missing column, or see `index_interactions`.
     """
-
     given = user_column, item_column, time_column
     if isinstance(source, str | Path):
         opened = open_table(source, "log", InteractionsError)
@@ -333,10 +333,8 @@ def _as_order(column: Any) -> NDArray[Any]:
 def _numbers_or_times(texts: Any) -> Any:
     """Text as the first of integers, floats and timestamps that all of it is; else as it came."""
     for kind in (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC")):
-        try:
+        with contextlib.suppress(pa.ArrowInvalid):
             return texts.cast(kind)
-        except pa.ArrowInvalid:
-            continue
     return texts
 
 
@@ -347,8 +345,8 @@ def _sorted_unique(array: Any) -> Any:
 
 def _check_catalogue(catalogue: Any, items: Any) -> None:
     if len(pc.unique(catalogue)) != len(catalogue):
-        counts = pc.value_counts(catalogue)
-        twice = [entry["values"] for entry in counts.to_pylist() if entry["counts"] > 1]
+        counts = pc.value_counts(catalogue).to_pylist()
+        twice = [entry["values"] for entry in counts if entry["counts"] > 1]
         raise InteractionsError(
             f"{len(twice)} catalogue ids occur more than once, e.g. {', '.join(twice[:3])}. Give each item once."
         )

@@ -9,7 +9,7 @@ gives with numbers left as they are written. A type for which there is no rule r
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from types import NoneType
 from typing import Any, NamedTuple
@@ -48,34 +48,23 @@ def one_line(text: str) -> str:
 
 def _arrow_texts(column: pa.Array) -> tuple[list[str], Faults]:
     values, faults = _strings(_plain_type(column))
-    return [one_line(value) if value else "" for value in values], faults
+    return [one_line(value or "") for value in values], faults
 
 
 def _plain_texts(values: Sequence[Any]) -> tuple[list[str], Faults]:
-    faults: Faults = {}
-    texts: list[str] = []
-    if set(map(type, values)) <= {str, JsonFloat, NoneType}:  # most often
-        texts, values = [value or "" for value in values], ()
-    for row, value in enumerate(values):
-        try:
-            texts.append(value if isinstance(value, str) else _json_text(value))
-        except RecursionError:
-            texts.append("")
-            faults[row] = "is nested too deeply"
-    for row in _not_utf8(texts):
-        texts[row], faults[row] = "", "is not UTF-8"
-    return [one_line(text) for text in texts], faults
+    texts, faults = _plain_cells(values, {str, JsonFloat}, _json_text, "is nested too deeply")
+    return [one_line(text or "") for text in texts], faults
 
 
 def _json_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
     if isinstance(value, dict):
         pairs = ((_spoken(name), one_line(_json_text(part))) for name, part in value.items())
         return ", ".join(f"{name} {text}" for name, text in pairs if text)
     if isinstance(value, list):
         return ", ".join(filter(None, (one_line(_json_text(part)) for part in value)))
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return "" if value is None else str(value)
+    return {None: "", True: "true", False: "false"}[value]
 
 
 def _start(value: Any) -> str:
@@ -103,7 +92,9 @@ def _strings(column: pa.Array) -> tuple[list[str | None], Faults]:
     if kinds.is_time(kind):
         return [_short(text) for text in column.cast(pa.string()).to_pylist()], {}
     if kinds.is_duration(kind):
-        return _each(column, lambda cell: str(cell.cast(pa.duration("us")).as_py()), "is out of range")
+        return _each(
+            _scalars(column), lambda cell: str(cell.cast(pa.duration("us")).as_py()), "is out of range"
+        )
     if kinds.is_map(kind):
         return _lists(column, [_plain_type(column.keys), _plain_type(column.items)])
     if kinds.is_list(kind):
@@ -117,9 +108,7 @@ def _decoded(column: pa.Array) -> tuple[list[str | None], Faults]:
     try:
         return column.cast(pa.large_binary()).cast(pa.large_string()).to_pylist(), {}
     except (pa.ArrowInvalid, UnicodeDecodeError):
-        return _each(
-            column.cast(pa.large_binary()), lambda cell: cell.as_py().decode("utf-8"), "is not UTF-8"
-        )
+        return _each(column.cast(pa.large_binary()).to_pylist(), bytes.decode, "is not UTF-8")
 
 
 def _floats(column: pa.Array) -> list[str | None]:
@@ -145,7 +134,7 @@ def _dates(column: pa.Array) -> tuple[list[str | None], Faults]:
     try:
         texts = column.cast(pa.string()).to_pylist()
     except pa.ArrowInvalid:
-        texts, faults = _each(column, lambda cell: str(cell.cast(pa.string()).as_py()), "is no date")
+        texts, faults = _each(_scalars(column), lambda cell: cell.cast(pa.string()).as_py(), "is no date")
     for row, text in enumerate(texts):
         if text is None:
             continue
@@ -173,7 +162,7 @@ def _short(text: str | None) -> str | None:
 def _lists(column: pa.Array, parts: list[pa.Array]) -> tuple[list[str | None], Faults]:
     """Lists joined by commas; maps, which have keys and items, as `key item` pairs."""
     made = [_strings(part) for part in parts]
-    texts = [[one_line(value) if value else "" for value in values] for values, _ in made]
+    texts = [[one_line(value or "") for value in values] for values, _ in made]
     members = texts[0]
     if len(texts) == 2:
         members = [f"{_spoken(key)} {item}" if item else "" for key, item in zip(*texts, strict=True)]
@@ -217,7 +206,8 @@ def _arrow_ids(column: pa.Array) -> tuple[pa.Array, Faults]:
     elif kinds.is_floating(kind):
         ids, faults = _whole_floats(column)
     elif kinds.is_decimal(kind):
-        ids, faults = _whole([None if value is None else str(value) for value in column.to_pylist()])
+        texts, faults = _each(column.cast(pa.string()).to_pylist(), _whole)
+        ids = pa.array(texts, pa.string())
     else:
         raise UnusableColumn("ids are text or whole numbers")
     blank = pc.equal(pc.utf8_trim_whitespace(ids), "")
@@ -241,37 +231,27 @@ def _whole_floats(column: pa.Array) -> tuple[pa.Array, Faults]:
     return integers.cast(pa.string()), faults
 
 
-def _whole(texts: Sequence[str | None]) -> tuple[pa.Array, Faults]:
-    """Decimal numbers that are whole, as integers."""
-    faults: Faults = {}
-    ids: list[str | None] = []
-    for row, text in enumerate(texts):
-        number = None if text is None else Decimal(text)
-        ids.append(None)
-        if number is not None and number.adjusted() > 80:  # 1e999999 has a million digits
-            faults[row] = f"{text} is not an id"
-        elif number is not None and number != number.to_integral_value():
-            faults[row] = f"{text} is no whole number"
-        elif number is not None:
-            ids[-1] = str(int(number))
-    return pa.array(ids, pa.string()), faults
+def _whole(text: str) -> str:
+    """A decimal number that is whole, as an integer."""
+    number = Decimal(text)
+    if number.adjusted() > 80:  # 1e999999 has a million digits
+        raise ValueError(f"{text} is not an id")
+    if number != number.to_integral_value():
+        raise ValueError(f"{text} is no whole number")
+    return str(int(number))
 
 
 def _plain_ids(values: Sequence[Any]) -> tuple[pa.Array, Faults]:
-    faults: Faults = {}
-    ids: list[str | None] = []
-    if set(map(type, values)) <= {str, NoneType}:
-        ids, values = list(values), ()
-    for row, value in enumerate(values):
-        if isinstance(value, JsonFloat):
-            (number,), wrong = _whole([value])
-            value, faults = number.as_py(), faults | dict.fromkeys([row] * len(wrong), wrong.get(0, ""))
-        elif value is not None and not isinstance(value, str):
-            value, faults[row] = None, f"{_start(value)} is neither text nor a number"
-        ids.append(value)
-    for row in _not_utf8(ids):
-        ids[row], faults[row] = None, "is not UTF-8"
+    ids, faults = _plain_cells(values, {str}, _plain_id)
     return pa.array([value if value and not value.isspace() else None for value in ids], pa.string()), faults
+
+
+def _plain_id(value: Any) -> str:
+    if isinstance(value, JsonFloat):
+        return _whole(value)
+    if isinstance(value, str):
+        return value
+    raise ValueError(f"{_start(value)} is neither text nor a number")
 
 
 # ------------------------------------------------------------------------------------------ pictures
@@ -298,17 +278,16 @@ def _arrow_pictures(column: pa.Array) -> tuple[tuple[pa.Array, pa.Array], Faults
 
 
 def _plain_pictures(values: Sequence[Any]) -> tuple[tuple[pa.Array, pa.Array], Faults]:
-    faults: Faults = {}
-    paths: list[str | None] = []
-    for row, value in enumerate(values):
-        if isinstance(value, dict) and isinstance(value.get("path"), str):
-            value = value["path"]
-        if value is not None and (not isinstance(value, str) or isinstance(value, JsonFloat)):
-            value, faults[row] = None, f"{_start(value)} is neither a path nor a URL"
-        paths.append(value)
-    for row in _not_utf8(paths):
-        paths[row], faults[row] = None, "is not UTF-8"
+    paths, faults = _plain_cells(values, {str}, _plain_picture)
     return (pa.nulls(len(values), pa.large_binary()), pa.array(paths, pa.string())), faults
+
+
+def _plain_picture(value: Any) -> str:
+    if isinstance(value, dict) and isinstance(value.get("path"), str):
+        value = value["path"]
+    if isinstance(value, str) and not isinstance(value, JsonFloat):
+        return value
+    raise ValueError(f"{_start(value)} is neither a path nor a URL")
 
 
 # ------------------------------------------------------------------------------------------- helpers
@@ -351,35 +330,44 @@ def _is_bytes_or_text(kind: pa.DataType) -> bool:
     )
 
 
-def _each(column: pa.Array, text: Callable[[pa.Scalar], str], fault: str) -> tuple[list[str | None], Faults]:
-    """`text` of every cell that is not null; the cells for which it fails."""
-    values: list[str | None] = []
+def _scalars(column: pa.Array) -> list[pa.Scalar | None]:
+    return [cell if cell.is_valid else None for cell in column]
+
+
+def _each(
+    values: Iterable[Any], text: Callable[[Any], str], fault: str = ""
+) -> tuple[list[str | None], Faults]:
+    """`text` of every value that is there; where it fails, `fault` or what the error says."""
+    texts: list[str | None] = []
     faults: Faults = {}
-    for row, cell in enumerate(column):
-        values.append(None)
-        if cell.is_valid:
+    for row, value in enumerate(values):
+        texts.append(None)
+        if value is not None:
             try:
-                values[-1] = text(cell)
-            except (pa.ArrowException, ValueError, OverflowError):
-                faults[row] = fault
-    return values, faults
+                texts[-1] = text(value)
+            except (pa.ArrowException, ValueError, OverflowError, RecursionError) as error:
+                faults[row] = fault or str(error)
+    return texts, faults
 
 
-def _not_utf8(texts: Sequence[str | None]) -> list[int]:
-    """Rows with bytes that were no UTF-8, or half a surrogate pair, as JSON can escape it."""
+def _plain_cells(
+    values: Sequence[Any], usual: set[type], text: Callable[[Any], str], fault: str = ""
+) -> tuple[list[str | None], Faults]:
+    """The values if all are of `usual` types, else `text` of each.
+
+    Bytes that were no UTF-8 are surrogates here, and so is half a pair, as JSON can escape it: neither is text.
+    """
+    texts: list[str | None] = list(values)
+    faults: Faults = {}
+    if not set(map(type, values)) <= {*usual, NoneType}:
+        texts, faults = _each(values, text, fault)
     try:
         "".join(filter(None, texts)).encode()
     except UnicodeEncodeError:
-        return [row for row, text in enumerate(texts) if text and not _encodes(text)]
-    return []
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        for row, found in enumerate(texts):
+            if found and any("\ud800" <= sign <= "\udfff" for sign in found):
+                texts[row], faults[row] = None, "is not UTF-8"
+    return texts, faults
 
 
 TEXT = Rule(_arrow_texts, _plain_texts)  # list of str, "" where missing

@@ -11,9 +11,10 @@ import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePath
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as pa_dataset
@@ -49,42 +50,31 @@ class Block:
     rows: int
     columns: Mapping[str, Any]
     faults: Mapping[str, Faults]
-    damaged: Faults = field(default_factory=dict)
+    damaged: Faults
 
-
-class Part(Protocol):
-    """A file of a table, or a row group of one; can be sent to another process."""
-
-    @property
-    def path(self) -> str:
-        """Where it lies."""
-
-    def types(self) -> Mapping[str, pa.DataType | None]:
-        """Column -> its type; None: as written."""
-
-    def pieces(self) -> list[tuple[Part, int]]:
-        """What can be read by itself, with its number of rows."""
-
-    def blocks(self, wanted: Mapping[str, Rule], rows: int) -> Iterator[Block]:
-        """The rows in order, at most `rows` at a time."""
+    @classmethod
+    def of(cls, rows: int, made: Mapping[str, tuple[Any, Faults]], damaged: Faults | None = None) -> Block:
+        """What the rules made of each column: its values and faults."""
+        faults = {name: found for name, (_, found) in made.items() if found}
+        return cls(rows, {name: values for name, (values, _) in made.items()}, faults, damaged or {})
 
 
 @dataclass(frozen=True)
 class ParquetPart:
-    """A parquet file, or row groups of it, with the columns that its folder's name gives."""
+    """A parquet file, or row groups of it, with the columns that its folder's name gives; for other processes too."""
 
     path: str
     fragment: pa_dataset.Fragment
     schema: pa.Schema
 
     def types(self) -> Mapping[str, pa.DataType | None]:
-        """See `Part`."""
+        """Column -> its type."""
         if repeated := sorted({name for name in self.schema.names if self.schema.names.count(name) > 1}):
             raise UnusableColumn(f"several of its columns are named {', '.join(map(repr, repeated))}")
         return dict(zip(self.schema.names, self.schema.types, strict=True))
 
-    def pieces(self) -> list[tuple[Part, int]]:
-        """One a row group."""
+    def pieces(self) -> list[tuple[ParquetPart, int]]:
+        """What can be read by itself, with its number of rows: one a row group."""
         # count_rows() of a row group's fragment would count the whole file.
         return [
             (ParquetPart(self.path, piece, self.schema), piece.row_groups[0].num_rows)
@@ -92,7 +82,7 @@ class ParquetPart:
         ]
 
     def blocks(self, wanted: Mapping[str, Rule], rows: int) -> Iterator[Block]:
-        """See `Part`."""
+        """The rows in order, at most `rows` at a time."""
         present = [name for name in wanted if name in self.schema.names]
         batches = self.fragment.to_batches(
             self.schema, columns=present, batch_size=rows, batch_readahead=2, fragment_readahead=1
@@ -102,11 +92,7 @@ class ParquetPart:
                 name: _named(name, rule.arrow, batch[name] if name in present else pa.nulls(batch.num_rows))
                 for name, rule in wanted.items()
             }
-            yield Block(
-                batch.num_rows,
-                {name: values for name, (values, _) in made.items()},
-                {name: faults for name, (_, faults) in made.items() if faults},
-            )
+            yield Block.of(batch.num_rows, made)
 
 
 @dataclass(frozen=True)
@@ -118,29 +104,27 @@ class TextPart:
     format: str
 
     def types(self) -> Mapping[str, pa.DataType | None]:
-        """See `Part`; JSON is read to its end for it."""
+        """Columns without types: as written. JSON is read to its end for it."""
         with self._opened() as stream:
             return dict.fromkeys(csv_columns(stream) if self.format == "csv" else json_columns(stream))
 
-    def pieces(self) -> list[tuple[Part, int]]:
-        """The file."""
+    def pieces(self) -> list[tuple[TextPart, int]]:
+        """The file, with its number of rows."""
         return [(self, sum(block.rows for block in self.blocks({}, 1 << 16)))]
 
     def blocks(self, wanted: Mapping[str, Rule], rows: int) -> Iterator[Block]:
-        """See `Part`."""
+        """The rows in order, at most `rows` at a time."""
         read = csv_rows if self.format == "csv" else json_rows
         with self._opened() as stream:
             for found in read(stream, rows, wanted.keys()):
                 made = {name: rule.plain(found.columns[name]) for name, rule in wanted.items()}
-                yield Block(
-                    found.count,
-                    {name: values for name, (values, _) in made.items()},
-                    {name: faults for name, (_, faults) in made.items() if faults},
-                    found.damaged,
-                )
+                yield Block.of(found.count, made, found.damaged)
 
     def _opened(self) -> io.TextIOWrapper:
         return io.TextIOWrapper(self.files.open(self.path, "rb"), "utf-8-sig", "surrogateescape", "")
+
+
+Part = ParquetPart | TextPart
 
 
 @dataclass(frozen=True)
@@ -278,7 +262,9 @@ def _file(files: Any, name: str, size: int, location: Path | str, error: type[SD
         raise error(f"{shown(location)} ends in {suffix!r}; expected {', '.join(FORMAT_OF_SUFFIX)}.")
     if size == 0:
         return []
-    return _parquet_parts(files, name, location) if kind == "parquet" else [TextPart(name, files, kind)]
+    if kind == "parquet":
+        return _parquet_parts(files, name, location, error)
+    return [TextPart(name, files, kind)]
 
 
 def _folder(files: Any, name: str, location: Path | str, error: type[SDAError]) -> list[Part]:
@@ -305,19 +291,19 @@ def _folder(files: Any, name: str, location: Path | str, error: type[SDAError]) 
         )
     ((kind, paths),) = of_format.items()
     if kind == "parquet":
-        return _parquet_parts(files, name, location)
+        return _parquet_parts(files, name, location, error)
     return [TextPart(path, files, kind) for path in sorted(paths) if found[path]["size"]]
 
 
-def _parquet_parts(files: Any, name: str, location: Path | str) -> list[Part]:
+def _parquet_parts(files: Any, name: str, location: Path | str, error: type[SDAError]) -> list[Part]:
     # Arrow reads a local file by itself: faster than through fsspec.
     arrows_files = None if isinstance(location, Path) else files
-    found = pa_dataset.dataset(
-        name, filesystem=arrows_files, format="parquet", partitioning=None, schema=pa.schema([])
+    dataset = partial(
+        pa_dataset.dataset, name, filesystem=arrows_files, format="parquet", schema=pa.schema([])
     )
     keys = {
         step.partition("=")[0]
-        for path in found.files
+        for path in dataset(partitioning=None).files
         for step in PurePath(path.removeprefix(name)).parts[:-1]
         if "=" in step
     }
@@ -325,16 +311,9 @@ def _parquet_parts(files: Any, name: str, location: Path | str) -> list[Part]:
     partitioning = pa_dataset.partitioning(
         pa.schema([(key, pa.string()) for key in sorted(keys)]), flavor="hive"
     )
-    dataset = pa_dataset.dataset(
-        name,
-        filesystem=arrows_files,
-        format="parquet",
-        partitioning=partitioning if keys else None,
-        schema=pa.schema([]),
-    )
     parts: list[Part] = []
-    for fragment in dataset.get_fragments():
-        with _path_of(fragment.path):
+    for fragment in dataset(partitioning=partitioning if keys else None).get_fragments():
+        with _one_error(error, fragment.path):
             schema = fragment.physical_schema
         given = pa_dataset.get_partition_keys(fragment.partition_expression)
         for key in sorted(keys):  # of a column that the file has too, the folder's name counts
@@ -347,22 +326,6 @@ def _parquet_parts(files: Any, name: str, location: Path | str) -> list[Part]:
     return parts
 
 
-class _InFile(Exception):
-    """What went wrong in which file of a folder."""
-
-    def __init__(self, path: str, cause: Exception) -> None:
-        super().__init__(path)
-        self.cause = cause
-
-
-@contextmanager
-def _path_of(path: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as cause:
-        raise _InFile(path, cause) from cause
-
-
 @contextmanager
 def _one_error(error: type[SDAError], path: str) -> Iterator[None]:
     """Whatever libraries raise while a file is read becomes the one error that names it."""
@@ -373,16 +336,13 @@ def _one_error(error: type[SDAError], path: str) -> Iterator[None]:
     except UnusableColumn as cause:
         raise error(f"{path}: {cause}.") from None
     except Exception as cause:
-        if isinstance(cause, _InFile):
-            path, cause = str(cause), cause.cause
         raise error(f"{path} cannot be read: {_message(cause)}") from cause
 
 
 def _message(cause: Exception) -> str:
     """One line, without what a URL asks: it may be a signature."""
-    return re.sub(
-        r"(\w+://[^\s?'\"]*)\?[^\s'\"]*", r"\1?...", f"{cause or type(cause).__name__}".partition("\n")[0]
-    )
+    line = (str(cause) or type(cause).__name__).partition("\n")[0]
+    return re.sub(r"(\w+://[^\s?'\"]*)\?[^\s'\"]*", r"\1?...", line)
 
 
 def _named(name: str, rule: Callable[[pa.Array], tuple[Any, Faults]], column: pa.Array) -> tuple[Any, Faults]:

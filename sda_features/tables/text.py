@@ -127,7 +127,8 @@ def _csv_records(names: list[str], lines: _Lines) -> Iterator[Record | DamagedRo
         except csv.Error as error:
             where = f"line {start}" if lines.number == start else f"lines {start} to {lines.number}"
             for line in lines.pending:
-                yield DamagedRow(f"{where}: a quote is not balanced ({error})", _guess(names, line))
+                guess = dict(zip(names, next(csv.reader([line]), []), strict=False))
+                yield DamagedRow(f"{where}: a quote is not balanced ({error})", guess)
             continue
         if values is None:
             return
@@ -210,7 +211,3 @@ class _Lines:
         self.number += 1
         self.pending.append(line)
         return line
-
-
-def _guess(names: list[str], line: str) -> Record:
-    return dict(zip(names, next(csv.reader([line]), []), strict=False))

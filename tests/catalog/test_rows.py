@@ -1,10 +1,6 @@
-from __future__ import annotations
-
 import io
 import json
 import pickle
-from pathlib import Path
-from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -13,46 +9,39 @@ import pytest
 from PIL import Image
 
 from sda_features.catalog.images import fit_within, open_image
-from sda_features.catalog.rows import Catalog, Item
+from sda_features.catalog.rows import Catalog
 from sda_features.config import CatalogSettings
 from sda_features.errors import CatalogError
+from tests.logs.test_interactions import write as write_table
 
 
-def png(colour: str = "red", size: tuple[int, int] = (8, 6), mode: str = "RGB") -> bytes:
+def png(colour="red", size=(8, 6)):
     stream = io.BytesIO()
-    Image.new(mode, size, colour).save(stream, "PNG")
+    Image.new("RGB", size, colour).save(stream, "PNG")
     return stream.getvalue()
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    return path
+def write(path, rows):
+    return write_table(path, pa.Table.from_pylist(rows))
 
 
-def read(path: Path | str, **settings: Any) -> tuple[list[Item], Catalog]:
+def read(path, **settings):
     catalog = Catalog(CatalogSettings.parse(path=path, **settings))
     return list(catalog.items()), catalog
 
 
-def rows(count: int) -> list[dict[str, Any]]:
+def rows(count):
     return [{"item_id": f"i{n}", "title": f"title {n}", "image": png()} for n in range(count)]
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv"])
-def test_formats_give_the_same_items(tmp_path: Path, suffix: str) -> None:
+def test_formats_give_the_same_items(tmp_path, suffix):
     (tmp_path / "a.png").write_bytes(png("blue"))
     content = [
         {"item_id": "007", "title": 'a "quoted", long\nname', "brand": None, "image": "a.png"},
         {"item_id": "ü", "title": "b", "brand": "Oak", "image": "a.png"},
     ]
-    path = tmp_path / f"items.{suffix}"
-    if suffix == "parquet":
-        write(path, content)
-    elif suffix == "jsonl":
-        path.write_text("\n".join(json.dumps(row) for row in content))
-    else:
-        path.write_text('item_id,title,brand,image\n007,"a ""quoted"", long\nname",,a.png\nü,b,Oak,a.png\n')
-    items, catalog = read(path)
+    items, catalog = read(write(tmp_path / f"items.{suffix}", content))
     assert [item.item_id for item in items] == ["007", "ü"]
     assert items[0].fields == {"title": 'a "quoted", long name'}
     assert items[1].fields == {"title": "b", "brand": "Oak"}
@@ -61,7 +50,7 @@ def test_formats_give_the_same_items(tmp_path: Path, suffix: str) -> None:
     assert [item.row for item in items] == [1, 2]
 
 
-def test_lists_and_numbers_become_text_and_named_columns_keep_their_order(tmp_path: Path) -> None:
+def test_lists_and_numbers_become_text_and_named_columns_keep_their_order(tmp_path):
     path = write(
         tmp_path / "items.parquet", [{"item_id": 7, "genres": ["a", "b"], "year": 1995, "z": "last"}]
     )
@@ -71,30 +60,24 @@ def test_lists_and_numbers_become_text_and_named_columns_keep_their_order(tmp_pa
     assert items[0].image is None
 
 
-def test_bad_rows_are_reported_with_reason_and_row_and_keep_their_other_modality(tmp_path: Path) -> None:
-    content = rows(8)
-    content[1]["image"] = b"not an image"
-    content[2]["image"] = None
-    content[3]["title"] = "  "
-    content[4]["item_id"] = "i0"
-    content[5]["item_id"] = None
-    content[6]["image"] = png()[:40]
-    content[7]["image"] = png(size=(400, 300))
-    items, catalog = read(
-        write(tmp_path / "items.parquet", content),
-        max_bad_rows=1,
-        max_image_pixels=10_000,
-        text_columns=("title",),
+def test_bad_rows_are_reported_with_reason_and_row_and_keep_their_other_modality(tmp_path):
+    cases = [
+        ({}, None),
+        ({"image": b"not an image"}, "broken_image"),
+        ({"image": None}, "missing_image"),
+        ({"title": "  "}, "missing_text"),
+        ({"item_id": "i0"}, "duplicate_id"),
+        ({"item_id": None}, "missing_id"),
+        ({"image": png()[:40]}, "broken_image"),
+        ({"image": png(size=(400, 300))}, "oversized_image"),
+    ]
+    path = write(
+        tmp_path / "items.parquet", [row | case[0] for row, case in zip(rows(8), cases, strict=True)]
     )
+    items, catalog = read(path, max_bad_rows=1, max_image_pixels=10_000, text_columns=("title",))
     report = catalog.report
     assert {(problem["row"], problem["reason"]) for problem in report.problems} == {
-        (2, "broken_image"),
-        (3, "missing_image"),
-        (4, "missing_text"),
-        (5, "duplicate_id"),
-        (6, "missing_id"),
-        (7, "broken_image"),
-        (8, "oversized_image"),
+        (row, reason) for row, (_, reason) in enumerate(cases, start=1) if reason
     }
     assert [item.item_id for item in items] == ["i0", "i1", "i2", "i3", "i6", "i7"]
     by_id = {item.item_id: item for item in items}
@@ -111,7 +94,7 @@ def test_bad_rows_are_reported_with_reason_and_row_and_keep_their_other_modality
     assert sorted(map(str, written)) == sorted(map(str, report.problems))
 
 
-def test_five_broken_images_among_a_hundred_pass_or_stop_by_the_limit(tmp_path: Path) -> None:
+def test_five_broken_images_among_a_hundred_pass_or_stop_by_the_limit(tmp_path):
     content = rows(100)
     for row in range(0, 50, 10):
         content[row]["image"] = b"\xff\xd8broken"
@@ -123,7 +106,7 @@ def test_five_broken_images_among_a_hundred_pass_or_stop_by_the_limit(tmp_path: 
         read(path, max_bad_rows=0.04)
 
 
-def test_duplicates_far_apart_are_found_and_the_first_is_kept(tmp_path: Path) -> None:
+def test_duplicates_far_apart_are_found_and_the_first_is_kept(tmp_path):
     content = [{"item_id": f"i{n % 1500}", "title": f"t{n}"} for n in range(1600)]
     items, catalog = read(write(tmp_path / "items.parquet", content), max_bad_rows=1)
     assert len(items) == 1500
@@ -132,8 +115,8 @@ def test_duplicates_far_apart_are_found_and_the_first_is_kept(tmp_path: Path) ->
     assert catalog.report.problems[0]["detail"] == "row 1 has this id and is kept"
 
 
-def test_content_hash_follows_text_and_picture(tmp_path: Path) -> None:
-    def hashes(**change: Any) -> list[str]:
+def test_content_hash_follows_text_and_picture(tmp_path):
+    def hashes(**change):
         content = rows(2)
         content[0].update(change)
         return [item.content_hash for item in read(write(tmp_path / "items.parquet", content))[0]]
@@ -145,18 +128,16 @@ def test_content_hash_follows_text_and_picture(tmp_path: Path) -> None:
     assert hashes(title="other")[1] == base[1]
 
 
-def test_a_known_item_is_not_decoded_and_a_bad_picture_is_reported_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_known_item_is_not_decoded_and_a_bad_picture_is_reported_again(tmp_path, monkeypatch):
     content = rows(4)
     content[1]["image"] = b"broken"
     content[2]["image"] = None
     items, catalog = read(write(tmp_path / "items.parquet", content), max_bad_rows=1)
     known = {item.item_id: item.content_hash for item in items}
     reasons = catalog.report.reasons()
-    decoded: list[bytes] = []
+    decoded = []
 
-    def count(encoded: bytes, settings: CatalogSettings) -> Image.Image:
+    def count(encoded, settings):
         decoded.append(encoded)
         return open_image(encoded, settings)
 
@@ -171,32 +152,19 @@ def test_a_known_item_is_not_decoded_and_a_bad_picture_is_reported_again(
     assert [item.image is not None for item in catalog.items(known)] == [False, False, False, True]
 
 
-def test_ids_are_those_of_the_items_and_repeat(tmp_path: Path) -> None:
+def test_ids_are_those_of_the_items_and_repeat(tmp_path):
     content = [{"item_id": item_id, "title": "x"} for item_id in ("b", None, " a ", "b")]
     _, catalog = read(write(tmp_path / "items.parquet", content), max_bad_rows=1)
     assert list(catalog.ids()) == ["b", " a ", "b"]
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda folder: folder / "none.parquet", "does not exist; expected a parquet, JSONL or CSV file"),
-        (
-            lambda folder: write(folder / "items.parquet", rows(1)).rename(folder / "items.xls"),
-            "ends in '.xls'",
-        ),
-        (lambda folder: _empty(folder), "has no rows; expected at least one item"),
-        (lambda folder: _text(folder / "a.csv", ""), "has no rows"),
-        (lambda folder: _text(folder / "a.parquet", "PAR?"), "a.parquet cannot be read: "),
-        (lambda folder: _text(folder / "a.csv", "item_id,title\n1,a\n2,b,c\n"), "Expected 2 columns, got 3"),
-    ],
-)
-def test_an_unusable_catalogue_is_one_clear_error(tmp_path: Path, make: Any, message: str) -> None:
-    with pytest.raises(CatalogError, match=message):
-        read(make(tmp_path))
+def test_a_cell_too_many_is_told(tmp_path):
+    (tmp_path / "a.csv").write_text("item_id,title\n1,a\n2,b,c\n")
+    with pytest.raises(CatalogError, match="Expected 2 columns, got 3"):
+        read(tmp_path / "a.csv")
 
 
-def test_an_unknown_column_lists_the_known_ones(tmp_path: Path) -> None:
+def test_an_unknown_column_lists_the_known_ones(tmp_path):
     path = write(tmp_path / "items.parquet", rows(1))
     with pytest.raises(
         CatalogError, match=r"no column 'name', 'photo'. Its columns are item_id, title, image"
@@ -204,24 +172,13 @@ def test_an_unknown_column_lists_the_known_ones(tmp_path: Path) -> None:
         read(path, text_columns=("name",), image_column="photo")
 
 
-def test_fit_within_keeps_the_aspect_and_never_enlarges() -> None:
+def test_fit_within_keeps_the_aspect_and_never_enlarges():
     assert fit_within(Image.new("RGB", (512, 256)), 256).size == (256, 128)
     assert fit_within(Image.new("RGB", (5000, 2)), 256).size == (256, 1)
     assert fit_within(Image.new("RGB", (20, 10)), 256).size == (20, 10)
 
 
-def _empty(folder: Path) -> Path:
-    path = folder / "empty.parquet"
-    pq.write_table(pa.Table.from_pylist(rows(1)).slice(0, 0), path)
-    return path
-
-
-def _text(path: Path, content: str) -> Path:
-    path.write_text(content)
-    return path
-
-
-def partitioned(folder: Path) -> Path:
+def partitioned(folder):
     """Ten items in two folders, two rows a row group."""
     table = pa.Table.from_pylist([{**row, "image": b"broken"} for row in rows(10)])
     for name, start in {"a": 0, "b": 5}.items():
@@ -230,7 +187,7 @@ def partitioned(folder: Path) -> Path:
     return folder
 
 
-def test_a_partitioned_folder_is_the_same_catalogue_at_a_path_and_at_a_url(tmp_path: Path) -> None:
+def test_a_partitioned_folder_is_the_same_catalogue_at_a_path_and_at_a_url(tmp_path):
     folder = partitioned(tmp_path / "run=3")  # a key above the catalogue is no column of it
     items, _ = read(folder, max_bad_rows=1)
     assert [item.item_id for item in items] == [f"i{n}" for n in range(10)]
@@ -244,22 +201,15 @@ def test_a_partitioned_folder_is_the_same_catalogue_at_a_path_and_at_a_url(tmp_p
     memory.rm("/partitioned", recursive=True)
 
 
-def test_slices_read_in_another_process_give_the_same_items_and_report(tmp_path: Path) -> None:
+def test_slices_read_in_another_process_give_the_same_items_and_report(tmp_path):
     """Two duplicates, in other slices than the rows that they repeat; slices survive pickling."""
     folder = partitioned(tmp_path / "items")
     write(folder / "z.parquet", [{**row, "image": b"broken"} for row in (*rows(2), *rows(11)[10:])])
     items, whole = read(folder, max_bad_rows=1)
     assert whole.report.reasons()["duplicate_id"] == 2
     slices = pickle.loads(pickle.dumps(whole.slices()))  # noqa: S301
-    assert [(part.start, part.rows) for part in slices] == [
-        (1, 2),
-        (3, 2),
-        (5, 1),
-        (6, 2),
-        (8, 2),
-        (10, 1),
-        (11, 3),
-    ]
+    assert [part.start for part in slices] == [1, 3, 5, 6, 8, 10, 11]
+    assert [part.rows for part in slices] == [2, 2, 1, 2, 2, 1, 3]
     worker = pickle.loads(pickle.dumps(whole.for_workers()))  # noqa: S301
     found, problems = [], []
     for part in reversed(slices):
@@ -272,17 +222,3 @@ def test_slices_read_in_another_process_give_the_same_items_and_report(tmp_path:
     strict = Catalog(CatalogSettings.parse(path=folder, max_bad_rows=0.5))
     with pytest.raises(CatalogError, match="above --max-bad-rows 0.5"):
         strict.add_problems(problems)
-
-
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("memory://nowhere.parquet", "does not exist"),
-        ("nosuch://host/items.parquet", "There is no file system"),
-        ("ftp://shop:hush@host/items.parquet", "holds a password"),
-    ],
-)
-def test_a_url_that_is_not_usable_is_refused(url: str, message: str) -> None:
-    with pytest.raises(CatalogError, match=message) as error:
-        Catalog(CatalogSettings.parse(path=url))
-    assert "hush" not in str(error.value)

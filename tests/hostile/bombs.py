@@ -5,8 +5,6 @@
 Prints one JSON object: rows read, pictures found, peak resident memory of the process in MB.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import json
@@ -36,21 +34,24 @@ KINDS = {
 }
 
 
-def bomb(kind: str, side: int = SIDE) -> bytes:
-    """One colour, so that the file is small."""
-    mode, form = KINDS[kind]
+def encode(image, form="PNG", **options):
     stream = io.BytesIO()
-    options = {"progressive": True} if form == "JPEG" else {}
-    Image.new(mode, (side, side)).save(stream, form, **options)
+    image.save(stream, form, **options)
     return stream.getvalue()
 
 
-def peak_kib() -> int:
+def bomb(kind):
+    """One colour, so that the file is small."""
+    mode, form = KINDS[kind]
+    return encode(Image.new(mode, (SIDE, SIDE)), form, **{"progressive": True} if form == "JPEG" else {})
+
+
+def peak_kib():
     """Peak memory of this program; getrusage would count what the process was before it became this program."""
-    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])  # type: ignore[index]
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
-def main() -> None:
+def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--kind", choices=KINDS, default="one-bit")

@@ -6,26 +6,23 @@ FOLDER is an empty folder, where the tmpfs is mounted. Prints one JSON object: c
 disk, whether what stood there before is whole, and what the next run, with space, exits with.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from sda_features.cli.main import main
 from sda_features.lvlm import finetune
 from tests.feast_repo import applied_repo, config
+from tests.workflows.conftest import QUICK
 
 MEGABYTES = 8
 
 
-def run(*arguments: object) -> tuple[int, str]:
+def run(*arguments):
     """Exit status and standard error of a command."""
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
@@ -36,75 +33,57 @@ def run(*arguments: object) -> tuple[int, str]:
     return 0, said.getvalue()
 
 
-def fill(folder: Path) -> None:
+def fill(folder):
     """Leave no block."""
     with contextlib.suppress(OSError), open(folder / "filler", "ab", buffering=0) as filler:
         while True:
             filler.write(bytes(4096))
 
 
-def content(folder: Path) -> dict[str, bytes]:
+def content(folder):
     return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def trial(disk: Path, arguments: list[object], before: Path, full: Callable[[], None]) -> dict[str, Any]:
-    """A command with the disk made full by `full`, then the same with space."""
-    kept = content(before)
-    full()
+def trial(disk, *arguments, fill=fill):
+    """A command with the disk made full by `fill`, then the same with space."""
+    before = content(disk / "run")
+    fill(disk)
     status, said = run(*arguments)
-    whole = content(before) == kept
+    whole = content(disk / "run") == before
     (disk / "filler").unlink(missing_ok=True)
     leftovers = [path.name for path in disk.rglob("*.tmp")]
     return {"status": status, "said": said, "whole": whole, "left": leftovers, "next": run(*arguments)}
 
 
-def main_() -> None:
+def main_():
     disk, checkpoint, catalogue, model = map(Path, sys.argv[1:5])
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={MEGABYTES}m", "tmpfs", str(disk)], check=True)
     log = disk / "log.csv"
     log.write_text(
         "user_id,item_id,timestamp\n" + "".join(f"u{n % 9},i{n * 13 % 40},{n}\n" for n in range(90))
     )
-    found: dict[str, Any] = {}
-    train = [
-        "train",
-        log,
-        "--epochs",
-        "1",
-        "--hidden-dim",
-        "8",
-        "--heads",
-        "2",
-        "--eval-negatives",
-        "5",
-        "-o",
-        disk / "run",
-    ]
+    found = {}
+    train = ["train", log, *QUICK, "-o", disk / "run"]
     assert (done := run(*train))[0] == 0, done
     # Another seed replaces the run; the earlier one must stay.
-    found["train"] = trial(disk, [*train, "--seeds", "1"], disk / "run", lambda: fill(disk))
-    found["export"] = trial(
-        disk, ["export", checkpoint, "-o", disk / "export"], disk / "run", lambda: fill(disk)
-    )
+    found["train"] = trial(disk, *train, "--seeds", "1")
+    found["export"] = trial(disk, "export", checkpoint, "-o", disk / "export")
     repo = applied_repo(disk / "repo", config("full_disk", (sys.argv[5], int(sys.argv[6]))))
     base = ["--model", model, "--quantization", "none", "--device", "cpu", "--max-bad-rows", "1"]
-    found["materialize"] = trial(
-        disk, ["materialize", catalogue, "--repo", repo, *base], disk / "run", lambda: fill(disk)
-    )
+    found["materialize"] = trial(disk, "materialize", catalogue, "--repo", repo, *base)
     original = finetune.save_checkpoint
 
-    def save_on_a_full_disk(*arguments: Any, **options: Any) -> Any:
+    def save_on_a_full_disk(*arguments, **options):
         finetune.save_checkpoint = original
         fill(disk)
         return original(*arguments, **options)
 
-    def full_at_the_end() -> None:
+    def fill_at_the_end(disk):
         finetune.save_checkpoint = save_on_a_full_disk
 
     steps = ["--steps", "2", "--batch-size", "8", "--validation-share", "0", "--resume"]
-    found["adapt"] = trial(
-        disk, ["adapt", catalogue, *base, *steps, "-o", disk / "adapt"], disk / "run", full_at_the_end
-    )
+    adapt = ["adapt", catalogue, *base, *steps, "-o", disk / "adapt"]
+    found["adapt"] = trial(disk, *adapt, fill=fill_at_the_end)
     print(json.dumps(found))
 
 

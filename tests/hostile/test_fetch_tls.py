@@ -1,22 +1,14 @@
 """Pictures over https: the certificate is checked against the name in the URL, not the address."""
 
-from __future__ import annotations
-
-import http.server
 import shutil
 import ssl
 import subprocess
-import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from sda_features.catalog.fetch import Fetcher
-from sda_features.errors import ImageProblem
+from tests.hostile.test_pictures import PNG, Server, get, problem_of
 
 NAME = "img.shop.test"
-PICTURE = b"a picture"
 
 pytestmark = [
     pytest.mark.fault,
@@ -24,69 +16,44 @@ pytestmark = [
 ]
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        assert self.headers["Host"].startswith(NAME)
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(PICTURE)))
-        self.end_headers()
-        self.wfile.write(PICTURE)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-class Server(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, *arguments: object) -> None:
-        """A client that refuses the certificate hangs up."""
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    return tmp_path_factory.mktemp("tls") / "server.crt"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
-    """Port of a server whose certificate names `NAME` alone, and that certificate."""
-    folder = tmp_path_factory.mktemp("tls")
-    certificate, key = folder / "server.crt", folder / "server.key"
+def server(certificate):
+    """A server whose certificate names `NAME` alone."""
+    key = certificate.with_suffix(".key")
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"]
     files = ["-addext", f"subjectAltName=DNS:{NAME}", "-keyout", key, "-out", certificate]
     subprocess.run([*command, *files], check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
-    with Server(("127.0.0.1", 0), Handler) as running:
-        running.socket = context.wrap_socket(running.socket, server_side=True)
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        yield running.server_address[1], certificate
-        running.shutdown()
-        thread.join()
+    server = Server()
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    with server.running():
+        yield server
 
 
-def fetch(host: str, port: int) -> bytes:
-    fetcher = Fetcher([f"{host}:{port}", "127.0.0.1"], 1000, 20.0, resolve=lambda name: ["127.0.0.1"])
-    try:
-        return fetcher.fetch(f"https://{host}:{port}/1.png")
-    finally:
-        fetcher.close()
+@pytest.fixture
+def trusted(certificate, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
 
 
-def test_a_trusted_certificate_of_the_name_is_accepted(
-    server: tuple[int, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(server[1]))
-    assert fetch(NAME, server[0]) == PICTURE
+def fetch(server, name):
+    host = f"{name}:{server.port}"
+    return get(f"https://{host}/1.png", host, "127.0.0.1", resolve=lambda name: ["127.0.0.1"])
 
 
-def test_a_trusted_certificate_of_another_name_is_refused(
-    server: tuple[int, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(server[1]))
-    with pytest.raises(ImageProblem) as caught:
-        fetch("other.shop.test", server[0])
-    assert caught.value.reason == "image_unreachable"
+def test_a_trusted_certificate_of_the_name_is_accepted(server, trusted):
+    assert fetch(server, NAME) == PNG
+    assert server.asked_for.startswith(NAME)
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(server: tuple[int, Path]) -> None:
-    with pytest.raises(ImageProblem) as caught:
-        fetch(NAME, server[0])
-    assert caught.value.reason == "image_unreachable"
+def test_a_trusted_certificate_of_another_name_is_refused(server, trusted):
+    assert problem_of(lambda: fetch(server, "other.shop.test")).reason == "image_unreachable"
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(server):
+    assert problem_of(lambda: fetch(server, NAME)).reason == "image_unreachable"

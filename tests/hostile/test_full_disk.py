@@ -1,21 +1,14 @@
 """A disk that is really full under the commands that write: one message, nothing lost, and the next run completes."""
 
-from __future__ import annotations
-
-import json
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from sda_features.demo.catalogue import make_catalogue
 
-ROOT = Path(__file__).parents[2]
 
-
-def can_mount() -> bool:
+def can_mount():
     """Whether this user may mount a tmpfs of his own."""
     if shutil.which("unshare") is None:
         return False
@@ -27,11 +20,8 @@ def can_mount() -> bool:
 @pytest.mark.slow
 @pytest.mark.skipif(not can_mount(), reason="no mount namespaces for users here")
 def test_a_full_disk_is_one_message_and_the_next_run_completes(
-    tmp_path: Path,
-    checkpoint: Path,
-    tiny_models: dict[str, Path],
-    redis_server: tuple[str, int],
-) -> None:
+    tmp_path, checkpoint, tiny_models, redis_server, script
+):
     (tmp_path / "disk").mkdir()
     make_catalogue(30).write(tmp_path / "items.parquet")
     given = [
@@ -41,15 +31,7 @@ def test_a_full_disk_is_one_message_and_the_next_run_completes(
         tiny_models["qwen2_5_vl"],
         *redis_server,
     ]
-    done = subprocess.run(
-        ["unshare", "-rm", sys.executable, "-m", "tests.hostile.full_disk", *map(str, given)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = script("tests.hostile.full_disk", *given, prefix=["unshare", "-rm"])
     assert found.keys() == {"train", "export", "materialize", "adapt"}
     for command, result in found.items():
         assert result["status"] == 1, (command, result)

@@ -1,11 +1,7 @@
 """Every option of every command that names what is written, with places that are taken or cannot be."""
 
-from __future__ import annotations
-
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
@@ -19,7 +15,7 @@ pytestmark = pytest.mark.fault
 READ = {"repo", "interactions", "image_root", "checkpoint", "checkpoints", "vectors", "thresholds"}
 READ |= {"run", "run_a", "run_b", "recommenders", "config", "kafka_config"}
 # What each command that writes a folder needs beside -o; of these inputs only the catalogue of adapt exists.
-FOLDERS: dict[str, list[str]] = {
+FOLDERS = {
     "demo": [],
     "adapt": ["items.csv", "--model", "none"],
     "index": ["none.parquet"],
@@ -32,20 +28,15 @@ FOLDERS: dict[str, list[str]] = {
 }
 
 
-def outputs() -> list[tuple[str, click.Parameter]]:
-    """Verb and option, of all paths that are not read."""
-    found = []
-    for verb in VERBS:
-        command = cli.get_command(click.Context(cli), verb)
-        assert command is not None
-        found += [(verb, p) for p in command.params if isinstance(p.type, click.Path) and p.name not in READ]
-    return found
+OUTPUTS = [
+    (verb, option)
+    for verb in VERBS
+    for option in cli.get_command(None, verb).params
+    if isinstance(option.type, click.Path) and option.name not in READ
+]
 
 
-OUTPUTS = outputs()
-
-
-def test_the_walk_meets_every_command_that_writes() -> None:
+def test_the_walk_meets_every_command_that_writes():
     assert all(isinstance(option.type, OutputFile | OutputFolder) for _, option in OUTPUTS)
     assert {verb for verb, option in OUTPUTS if isinstance(option.type, OutputFolder)} == set(FOLDERS)
     files = {f"{verb} {option.name}" for verb, option in OUTPUTS if isinstance(option.type, OutputFile)}
@@ -53,9 +44,7 @@ def test_the_walk_meets_every_command_that_writes() -> None:
 
 
 @pytest.mark.parametrize(("verb", "option"), OUTPUTS, ids=lambda value: getattr(value, "name", value))
-def test_a_place_that_cannot_be_written_is_a_usage_error(
-    tmp_path: Path, verb: str, option: click.Parameter
-) -> None:
+def test_a_place_that_cannot_be_written_is_a_usage_error(tmp_path, verb, option):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
     (tmp_path / "loop").symlink_to("loop")
@@ -65,16 +54,14 @@ def test_a_place_that_cannot_be_written_is_a_usage_error(
     for place in ("/dev/null", "loop", "pipe", "file/below", "loop/below", "a\0b", wrong):
         with pytest.raises(click.UsageError):
             option.type.convert(str(tmp_path / place), option, context)
-    good: Any = option.type.convert(str(tmp_path / "new"), option, context)
+    good = option.type.convert(str(tmp_path / "new"), option, context)
     assert good == tmp_path / "new"
     assert Path("/dev/null").is_char_device()
 
 
 @pytest.mark.parametrize("inside", ["thesis.tex", "manifest.json", "runs.txt", "seed-0"])
 @pytest.mark.parametrize("verb", FOLDERS)
-def test_somebody_elses_folder_is_refused_before_any_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str], verb: str, inside: str
-) -> None:
+def test_somebody_elses_folder_is_refused_before_any_work(tmp_path, monkeypatch, fails, verb, inside):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "items.csv").write_text("item_id,title,image\n1,red,\n")
     target = tmp_path / "target"
@@ -89,9 +76,7 @@ def test_somebody_elses_folder_is_refused_before_any_work(
 
 
 @pytest.mark.parametrize("seeds", ["0", "0,1"])
-def test_the_runs_of_several_seeds_stay_apart_from_other_things(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str], seeds: str
-) -> None:
+def test_the_runs_of_several_seeds_stay_apart_from_other_things(tmp_path, monkeypatch, fails, seeds):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "seed-0").mkdir(parents=True)
     (tmp_path / "runs" / "seed-x").mkdir()
@@ -100,9 +85,7 @@ def test_the_runs_of_several_seeds_stay_apart_from_other_things(
 
 @pytest.mark.parametrize("device", ["cuda:99", "xpu:99", "mps"])
 @pytest.mark.parametrize("verb", ["train", "adapt", "diagnose"])
-def test_a_device_that_is_not_there_is_one_message(
-    tmp_path: Path, catalogue: Path, model: Path, fails: Callable[..., str], verb: str, device: str
-) -> None:
+def test_a_device_that_is_not_there_is_one_message(tmp_path, catalogue, model, fails, verb, device):
     (tmp_path / "log.csv").write_text(
         "user_id,item_id,timestamp\n" + "".join(f"u,i{n},{n}\n" for n in range(5))
     )

@@ -1,7 +1,5 @@
 """Outputs that are taken, kills while a folder is replaced, and what the boundary of the command line says."""
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import resource
@@ -9,9 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -28,9 +24,7 @@ pytestmark = pytest.mark.fault
 
 @pytest.mark.parametrize("output", ["/dev/null", "a-file", "foreign"])
 @pytest.mark.parametrize("verb", ["export", "adapt"])
-def test_an_output_that_is_no_folder_of_ours_is_refused(
-    tmp_path: Path, checkpoint: Path, catalogue: Path, fails: Callable[..., str], verb: str, output: str
-) -> None:
+def test_an_output_that_is_no_folder_of_ours_is_refused(tmp_path, checkpoint, catalogue, fails, verb, output):
     (tmp_path / "a-file").write_text("mine")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "thesis.tex").write_text("years of work")
@@ -42,22 +36,20 @@ def test_an_output_that_is_no_folder_of_ours_is_refused(
     assert [path.name for path in (tmp_path / "foreign").iterdir()] == ["thesis.tex"]
 
 
-def test_a_report_needs_a_folder_that_exists(tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_a_report_needs_a_folder_that_exists(tmp_path, fails):
     found = fails("materialize", "x", "--model", "m", "--report", tmp_path / "no" / "report", status=2)
     assert "create it first" in found
 
 
 @pytest.mark.parametrize("write", [atomic_file, atomic_folder])
-def test_the_library_refuses_too(tmp_path: Path, write: Any) -> None:
+def test_the_library_refuses_too(tmp_path, write):
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "file").write_text("mine")
-    for target in (Path("/dev/null"), tmp_path / "loop", tmp_path / "file" / "below", Path("a\0b")):
-        with pytest.raises(SettingsError), write(target):
-            pytest.fail("opened")
     (tmp_path / "folder").mkdir()
     wrong = tmp_path / ("folder" if write is atomic_file else "file")
-    with pytest.raises(SettingsError), write(wrong):
-        pytest.fail("opened")
+    for target in (Path("/dev/null"), tmp_path / "loop", tmp_path / "file" / "below", Path("a\0b"), wrong):
+        with pytest.raises(SettingsError), write(target):
+            pytest.fail("opened")
     with pytest.raises(SettingsError, match="is not a run"):
         check_folder(tmp_path, {"x"}, "a run")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "loop"]
@@ -82,12 +74,11 @@ while True:
 
 
 @pytest.mark.parametrize("scheme", ["exchange", "fall-back"])
-def test_a_killed_exchange_leaves_the_old_folder_or_the_new_one(tmp_path: Path, scheme: str) -> None:
+def test_a_killed_exchange_leaves_the_old_folder_or_the_new_one(tmp_path, scheme):
     target = tmp_path / "out"
     for kill in range(6):
         command = [sys.executable, "-c", WRITER, str(target), scheme]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
-            assert writer.stdout is not None
             writer.stdout.readline()
             time.sleep(0.003 * kill)
             writer.send_signal(signal.SIGKILL)
@@ -100,7 +91,7 @@ def test_a_killed_exchange_leaves_the_old_folder_or_the_new_one(tmp_path: Path, 
     assert [path.name for path in target.iterdir()] == ["last"]
 
 
-def test_leftovers_of_a_living_writer_stay(tmp_path: Path) -> None:
+def test_leftovers_of_a_living_writer_stay(tmp_path):
     with atomic_folder(tmp_path / "out") as first:
         (first / "a").touch()
         with atomic_folder(tmp_path / "out") as second:
@@ -109,7 +100,7 @@ def test_leftovers_of_a_living_writer_stay(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "a").exists()
 
 
-ERRORS: dict[str, tuple[BaseException, str]] = {
+ERRORS = {
     "disk full": (OSError(errno.ENOSPC, "No space left on device", "/data/x"), "/data/x: No space left"),
     "read-only": (OSError(errno.EROFS, "Read-only file system", "/data/x"), "can be written"),
     "no rights": (PermissionError(errno.EACCES, "Permission denied", "/data/x"), "ask for the rights"),
@@ -123,12 +114,10 @@ ERRORS: dict[str, tuple[BaseException, str]] = {
 
 
 @pytest.mark.parametrize("kind", ERRORS)
-def test_whatever_is_raised_is_one_message(
-    kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whatever_is_raised_is_one_message(kind, capsys, monkeypatch):
     error, message = ERRORS[kind]
 
-    def fail(*_: Any) -> None:
+    def fail(*_):
         raise error
 
     monkeypatch.setattr(cli, "invoke", fail)
@@ -143,9 +132,7 @@ def test_whatever_is_raised_is_one_message(
     assert len(explain(error)) < 2500
 
 
-def test_an_interrupt_is_no_traceback(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_is_no_traceback(capsys, monkeypatch):
     monkeypatch.setattr(cli, "invoke", lambda _: signal.raise_signal(signal.SIGINT))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     try:
@@ -157,7 +144,7 @@ def test_an_interrupt_is_no_traceback(
     assert capsys.readouterr().err == "interrupted\n"
 
 
-def test_a_limit_on_file_sizes_leaves_the_earlier_file(tmp_path: Path) -> None:
+def test_a_limit_on_file_sizes_leaves_the_earlier_file(tmp_path):
     target = tmp_path / "a"
     target.write_text("old")
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -173,7 +160,7 @@ def test_a_limit_on_file_sizes_leaves_the_earlier_file(tmp_path: Path) -> None:
     assert target.read_text() == "old"
 
 
-def test_one_id_is_no_list_of_ids() -> None:
+def test_one_id_is_no_list_of_ids():
     with (
         EmbeddingClient("redis://localhost:1", project="p") as client,
         pytest.raises(TypeError, match="a list"),
@@ -181,11 +168,11 @@ def test_one_id_is_no_list_of_ids() -> None:
         client.get("B001")
 
 
-def test_a_client_says_that_it_belongs_to_another_event_loop(redis_server: tuple[str, int]) -> None:
+def test_a_client_says_that_it_belongs_to_another_event_loop(redis_server):
     host, port = redis_server
     client = AsyncEmbeddingClient(f"redis://{host}:{port}", project="loops")
 
-    async def first() -> None:
+    async def first():
         await client.ping()
         await client.close()
 
@@ -194,7 +181,7 @@ def test_a_client_says_that_it_belongs_to_another_event_loop(redis_server: tuple
         asyncio.run(client.ping())
 
 
-def test_what_kubernetes_sets_for_a_service_called_ranking_is_not_meant(tmp_path: Path) -> None:
+def test_what_kubernetes_sets_for_a_service_called_ranking_is_not_meant(tmp_path):
     own = {"RANKING_RUN": str(tmp_path), "RANKING_REPO": str(tmp_path)}
     links = {f"RANKING_{name}": "x" for name in (
         "SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT", "PORT_80_TCP", "PORT_80_TCP_ADDR",

@@ -1,12 +1,8 @@
 """Run folders of recommenders that are damaged, foreign or of another format, for all that reads them."""
 
-from __future__ import annotations
-
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +14,7 @@ from sda_features.evaluation.run_files import MANIFEST, RUN_FILES
 from sda_features.logs.interactions import read_interactions
 from sda_features.recommenders.saved import load_run
 from sda_features.recommenders.training import train
+from tests.hostile.damage import GIT_LFS, cut, damage, flip, replace_by_folder, replace_by_link, without
 
 pytestmark = pytest.mark.fault
 
@@ -32,34 +29,26 @@ READERS = {
     "users.safetensors": ["again"],
     MANIFEST: ["load", "compare", "again", "evaluate"],
 }
-Damage = Callable[[Path, Path], object]  # of a file; the second is the same file of another run
 
 
-def flip(path: Path, place: float) -> None:
-    content = bytearray(path.read_bytes())
-    content[int(place * (len(content) - 1))] ^= 0x10
-    path.write_bytes(content)
+def of_another_run(path):
+    shutil.copy(path.parents[1] / "b" / path.name, path)
 
 
-def replace_by_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-FAULTS: dict[str, Damage] = {
-    "missing": lambda path, _: path.unlink(),
-    "empty": lambda path, _: path.write_bytes(b""),
-    "cut": lambda path, _: path.write_bytes(path.read_bytes()[:-9]),
-    "cut in the middle": lambda path, _: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
-    "first byte flipped": lambda path, _: flip(path, 0),
-    "a byte flipped": lambda path, _: flip(path, 0.6),
-    "last byte flipped": lambda path, _: flip(path, 1),
-    "of another run": lambda path, other: shutil.copy(other, path),
-    "a git-lfs pointer": lambda path, _: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
-    "a folder": lambda path, _: replace_by_folder(path),
-    "a link to nowhere": lambda path, _: (path.unlink(), path.symlink_to("nowhere")),
+FAULTS = {
+    "missing": None,
+    "empty": b"",
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-9]),
+    "cut in the middle": cut,
+    "first byte flipped": lambda path: flip(path, 0),
+    "a byte flipped": lambda path: flip(path, 0.6),
+    "last byte flipped": flip,
+    "of another run": of_another_run,
+    "a git-lfs pointer": GIT_LFS,
+    "a folder": replace_by_folder,
+    "a link to nowhere": lambda path: replace_by_link(path, "nowhere"),
 }
-MANIFESTS: dict[str, bytes | dict[str, Any]] = {
+MANIFESTS = {
     "a list": b"[]",
     "a number": b"1",
     "nothing in it": b"{}",
@@ -82,7 +71,7 @@ MANIFESTS: dict[str, bytes | dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory):
     """Runs `a` and `b` of two seeds, and their log."""
     folder = tmp_path_factory.mktemp("runs")
     random = np.random.default_rng(0)
@@ -98,31 +87,29 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def damaged(runs: Path, tmp_path: Path) -> Path:
+def damaged(runs, tmp_path):
     return Path(shutil.copytree(runs, tmp_path / "runs"))
 
 
 @pytest.fixture
-def reads(fails: Callable[..., str]) -> Callable[[str, Path], str]:
+def reads(fails):
     """What a reader says of run `a`; it must fail."""
 
-    def read(reader: str, folder: Path) -> str:
+    def read(reader, folder):
         run = folder / "a"
         if reader == "load":
             with pytest.raises(CheckpointError) as error:
                 load_run(run)
             return str(error.value)
-        again = ["evaluate", run, "--negatives", "4", "--interactions", folder / "log.csv"]
-        return fails(
-            *{"compare": ["compare", run, folder / "b"], "again": again, "evaluate": ["evaluate", run]}[
-                reader
-            ]
-        )
+        if reader == "compare":
+            return fails("compare", run, folder / "b")
+        again = ["--negatives", "4", "--interactions", folder / "log.csv"] if reader == "again" else []
+        return fails("evaluate", run, *again)
 
     return read
 
 
-def test_the_table_has_every_file_and_the_run_is_good(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_every_file_and_the_run_is_good(runs, capsys):
     assert READERS.keys() == RUN_FILES == {path.name for path in (runs / "a").iterdir()}
     load_run(runs / "a")
     main(["compare", str(runs / "a"), str(runs / "b")])
@@ -133,10 +120,8 @@ def test_the_table_has_every_file_and_the_run_is_good(runs: Path, capsys: pytest
 
 @pytest.mark.parametrize("file", [name for name in READERS if name != MANIFEST])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_damaged_file_is_one_message_that_names_it(
-    damaged: Path, reads: Callable[[str, Path], str], fault: str, file: str
-) -> None:
-    FAULTS[fault](damaged / "a" / file, damaged / "b" / file)
+def test_a_damaged_file_is_one_message_that_names_it(damaged, reads, fault, file):
+    damage(damaged / "a" / file, FAULTS[fault])
     for reader in READERS[file]:
         said = reads(reader, damaged)
         assert "not a complete run folder" in said
@@ -145,30 +130,21 @@ def test_a_damaged_file_is_one_message_that_names_it(
 
 
 @pytest.mark.parametrize("fault", ["missing", "empty", "cut in the middle", "first byte flipped", "a folder"])
-def test_a_damaged_manifest_is_one_message(
-    damaged: Path, reads: Callable[[str, Path], str], fault: str
-) -> None:
-    FAULTS[fault](damaged / "a" / MANIFEST, damaged / "b" / MANIFEST)
+def test_a_damaged_manifest_is_one_message(damaged, reads, fault):
+    damage(damaged / "a" / MANIFEST, FAULTS[fault])
     for reader in READERS[MANIFEST]:
         assert "xpected a run folder" in reads(reader, damaged)
 
 
 @pytest.mark.parametrize("kind", MANIFESTS)
-def test_a_manifest_that_is_none_is_one_message(
-    damaged: Path, reads: Callable[[str, Path], str], kind: str
-) -> None:
-    content = MANIFESTS[kind]
-    path = damaged / "a" / MANIFEST
-    if isinstance(content, dict):
-        content = json.dumps(json.loads(path.read_text()) | content).encode()
-    path.write_bytes(content)
+def test_a_manifest_that_is_none_is_one_message(damaged, reads, kind):
+    damage(damaged / "a" / MANIFEST, MANIFESTS[kind])
     for reader in READERS[MANIFEST]:
         said = reads(reader, damaged)
         assert "format 2" in said if kind == "newer" else "manifest" in said
 
 
-def test_a_run_of_an_earlier_version_has_no_hashes_and_is_read(damaged: Path) -> None:
-    path = damaged / "a" / MANIFEST
-    manifest = json.loads(path.read_text())
-    path.write_text(json.dumps({key: manifest[key] for key in manifest if key not in ("format", "files")}))
+def test_a_run_of_an_earlier_version_has_no_hashes_and_is_read(damaged):
+    for name in ("format", "files"):
+        without(damaged / "a" / MANIFEST, name)
     assert load_run(damaged / "a").item_ids == load_run(damaged / "b").item_ids

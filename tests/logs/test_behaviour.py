@@ -1,18 +1,21 @@
-from __future__ import annotations
-
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from sda_features.config import BehaviourSettings
 from sda_features.logs.behaviour import SESSION_WINDOW, read_behaviour, taken_together
 from sda_features.logs.interactions import index_interactions
+from tests.logs.test_interactions import table, write
 
 
-def pairs_of(rows: list[tuple[str, str, int]]) -> set[tuple[str, str]]:
+def read(folder, rows, **settings):
+    path = write(folder / "log.parquet", table(rows, "timestamp"))
+    found = read_behaviour(BehaviourSettings.parse(interactions=path, **settings))
+    assert found is not None
+    return found
+
+
+def pairs_of(rows):
     log = index_interactions(*(pa.array(column) for column in zip(*rows, strict=True)))
     ids = log.item_ids.to_pylist()
     return {(ids[a - 1], ids[b - 1]) for a, b in taken_together(log).tolist()}
@@ -27,40 +30,27 @@ def pairs_of(rows: list[tuple[str, str, int]]) -> set[tuple[str, str]]:
         ([("u", "a", 1), ("u", "a", 2)], set()),
     ],
 )
-def test_pairs_are_of_one_customer_and_one_session_or_neighbours(
-    rows: list[tuple[str, str, int]], expected: set[tuple[str, str]]
-) -> None:
+def test_pairs_are_of_one_customer_and_one_session_or_neighbours(rows, expected):
     assert pairs_of(rows) == expected
 
 
-def test_a_large_session_does_not_make_pairs_of_all_with_all() -> None:
+def test_a_large_session_does_not_make_pairs_of_all_with_all():
     found = pairs_of([("u", f"i{n:03d}", 1) for n in range(100)])
     assert len(found) == sum(100 - apart for apart in range(1, SESSION_WINDOW + 1))
 
 
 @pytest.mark.parametrize("split", ["leave-one-out", "temporal"])
-def test_what_is_held_out_is_in_no_pair(tmp_path: Path, split: str) -> None:
-    rows = [
-        {"user_id": f"u{user}", "item_id": f"i{user}-{place}", "timestamp": place}
-        for user in range(4)
-        for place in range(10)
-    ]
-    path = tmp_path / "log.parquet"
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    found = read_behaviour(BehaviourSettings.parse(interactions=path, split=split))
-    assert found is not None
+def test_what_is_held_out_is_in_no_pair(tmp_path, split):
+    rows = [(f"u{user}", f"i{user}-{place}", place) for user in range(4) for place in range(10)]
+    found = read(tmp_path, rows, split=split)
     ids = found.item_ids.to_pylist()
     known = {ids[code - 1] for code in np.unique(found.pairs).tolist()}
     assert known == {f"i{user}-{place}" for user in range(4) for place in range(8)}
     assert found.identity["training_sha256"] != found.identity["sha256"]
 
 
-def test_partners_are_symmetric_and_among_the_allowed_positions_alone(tmp_path: Path) -> None:
-    path = tmp_path / "log.parquet"
-    rows = [{"user_id": "u", "item_id": item, "timestamp": n} for n, item in enumerate("abcdxx")]
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    found = read_behaviour(BehaviourSettings.parse(interactions=path))
-    assert found is not None
+def test_partners_are_symmetric_and_among_the_allowed_positions_alone(tmp_path):
+    found = read(tmp_path, [("u", item, n) for n, item in enumerate("abcdxx")])
     order = pa.chunked_array([pa.array(["c", "unseen", "b", "a", "d"])])
     together, fewer = found.partners(order, np.array([0, 1, 2, 3]), np.array([0, 1, 2]))
     assert np.argwhere(together.toarray()).tolist() == [[0, 2], [2, 0], [2, 3], [3, 2]]

@@ -34,12 +34,20 @@ def table(rows=ROWS, time="position"):
     return pa.table({"user_id": users, "item_id": items, time: order})
 
 
+def row(log, user):
+    return log.items[log.offsets[user] : log.offsets[user + 1]].tolist()
+
+
 def sequences(log):
     names = ["PADDING", *log.item_ids.to_pylist()]
-    return {
-        user: [names[code] for code in log.items[log.offsets[u] : log.offsets[u + 1]]]
-        for u, user in enumerate(log.user_ids.to_pylist())
-    }
+    return {user: [names[code] for code in row(log, u)] for u, user in enumerate(log.user_ids.to_pylist())}
+
+
+def targets(holdout):
+    """User -> the item to predict."""
+    users = holdout.history.user_ids.take(holdout.users).to_pylist()
+    items = holdout.history.item_ids.take(holdout.targets - 1).to_pylist()
+    return dict(zip(users, items, strict=True))
 
 
 def write(path, content):
@@ -133,10 +141,8 @@ def test_leave_one_out_keeps_short_users_in_training():
     assert sequences(split.test.history) == {"al": ["y", "x"], "bo": ["z", "y"], "cy": ["x"]}
     assert split.validation.history is split.train
     assert split.short_users == 1
-    ids = split.interactions.item_ids
-    for holdout, wanted in ((split.validation, ["x", "y"]), (split.test, ["w", "x"])):
-        assert holdout.users.tolist() == [0, 1]
-        assert ids.take(holdout.targets - 1).to_pylist() == wanted
+    assert targets(split.validation) == {"al": "x", "bo": "y"}
+    assert targets(split.test) == {"al": "w", "bo": "x"}
 
 
 def test_leave_one_out_needs_somebody_with_three():
@@ -177,38 +183,12 @@ def test_a_log_may_lie_at_a_url(tmp_path, suffix):
     assert sequences(read_interactions(f"memory://logs/log{suffix}")) == SEQUENCES
 
 
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("memory://logs/none.csv", "memory://logs/none.csv does not exist"),
-        ("nosuch://host/log.csv", "There is no file system for the log nosuch://host/log.csv"),
-        ("ftp://shop:hush@host/log.csv", "The URL of the log holds a password"),
-    ],
-)
-def test_bad_urls_are_named(url, message):
-    with pytest.raises(InteractionsError, match=message) as caught:
-        read_interactions(url)
-    assert "hush" not in str(caught.value)
-
-
-def test_bad_files_are_named(tmp_path):
-    with pytest.raises(InteractionsError, match="Log .*none.parquet does not exist"):
-        read_interactions(tmp_path / "none.parquet")
-    with pytest.raises(InteractionsError, match=r"ends in '.xlsx'; expected .parquet, "):
-        read_interactions(write(tmp_path / "log.xlsx", table()))
-    (tmp_path / "log.parquet").write_bytes(b"not parquet")
-    with pytest.raises(InteractionsError, match="log.parquet cannot be read: "):
-        read_interactions(tmp_path / "log.parquet")
+def test_what_a_log_lacks_is_named(tmp_path):
     path = write(tmp_path / "log.csv", table())
     with pytest.raises(InteractionsError, match="no column 'who'; the log has user_id, item_id, position"):
         read_interactions(path, user_column="who", time_column="position")
-    with pytest.raises(InteractionsError, match="found none among user_id, item_id, day"):
-        read_interactions(write(tmp_path / "log.csv", table(time="day")))
-    both = table().append_column("timestamp", pa.array(range(len(ROWS))))
-    with pytest.raises(InteractionsError, match="found timestamp and position"):
-        read_interactions(write(tmp_path / "log.csv", both))
     with pytest.raises(InteractionsError, match=r"log.csv: .*not in the catalogue"):
-        read_interactions(write(tmp_path / "log.csv", table()), catalogue=["x"])
+        read_interactions(path, catalogue=["x"])
 
 
 def test_an_entity_frame_of_feast_is_a_log(tmp_path):
@@ -228,19 +208,14 @@ def test_an_entity_frame_of_feast_is_a_log(tmp_path):
 def test_a_k_core_is_what_dropping_one_at_a_time_leaves(rows, k):
     log = index_interactions(*zip(*rows, strict=True), range(len(rows)))
     left = [(str(user), str(item)) for user, item in rows]
-    while True:
-        bad = next(
-            (
-                (side, name)
-                for side in (0, 1)
-                for name in {row[side] for row in left}
-                if sum(row[side] == name for row in left) < k
-            ),
-            None,
-        )
-        if bad is None:
-            break
-        left = [row for row in left if row[bad[0]] != bad[1]]
+    while rare := [
+        (side, name)
+        for side in (0, 1)
+        for name in {row[side] for row in left}
+        if sum(row[side] == name for row in left) < k
+    ]:
+        side, name = rare[0]
+        left = [row for row in left if row[side] != name]
     if not left:
         with pytest.raises(InteractionsError, match=rf"The {k}-core of {len(rows)} interactions is empty"):
             k_core(log, k)
@@ -260,23 +235,12 @@ def test_a_k_core_drops_catalogue_items_that_nobody_took():
     assert k_core(log, 2).items.tolist() == [1, 1]
 
 
-# ten instants; validation from 0.4 begins at 4, test from 0.7 at 7
-TIMED = [
-    ("al", "a", 0),
-    ("al", "b", 1),
-    ("bo", "a", 2),
-    ("cy", "c", 3),
-    ("al", "c", 4),
-    ("al", "d", 5),
-    ("dy", "a", 6),  # only after training: never evaluated
-    ("al", "e", 7),
-    ("bo", "f", 8),
-    ("dy", "b", 9),
-]
+# ten instants; validation from 0.4 begins at 4, test from 0.7 at 7; dy comes after training: never evaluated
+TAKEN = ["al a", "al b", "bo a", "cy c", "al c", "al d", "dy a", "al e", "bo f", "dy b"]
 
 
 def test_a_temporal_split_never_learns_from_the_future():
-    log = index_interactions(*zip(*TIMED, strict=True))
+    log = index_interactions(*zip(*map(str.split, TAKEN), strict=True), range(len(TAKEN)))
     split = temporal_split(log, validation_from=0.4, test_from=0.7)
     assert sequences(split.train) == {"al": ["a", "b"], "bo": ["a"], "cy": ["c"], "dy": []}
     assert split.validation.history is split.train
@@ -286,13 +250,10 @@ def test_a_temporal_split_never_learns_from_the_future():
         "cy": ["c"],
         "dy": ["a"],
     }
-    names = log.item_ids
-    assert split.validation.users.tolist() == [0]
-    assert names.take(split.validation.targets - 1).to_pylist() == ["c"]
-    assert split.test.users.tolist() == [0, 1]
-    assert names.take(split.test.targets - 1).to_pylist() == ["e", "f"]
+    assert targets(split.validation) == {"al": "c"}
+    assert targets(split.test) == {"al": "e", "bo": "f"}
     assert split.short_users == 2
-    assert split.train.item_counts[names.index("e").as_py() + 1] == 0
+    assert split.train.item_counts[log.item_ids.index("e").as_py() + 1] == 0
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5), st.integers(0, 9)), min_size=20, max_size=60))
@@ -310,19 +271,11 @@ def test_a_temporal_split_keeps_an_instant_together(rows):
     }
     known = {str(user) for user, items in by_user.items() if any(time < limits[0] for _, time in items)}
     for held, low, high in ((split.validation, *limits), (split.test, limits[1], np.inf)):
-        found = dict(
-            zip(
-                log.user_ids.take(held.users).to_pylist(),
-                log.item_ids.take(held.targets - 1).to_pylist(),
-                strict=True,
-            )
-        )
-        expected = {
+        assert targets(held) == {
             str(user): str(window[0])
             for user, items in by_user.items()
             if (window := [item for item, time in items if low <= time < high]) and str(user) in known
         }
-        assert found == expected
 
 
 def test_a_temporal_split_needs_times(tmp_path):
@@ -336,7 +289,7 @@ def test_a_temporal_split_needs_times(tmp_path):
 
 
 @given(seed=st.integers(0, 10**6), share=st.floats(0.1, 0.6))
-def test_a_cold_split_trains_on_no_cold_item_and_on_nothing_later(seed: int, share: float) -> None:
+def test_a_cold_split_trains_on_no_cold_item_and_on_nothing_later(seed, share):
     random = np.random.default_rng(seed)
     users, items = random.integers(12, size=120), random.integers(20, size=120)
     log = index_interactions(users, items)
@@ -359,7 +312,3 @@ def test_a_cold_split_trains_on_no_cold_item_and_on_nothing_later(seed: int, sha
             assert row(split.train, user) == [item for item in own if item not in cold]
     assert not tested
     assert not validated
-
-
-def row(log, user: int) -> list[int]:
-    return log.items[log.offsets[user] : log.offsets[user + 1]].tolist()
