@@ -59,11 +59,9 @@ class LoadedEncoder:
 
     Attributes:
         encoder: in eval mode.
-        prompts: the prompt settings that belong to the weights.
         normalize: whether vectors are L2-normalised, as they were in training.
         version: 12 hex digits over all that vectors depend on: adapter and its settings, projection, base
             model, quantisation, preprocessing, prompts, normalisation, dimension and rotation.
-        dim: dimension of the vectors.
         rotation: float32 [encoder's dimension, dim] if vectors are made smaller, else None.
     """
 
@@ -166,8 +164,8 @@ def load_checkpoint(folder: Path, dim: int | None = None, **overrides: Any) -> L
     """
     stored = read_checkpoint(folder)
     settings, manifest = stored.settings, stored.manifest
-    trusting = {"trust_remote_code": False, **overrides}
-    wanted = BackboneSettings.parse(**{**settings.backbone.model_dump(), **trusting})
+    options = settings.backbone.model_dump() | {"trust_remote_code": False} | overrides
+    wanted = BackboneSettings.parse(**options)
     expected, found = manifest["base_model"], fingerprint(wanted.model)
     if found != expected["sha256"]:
         raise CheckpointError(
@@ -270,24 +268,21 @@ def _version(
     adapter: dict[str, Any] | None,
     reduced: dict[str, Any] | None = None,
 ) -> str:
+    read = prompts.model_dump()
+    if prompts.max_text_tokens == PromptSettings().max_text_tokens:
+        del read[
+            "max_text_tokens"
+        ]  # versions from before there was this bound, which few texts reach, stay valid
     parts: dict[str, Any] = {
         "adapter": adapter,
         "base": backbone.fingerprint(),
         "quantization": backbone.settings.quantization,
         "preprocessing": backbone.preprocessing(),
-        "prompts": _dumped(prompts),
+        "prompts": read,
         "normalize": normalize,
         "reduced": reduced,
     }
     return sha256_json(parts)[:12]
-
-
-def _dumped(prompts: PromptSettings) -> dict[str, Any]:
-    """As they were before there was a bound on tokens, which few texts reach: versions made then stay valid."""
-    dumped = prompts.model_dump()
-    if dumped["max_text_tokens"] == PromptSettings().max_text_tokens:
-        del dumped["max_text_tokens"]
-    return dumped
 
 
 def _load_weights(encoder: PromptEncoder, folder: Path) -> None:

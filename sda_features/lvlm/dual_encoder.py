@@ -60,8 +60,6 @@ class DualEncoder:
 
     Attributes:
         version: 12 hex digits over weights, tokenizer, image processor and `max_field_chars`.
-        dim: dimension of the vectors.
-        device: where the model runs.
         text_limit: tokens of a text, the model's control tokens among them.
 
     Raises:
@@ -133,10 +131,9 @@ class DualEncoder:
 
     def image_tokens(self, picture: Image) -> dict[str, Tensor]:
         """Arguments of `get_image_features` for a picture that `shrink` gave, a batch of one."""
-        made = self.image_processor(
-            images=[picture], do_resize=False, do_center_crop=False, return_tensors="pt"
+        return dict(
+            self.image_processor(images=[picture], do_resize=False, do_center_crop=False, return_tensors="pt")
         )
-        return dict(made)
 
     def collate(self, sequences: list[Any], modality: str) -> DualBatch:
         """One batch of what `text_tokens` or `image_tokens` gave.

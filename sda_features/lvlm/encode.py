@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL.Image import Image
 from torch import Tensor
 
 from sda_features.catalog.rows import Item
@@ -25,21 +24,11 @@ BATCHES_AHEAD = 2  # prepared while the model runs
 TYPICAL_TOKENS = 256  # of a sequence; longer ones make smaller batches, so memory follows batch_size alone
 
 
-@dataclass(frozen=True)
-class _Source:
-    """What is kept of an item until it is encoded: its prompt, and its picture already scaled down."""
-
-    item_id: str
-    content_hash: str
-    text: str | None
-    picture: Image | None
-
-
 @dataclass(frozen=True, eq=False)
 class _Step:
     """One batch of a shard, the positions of its rows there, its cut texts, and whether it is the shard's last."""
 
-    shard: list[_Source]
+    shard: list[Item]
     rows: list[int]
     batch: Batch
     texts_cut: int
@@ -68,8 +57,8 @@ def encode_items(
         advance: told after each batch how many vectors it made, for progress bars.
     """
     with (
-        prefetch(_sources(loaded, items), shard_rows) as sources,
-        prefetch(_steps(loaded, sources, batch_size, shard_rows), BATCHES_AHEAD) as steps,
+        prefetch(_usable(loaded, items), shard_rows) as usable,
+        prefetch(_steps(loaded, usable, batch_size, shard_rows), BATCHES_AHEAD) as steps,
     ):
         made: dict[str, list[tuple[list[int], Tensor]]] = {"text": [], "image": []}
         texts_cut = 0
@@ -79,8 +68,8 @@ def encode_items(
             advance(len(step.rows))
             if step.last:
                 yield EncodedItems(
-                    [source.item_id for source in step.shard],
-                    [source.content_hash for source in step.shard],
+                    [item.item_id for item in step.shard],
+                    [item.content_hash for item in step.shard],
                     *_in_order(made["text"], len(step.shard), loaded.dim),
                     *_in_order(made["image"], len(step.shard), loaded.dim),
                     texts_cut,
@@ -137,25 +126,21 @@ def _next(steps: Iterator[_Step]) -> _Step | Exception | None:
         return error
 
 
-def _sources(loaded: ItemEncoder, items: Iterable[Item]) -> Iterator[_Source]:
-    """The items that have a text or a picture."""
+def _usable(loaded: ItemEncoder, items: Iterable[Item]) -> Iterator[Item]:
+    """The items that have a text or a picture, the picture scaled down while it waits."""
     for item in items:
-        text = loaded.prompt(item.fields)
-        picture = item.image if item.image is None or item.shrunk else loaded.shrink(item.image)
-        if text is not None or picture is not None:
-            yield _Source(item.item_id, item.content_hash, text, picture)
+        if item.image is not None and not item.shrunk:
+            item = replace(item, image=loaded.shrink(item.image), shrunk=True)
+        if item.fields or item.image is not None:
+            yield item
 
 
-def _steps(
-    loaded: ItemEncoder,
-    sources: Iterator[_Source],
-    batch_size: int,
-    shard_rows: int,
-) -> Iterator[_Step]:
+def _steps(loaded: ItemEncoder, items: Iterator[Item], batch_size: int, shard_rows: int) -> Iterator[_Step]:
     """Batches of sequences of similar length, shard after shard; pictures are patched batch by batch."""
-    while shard := list(islice(sources, shard_rows)):
-        texts = {row: loaded.text_tokens(s.text) for row, s in enumerate(shard) if s.text is not None}
-        pictures = {row: s.picture for row, s in enumerate(shard) if s.picture is not None}
+    while shard := list(islice(items, shard_rows)):
+        prompts = {row: loaded.prompt(item.fields) for row, item in enumerate(shard)}
+        texts = {row: loaded.text_tokens(text) for row, text in prompts.items() if text is not None}
+        pictures = {row: item.image for row, item in enumerate(shard) if item.image is not None}
         plan = [
             *_plan("text", {row: len(text.token_ids) for row, text in texts.items()}, batch_size),
             *_plan("image", {row: loaded.image_length(p) for row, p in pictures.items()}, batch_size),

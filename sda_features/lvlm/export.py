@@ -34,12 +34,7 @@ from sda_features.catalog.prompts import text_prompt
 from sda_features.config import MODALITIES, AdapterSettings, AdaptSettings
 from sda_features.errors import BackboneError, CheckpointError, foreign
 from sda_features.lvlm.backbone import Backbone
-from sda_features.lvlm.checkpoint import (
-    ADAPTER_FILE,
-    LoadedEncoder,
-    load_checkpoint,
-    read_checkpoint,
-)
+from sda_features.lvlm.checkpoint import ADAPTER_FILE, LoadedEncoder, load_checkpoint, read_checkpoint
 from sda_features.lvlm.moda import adapted_layers, expert_weights, rank_gates
 from sda_features.results import Result
 
@@ -119,7 +114,7 @@ def export_checkpoint(
     tensors = load_file(checkpoint / ADAPTER_FILE)
     layers = list(adapted_layers(loaded.encoder.model))
     backbone = loaded.encoder.backbone
-    card = partial(model_card, loaded, settings, manifest, target)
+    card = partial(_model_card, loaded, settings, manifest, target)
     with atomic_folder(output) as temporary:
         for modality in MODALITIES:
             folder = temporary / modality
@@ -128,12 +123,12 @@ def export_checkpoint(
             named = {KEY_PREFIX[target] + name: value.contiguous() for name, value in lora.items()}
             save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
             (folder / "README.md").write_text(card(modality, "peft"), encoding="utf-8")
+            if merged:
+                whole = temporary / MERGED / modality
+                _write_merged(whole, folder, backbone, target, dtype)
+                (whole / "README.md").write_text(card(modality, "transformers"), encoding="utf-8")
         if "projection.weight" in tensors:
             save_file({"weight": tensors["projection.weight"]}, temporary / PROJECTION_FILE)
-        for modality in MODALITIES if merged else ():
-            folder = temporary / MERGED / modality
-            _write_merged(folder, temporary / modality, backbone, target, dtype)
-            (folder / "README.md").write_text(card(modality, "transformers"), encoding="utf-8")
     return ExportResult(
         {modality: output / modality for modality in MODALITIES},
         {modality: output / MERGED / modality for modality in MODALITIES} if merged else {},
@@ -159,9 +154,8 @@ def modality_lora(
     gates = torch.ones(len(layers), settings.rank)
     if settings.kind == "moda":
         weights = expert_weights(tensors["gates.embedding"], tensors["gates.weight"], tensors["gates.bias"])
-        gates = rank_gates(weights, settings.rank, settings.alpha / settings.rank)[
-            :, MODALITIES.index(modality)
-        ]
+        by_modality = rank_gates(weights, settings.rank, settings.alpha / settings.rank)
+        gates = by_modality[:, MODALITIES.index(modality)]
     lora: dict[str, Tensor] = {}
     for layer, gate in zip(layers, gates, strict=True):
         up = tensors[f"{layer}.B"]
@@ -205,7 +199,7 @@ def _write_merged(folder: Path, adapter: Path, backbone: Backbone, target: Targe
             shutil.copyfile(path, folder / path.name)
 
 
-def model_card(
+def _model_card(
     loaded: LoadedEncoder,
     settings: AdaptSettings,
     manifest: dict[str, Any],
@@ -213,16 +207,7 @@ def model_card(
     modality: str,
     library: Literal["peft", "transformers"],
 ) -> str:
-    """The README.md of an exported folder: what a user must repeat to get the same vectors.
-
-    Args:
-        loaded: the checkpoint over its unquantised base model.
-        settings: those of the checkpoint.
-        manifest: of the checkpoint.
-        target: the class that the export is for.
-        modality: a name in `MODALITIES`.
-        library: "peft" for an adapter, "transformers" for a merged model.
-    """
+    """The README.md of an exported folder: what a user must repeat to get the same vectors."""
     backbone, prompts, projection = loaded.encoder.backbone, settings.prompts, settings.projection
     text = text_prompt({"<field>": "<value>", "<next field>": "<value>"}, prompts)
     content = [{"type": "text", "text": text if modality == "text" else prompts.image_instruction}]

@@ -11,9 +11,8 @@ import torch
 from sda_features.errors import MemoryExhaustedError, SettingsError
 
 GIB = 1 << 30
-USABLE = (
-    0.92  # of a card's memory; the rest goes to the CUDA context, to libraries and to gaps between blocks
-)
+# Of a card's memory; the rest goes to the CUDA context, to libraries and to gaps between blocks.
+USABLE = 0.92
 
 
 @dataclass(frozen=True)

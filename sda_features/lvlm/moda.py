@@ -96,9 +96,8 @@ class ModalityGates(nn.Module):
                 positions in `MODALITIES`, one for each row of a mixed batch.
         """
         if isinstance(modality, str):
-            position = MODALITIES.index(
-                modality
-            )  # a slice: an index would be copied to a GPU, and waited for
+            position = MODALITIES.index(modality)
+            # A slice: an index would be copied to a GPU, and waited for.
             gates = self()[:, position : position + 1, None, :]  # [L, 1, 1, r]
         else:
             gates = self()[:, modality.to(self.embedding.device), None, :]  # [L, B, 1, r]
@@ -145,8 +144,6 @@ class GatedVariant(LoraVariant):  # type: ignore[misc]
         """W_0 x + B (g * (A x)).
 
         Args:
-            module: the PEFT layer that holds A and B.
-            active_adapter: name of its adapter.
             x: [B, T, d_in] input in the adapter's dtype.
             result: [B, T, d_out], W_0 x from the base layer.
 
@@ -170,11 +167,7 @@ class GatedVariant(LoraVariant):  # type: ignore[misc]
 
 
 def attach_adapter(model: nn.Module, settings: AdapterSettings) -> ModalityGates | None:
-    """Freeze `model` and add trainable LoRA factors to its language-model linears, in place.
-
-    Args:
-        model: a loaded backbone, quantised or not.
-        settings: kind, rank, experts, targets.
+    """Freeze a model, quantised or not, and add trainable LoRA factors to its language-model linears, in place.
 
     Returns:
         The gates, whose parameters train with the factors; None for plain LoRA or no adapter.

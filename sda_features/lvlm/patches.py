@@ -41,19 +41,16 @@ class Patcher:
         if not self._plain:  # another class, or one that leaves the size alone: it does all itself
             made = self._processor(images=[picture], return_tensors="pt")
             return made["pixel_values"].to(self._dtype), made["image_grid_thw"][0]
-        side, merged, times = (
-            self._processor.patch_size,
-            self._processor.merge_size,
-            self._processor.temporal_patch_size,
-        )
+        processor = self._processor
+        side, merged, times = processor.patch_size, processor.merge_size, processor.temporal_patch_size
         height, width = smart_resize(
             picture.height,
             picture.width,
             factor=side * merged,
-            min_pixels=self._processor.size["shortest_edge"],
-            max_pixels=self._processor.size["longest_edge"],
+            min_pixels=processor.size["shortest_edge"],
+            max_pixels=processor.size["longest_edge"],
         )
-        pixels = torch.from_numpy(np.array(picture.resize((width, height), self._processor.resample)))
+        pixels = torch.from_numpy(np.array(picture.resize((width, height), processor.resample)))
         rows, columns = height // side, width // side
         # Patches that the tower merges lie together.
         cut = pixels.view(rows // merged, merged, side, columns // merged, merged, side, 3)

@@ -35,24 +35,22 @@ Quantization = Literal["none", "int8", "nf4"]
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes that autograd keeps of one item for the backward pass.
+    """Bytes that autograd keeps of some items for the backward pass.
 
     Attributes:
-        whole: of both modalities, without recomputing.
-        largest: of the modality that keeps more, which is all that a step with gradient caching holds.
-        whole_recomputed, largest_recomputed: the same with gradient checkpointing, one layer in full included.
+        items: how many.
+        plain: of their texts and of their pictures, without recomputing.
+        recomputed: the same with gradient checkpointing, one layer in full included.
     """
 
-    whole: int
-    largest: int
-    whole_recomputed: int
-    largest_recomputed: int
+    items: int
+    plain: list[int]
+    recomputed: list[int]
 
     def of(self, items: int, batch: int, recomputed: bool) -> int:
-        """Bytes of a micro batch of `items` in a step of `batch`."""
-        if items >= batch:
-            return batch * (self.whole_recomputed if recomputed else self.whole)
-        return items * (self.largest_recomputed if recomputed else self.largest)
+        """Bytes of a micro batch of `items` in a step of `batch`; gradient caching holds one modality at a time."""
+        kept = self.recomputed if recomputed else self.plain
+        return batch * (sum(kept) // self.items) if items >= batch else items * (max(kept) // self.items)
 
 
 @dataclass(frozen=True)
@@ -181,6 +179,7 @@ def plan(settings: AdaptSettings, catalog: Catalog, card: Card | None = None) ->
     text, image = _batches(items, backbone, settings)
     kept = activations(encoder, _batches(items[:PROBE], backbone, settings))
     trained = sum(parameter.numel() for parameter in encoder.trainable().values())
+    frozen = sum(of.numel() for of in encoder.model.parameters() if not of.requires_grad)
     optimiser = trained * OPTIMISER_BYTES
     quantization: Quantization = settings.backbone.quantization
     fits = tuple(
@@ -196,10 +195,9 @@ def plan(settings: AdaptSettings, catalog: Catalog, card: Card | None = None) ->
     micro = min(train.items_at_once, train.batch_size)
     if train.micro_batch_size == "auto" and chosen:
         micro = max(1, chosen.micro_batch_size)
-    inside = sum(parameter.numel() for parameter in encoder.model.parameters() if parameter.requires_grad)
     return Plan(
         trainable_parameters=trained,
-        total_parameters=trained + sum(of.numel() for of in encoder.model.parameters()) - inside,
+        total_parameters=trained + frozen,
         text_tokens=text.lengths.float().mean().item(),
         image_tokens=image.lengths.float().mean().item(),
         base_bytes=base_bytes(encoder.model, quantization, dtype),
@@ -219,24 +217,20 @@ def plan(settings: AdaptSettings, catalog: Catalog, card: Card | None = None) ->
 def fitted(settings: AdaptSettings, catalog: Catalog) -> AdaptSettings:
     """The settings with numbers in place of what a GPU's memory decides; without one the batch is one piece."""
     train = settings.train
-    open_questions = train.micro_batch_size == "auto" or train.gradient_checkpointing is None
-    chosen: dict[str, Any] = {"micro_batch_size": train.micro_batch_size, "gradient_checkpointing": False}
-    if open_questions and use_device(settings.backbone.device).type == "cuda":
+    micro, again = train.micro_batch_size, train.gradient_checkpointing
+    if (micro == "auto" or again is None) and use_device(settings.backbone.device).type == "cuda":
         made = plan(settings, catalog)
-        chosen = {
-            "micro_batch_size": made.micro_batch_size if train.micro_batch_size else None,
-            "gradient_checkpointing": made.gradient_checkpointing,
-        }
-    if chosen["micro_batch_size"] == "auto":
-        chosen["micro_batch_size"] = None
-    if train.gradient_checkpointing is not None:
-        chosen["gradient_checkpointing"] = train.gradient_checkpointing
+        again = made.gradient_checkpointing
+        if micro is not None:
+            micro = made.micro_batch_size
+    chosen = {"micro_batch_size": None if micro == "auto" else micro, "gradient_checkpointing": bool(again)}
     return settings.model_copy(update={"train": train.model_copy(update=chosen)})
 
 
 def shape_only(settings: AdaptSettings, dtype: torch.dtype) -> PromptEncoder:
     """The encoder of a run on the meta device, adapter and all in `dtype`, which autocast would choose."""
-    backbone = Backbone(settings.backbone.model_copy(update={"device": "meta", "dtype": _name(dtype)}))
+    shapes = {"device": "meta", "dtype": str(dtype).removeprefix("torch.")}
+    backbone = Backbone(settings.backbone.model_copy(update=shapes))
     encoder = PromptEncoder(backbone, settings.adapter, settings.projection)
     return encoder.to(dtype).train()
 
@@ -246,15 +240,13 @@ def activations(encoder: PromptEncoder, batches: tuple[PromptBatch, PromptBatch]
 
     With checkpointing a layer keeps its input, and one layer at a time all that it computes.
     """
-    items = len(batches[0].lengths)
     layers = len(encoder.model.language_model.layers)  # type: ignore[union-attr, arg-type]
     plain = [kept_bytes(encoder, batch) for batch in batches]
     encoder.enable_gradient_checkpointing()
     recomputed = [
         kept_bytes(encoder, batch) + once // layers for batch, once in zip(batches, plain, strict=True)
     ]
-    sizes = (sum(plain), max(plain), sum(recomputed), max(recomputed))
-    return Activations(*(size // items for size in sizes))
+    return Activations(len(batches[0].lengths), plain, recomputed)
 
 
 def kept_bytes(encoder: PromptEncoder, batch: PromptBatch) -> int:
@@ -309,10 +301,6 @@ def _dtype(settings: AdaptSettings, card: Card | None) -> torch.dtype:
     if card is not None and settings.backbone.dtype in ("auto", "fast"):
         return torch.bfloat16 if card.bfloat16 else torch.float32
     return pick_dtype(settings.backbone.dtype, torch.device("cpu"))
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _batches(

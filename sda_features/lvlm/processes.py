@@ -20,9 +20,8 @@ from torch import Tensor, nn
 
 from sda_features.errors import SettingsError
 
-PATIENCE = timedelta(
-    hours=6
-)  # others wait while the first process reads a catalogue or saves; NCCL's is 10 minutes
+# Others wait while the first process reads a catalogue or saves; NCCL's is 10 minutes.
+PATIENCE = timedelta(hours=6)
 T = TypeVar("T")
 
 
@@ -73,8 +72,7 @@ class Processes:
 
     def gather(self, values: Tensor) -> Tensor:
         """Concatenate over processes along the first dimension."""
-        gathered: Tensor = gather(values) if self.count > 1 else values
-        return gathered
+        return gather(values) if self.count > 1 else values  # type: ignore[no-any-return]
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its sum over processes, in one message: there are hundreds of small ones."""

@@ -8,7 +8,7 @@ catalogue, and stay as they are while the adapter learns.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from sda_features.config import MODALITIES, LossSettings
-from sda_features.lvlm.backbone import PromptBatch
+from sda_features.config import MODALITIES, LossSettings, PromptSettings
 from sda_features.lvlm.cmsa import BaseRelations, normalized_entropy, others, teacher_logits
 from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.processes import Processes
@@ -56,14 +55,15 @@ def write_base_vectors(
     path: Path,
     encoder: PromptEncoder,
     pairs: TrainingPairs,
-    batches: Callable[..., Iterator[PromptBatch]],
+    prompts: PromptSettings,
+    micro: int,
     processes: Processes,
 ) -> None:
     """Encode all training items with the base model; every process must call it and does its share.
 
     Args:
         path: gets float16 [2, n, d]; float16 keeps a unit vector's cosines to some 1e-3.
-        batches: (positions of texts, images=positions of pictures) -> their micro batches, in this order.
+        micro: sequences encoded at a time.
     """
     building = path.with_suffix(".part")
     shape = (2, len(pairs.item_ids), encoder.backbone.hidden_size)
@@ -76,7 +76,7 @@ def write_base_vectors(
     own = [np.array_split(positions, processes.count)[processes.rank] for positions in (texts, images)]
     left = list(own)
     with encoder.without_dropout():
-        for batch in batches(own[TEXT], images=own[IMAGE]):
+        for batch in pairs.micro_batches(own[TEXT], encoder.backbone, prompts, micro, own[IMAGE]):
             modality = MODALITIES.index(batch.modality)
             made = F.normalize(encoder.unadapted(batch), dim=1).half().cpu().numpy()
             vectors[modality, left[modality][: len(made)]] = made

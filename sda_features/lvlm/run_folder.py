@@ -15,8 +15,8 @@ from sda_features.errors import SettingsError
 from sda_features.lvlm.checkpoint import FILES, MANIFEST_FILE, StoredCheckpoint, read_checkpoint
 
 CHECKPOINT, STATES = "checkpoint", "states"
-LOGS = {"training_log.jsonl", "catalog_report.jsonl", "tensorboard"}
-OURS = {CHECKPOINT, STATES, *LOGS, "pairs.arrow", "base_vectors.npy", "base_vectors.part"}
+OURS = {CHECKPOINT, STATES, "training_log.jsonl", "catalog_report.jsonl", "tensorboard"}
+OURS |= {"pairs.arrow", "base_vectors.npy", "base_vectors.part"}
 
 
 @contextlib.contextmanager

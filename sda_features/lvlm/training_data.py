@@ -57,24 +57,20 @@ class TrainingPairs:
     """
 
     def __init__(self, path: Path):
-        # Batches are taken one by one: `take` on a whole table would copy all of it into memory.
+        # Rows are taken one by one: `take` on the whole table would copy all of it into memory.
         self._file = pa.ipc.open_file(pa.memory_map(str(path)))
+        table = self._file.read_all()
         digest = hashlib.sha256()
-        batches = [self._file.get_batch(number) for number in range(self._file.num_record_batches)]
-        missing: dict[str, list[Any]] = {"prompt": [], "picture": []}
-        for rows in batches:
-            digest.update("".join(rows["content_hash"].to_pylist()).encode())
-            for name, flags in missing.items():
-                flags.append(rows[name].is_null().to_numpy(zero_copy_only=False))
+        for hashes in table["content_hash"].chunks:
+            digest.update("".join(hashes.to_pylist()).encode())
         self.sha256 = digest.hexdigest()
-        no_text, no_image = (np.concatenate([[], *flags]).astype(bool) for flags in missing.values())
-        self._rows = np.argsort(no_image + 2 * no_text, kind="stable")  # in the file, by position
-        both, texts = len(self._rows) - no_text.sum() - no_image.sum(), no_image.sum()
-        self._length = int(both)
+        no_text, no_image = (table[name].is_null().to_numpy() for name in ("prompt", "picture"))
+        kinds = no_image + 2 * no_text
+        self._rows = np.argsort(kinds, kind="stable")  # in the file, by position
+        self._length = int((kinds == 0).sum())
+        self.texts, self.images = np.split(np.arange(self._length, len(kinds)), [(kinds == 1).sum()])
+        self.item_ids = table["item_id"].take(self._rows)
         self.cut: set[int] = set()
-        self.texts = np.arange(both, both + texts)
-        self.images = np.arange(both + texts, len(self._rows))
-        self.item_ids = pa.chunked_array([rows["item_id"] for rows in batches], pa.string()).take(self._rows)
 
     def __len__(self) -> int:
         """The number of items that have both."""
@@ -164,8 +160,8 @@ def write_pairs(
 
 def _row(item: Item, prompts: PromptSettings, singles: bool) -> dict[str, Any] | None:
     prompt = text_prompt(item.fields, prompts)
-    has_one = prompt is not None or item.image is not None
-    if not has_one or ((prompt is None or item.image is None) and not singles):
+    present = (prompt is not None) + (item.image is not None)
+    if present < (1 if singles else 2):
         return None
     picture = None
     if item.image is not None:
@@ -253,13 +249,10 @@ class Sampler:
         self._training = training
         self._partners = partners
         self._seed = seed
-        self._singles = [
-            (
-                alone,
-                min(len(alone) * self.batch_size // len(training), self.batch_size) // multiple * multiple,
-            )
-            for alone in (texts, images)
-        ]
+        self._singles: list[tuple[Indices, int]] = []
+        for alone in (texts, images):
+            count = min(len(alone) * self.batch_size // len(training), self.batch_size)
+            self._singles.append((alone, count // multiple * multiple))
 
     def step(self, step: int) -> StepItems:
         """The items of one step."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TextIO
 
 import torch
 from torch import Tensor
 
-from sda_features.artifacts import atomic_file
+from sda_features.artifacts import atomic_file, to_json
 
 
 class TrainingLog:
@@ -38,12 +35,10 @@ class TrainingLog:
 
             self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)  # type: ignore[no-untyped-call]
         path = folder / "training_log.jsonl"
-        kept = (
-            path.read_text(encoding="utf-8").splitlines(keepends=True)[:first_step] if path.exists() else []
-        )
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         with atomic_file(path) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
-        self._stream = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+            temporary.write_text("".join(lines[:first_step]), encoding="utf-8")
+        self._stream = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - closed in __exit__
 
     def write(self, step: int, record: dict[str, float | Tensor]) -> None:
         """Append one record when `flush` is next called; a scalar on a GPU is not waited for until then."""
@@ -58,25 +53,18 @@ class TrainingLog:
         """
         records = numbers_of([record for _, record in self._waiting])
         for (step, _), record in zip(self._waiting, records, strict=True):
-            self._append(step, record)
+            assert self._stream is not None
+            self._stream.write(to_json({"step": step, **record}) + "\n")
+            if self._events is not None:
+                for name, value in record.items():
+                    self._events.add_scalar(name, value, step)
         self._waiting.clear()
         return records[-1] if records else {}
-
-    def _append(self, step: int, record: dict[str, float]) -> None:
-        assert self._stream is not None
-        numbers = {name: value if math.isfinite(value) else None for name, value in record.items()}
-        self._stream.write(json.dumps({"step": step, **numbers}) + "\n")
-        self._stream.flush()
-        if self._events is not None:
-            for name, value in record.items():
-                self._events.add_scalar(name, value, step)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.flush()
         if self._stream is not None:
             self._stream.close()

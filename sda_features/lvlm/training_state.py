@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def save_state(
     if torch.cuda.is_available():
         tensors["generators.cuda"] = processes.gather(torch.cuda.get_rng_state()[None])
     if processes.is_main:
-        numbers = {name: value for name, value in asdict(standing).items() if name != "best_weights"}
+        numbers = {name: value for name, value in vars(standing).items() if name != "best_weights"}
         with atomic_folder(folder / f"step-{standing.step:08d}") as temporary:
             save_file(
                 {name: value.cpu().contiguous() for name, value in tensors.items()}, temporary / TENSORS

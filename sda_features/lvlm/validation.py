@@ -42,9 +42,7 @@ class Validation:
 
     Args:
         encoder: in training; asked without dropout.
-        pairs: the items.
         indices: positions of the held-out items [n]; none: nothing is measured.
-        settings: of the run.
         processes: the main process's measure counts in all: each rounds its own way, and all must stop at
             one step.
         together: bool [N, N] over all positions, pairs of the log among `indices`; None without a log.
@@ -132,9 +130,7 @@ def sample_vectors(
     """Vectors of both modalities of at most `SAMPLE` of the items at `indices`, evenly spaced."""
     chosen = indices[:: math.ceil(len(indices) / SAMPLE)]
     vectors = encode_pairs(encoder, pairs, chosen, settings, encoder)
-    if settings.loss.normalize:
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return vectors
+    return unit_rows(vectors, centre=False) if settings.loss.normalize else vectors
 
 
 def encode_pairs(

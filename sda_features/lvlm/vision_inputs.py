@@ -13,14 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import vision_utils
 
 from sda_features.lvlm.attention import Windows
-
-try:
-    from transformers import vision_utils
-except ImportError:  # older transformers: its towers work them out of the grids themselves
-    vision_utils = None
-READY_MADE = hasattr(vision_utils, "get_vision_attention_seqlens")
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,7 @@ def picture_inputs(model: nn.Module, input_ids: Tensor, grids: Tensor, picture: 
     """The `Pictures` of a batch, on the CPU.
 
     Args:
-        model: a Qwen-VL model; its settings are read, not its weights.
+        model: its settings are read, not its weights.
         input_ids: int64 [B, T].
         grids: int64 [B, 3], one picture a row.
         picture: id of the token that stands for a merged patch.
@@ -66,9 +61,7 @@ def picture_inputs(model: nn.Module, input_ids: Tensor, grids: Tensor, picture: 
 
 
 def tower_inputs(visual: nn.Module, grids: Tensor) -> dict[str, Any]:
-    """Arguments of a vision tower that follow from the grids alone; none where it does not take them."""
-    if not READY_MADE:
-        return {}
+    """Arguments of a vision tower that follow from the grids alone."""
     config: Any = visual.config
     merged = config.spatial_merge_size
     bounds = vision_utils.get_vision_cu_seqlens(grids)

@@ -41,11 +41,12 @@ def fingerprint(model: str) -> str:
         folder = locate(model)
         config = read_config(folder)
         code = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.py")}
-        files = [(path, *_state(path)) for path in weight_files(model, folder)]
+        stats = [(path, path.stat()) for path in weight_files(model, folder)]
+        files = tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
         return sha256_json(
             {
                 "config": {name: value for name, value in config.items() if name not in NOTES},
-                "tensors": _tensors_sha256(tuple(files)),
+                "tensors": _tensors_sha256(files),
                 **({"code": code} if code else {}),
             }
         )
@@ -135,11 +136,6 @@ def _fetch(model: str, name: str) -> Path | None:
     except OSError:
         return None
     return None if file is None else Path(file)
-
-
-def _state(path: Path) -> tuple[int, int]:
-    state = path.stat()
-    return state.st_size, state.st_mtime_ns
 
 
 @lru_cache(maxsize=8)
