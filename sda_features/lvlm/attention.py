@@ -176,7 +176,6 @@ def windows(
 
     Args:
         query, key, value: [1, H, N, d].
-        attention_mask: none.
         cu_seq_lens_q: int [W + 1], where the windows begin, and N.
         layouts: W + 1 -> layout of the windows, on the states' device; without it a GPU is waited for.
         options: `scaling`, and what else transformers passes.

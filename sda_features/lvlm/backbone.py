@@ -139,8 +139,8 @@ class Backbone:
     def image_length(self, picture: Image, prompts: PromptSettings) -> int:
         """Number of tokens that `image_tokens` would give, without making patches."""
         width, height = _shown(picture, prompts).size
-        patches: int = self.image_processor.get_number_of_image_patches(height, width)
-        merged = patches // self.image_processor.merge_size**2
+        patches = self.image_processor.get_number_of_image_patches(height, width)
+        merged: int = patches // self.image_processor.merge_size**2
         return len(self._image_template(prompts.image_instruction)) - 1 + merged
 
     def image_tokens(self, picture: Image, prompts: PromptSettings) -> Prompt:
@@ -286,12 +286,7 @@ def _without_control_tokens(tokenizer: Any) -> Callable[[str], list[int]]:
 def mean_pool(states: Tensor, lengths: Tensor) -> Tensor:
     """Mean over each row's real positions (paper, section 2.1), in float32.
 
-    Args:
-        states: [B, T, hidden].
-        lengths: [B] int64.
-
-    Returns:
-        [B, hidden] float32.
+    [B, T, hidden] and lengths int64 [B] -> [B, hidden] float32.
     """
     real = torch.arange(states.shape[1], device=states.device) < lengths[:, None]  # [B, T]
     weights = real.to(torch.float32) / lengths[:, None]

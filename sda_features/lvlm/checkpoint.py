@@ -197,7 +197,6 @@ class StoredCheckpoint:
     """The JSON of a checkpoint folder whose files have the hashes that its manifest states.
 
     Attributes:
-        settings: of the training.
         manifest: see `save_checkpoint`.
         preprocessing: see `Backbone.preprocessing`.
     """

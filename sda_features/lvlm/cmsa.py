@@ -140,7 +140,6 @@ def alignment_loss(
         text: [N + n_t, d], the N items that have both modalities, then texts without a picture; any
             float dtype, computed in float32.
         image: [N + n_v, d], the N items, then pictures without a text.
-        settings: loss kind and its choices.
         temperature: tau, a tensor when it is trained.
         known: what else the settings need.
     """

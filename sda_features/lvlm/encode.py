@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -48,7 +47,6 @@ def encode_items(
     a thread, at most a shard ahead; what it raises is raised here, after the shards before it.
 
     Args:
-        loaded: what makes the vectors.
         items: usable catalogue rows; those without text and picture are left out, because the
             catalogue's report already lists them.
         batch_size: sequences encoded together; fewer where they are long.
@@ -97,33 +95,15 @@ def _encoded(loaded: ItemEncoder, steps: Iterator[_Step]) -> Iterator[tuple[_Ste
         return
     with torch.inference_mode():  # bitsandbytes repacks 4-bit weights when they are first used: once, alone
         loaded.vectors(loaded.collate([loaded.text_tokens("")], "text"))
-    running: deque[tuple[_Step, Future[Tensor]]] = deque()
-    failure: Exception | None = None
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(threads) as workers:
-            while step := _next(steps):
-                if isinstance(step, Exception):
-                    failure = step  # what was read before it is yielded first
-                    break
-                running.append((step, workers.submit(encode, step)))
-                if len(running) > threads:
-                    done, vectors = running.popleft()
-                    yield done, vectors.result()
-            for done, vectors in running:
-                yield done, vectors.result()
+            running = ((step, workers.submit(encode, step)) for step in steps)
+            with prefetch(running, threads) as started:
+                for step, vectors in started:
+                    yield step, vectors.result()
     finally:
         torch.set_num_threads(threads)
-    if failure is not None:
-        raise failure
-
-
-def _next(steps: Iterator[_Step]) -> _Step | Exception | None:
-    """The next step, what came instead of it, or None at the end."""
-    try:
-        return next(steps, None)
-    except Exception as error:
-        return error
 
 
 def _usable(loaded: ItemEncoder, items: Iterable[Item]) -> Iterator[Item]:

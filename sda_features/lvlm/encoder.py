@@ -20,7 +20,6 @@ class PromptEncoder(nn.Module):
 
     Args:
         backbone: a loaded base model; its linears are wrapped in place.
-        adapter: MoDA, LoRA or none.
         projection: how the pooled state becomes the d_m-dimensional vector.
     """
 

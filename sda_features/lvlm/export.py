@@ -27,7 +27,6 @@ import transformers
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers.utils import cached_file
 
 from sda_features.artifacts import atomic_folder, check_folder
 from sda_features.catalog.prompts import text_prompt
@@ -36,6 +35,7 @@ from sda_features.errors import BackboneError, CheckpointError, foreign
 from sda_features.lvlm.backbone import Backbone
 from sda_features.lvlm.checkpoint import ADAPTER_FILE, LoadedEncoder, load_checkpoint, read_checkpoint
 from sda_features.lvlm.moda import adapted_layers, expert_weights, rank_gates
+from sda_features.lvlm.weights import locate
 from sda_features.results import Result
 
 Target = Literal["conditional-generation", "base"]
@@ -146,7 +146,6 @@ def modality_lora(
         tensors: a checkpoint's tensors: `{layer}.A` [r, d_in], `{layer}.B` [d_out, r], gates.
         layers: names of the adapted layers in the order of the gates.
         settings: kind, rank and alpha; a plain LoRA is returned as it is.
-        modality: a name in `MODALITIES`.
 
     Returns:
         `{layer}.lora_A.weight` and `{layer}.lora_B.weight`, in their trained dtype.
@@ -190,10 +189,8 @@ def _write_merged(folder: Path, adapter: Path, backbone: Backbone, target: Targe
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         adapted = PeftModel.from_pretrained(base, str(adapter))
     adapted.merge_and_unload().save_pretrained(str(folder))
-    config_file = cached_file(backbone.settings.model, "config.json")
-    assert config_file is not None, "the model has just been loaded"
     saved = {path.name for path in folder.iterdir()}
-    for path in Path(config_file).parent.iterdir():
+    for path in locate(backbone.settings.model).iterdir():
         wanted = path.suffix in PROCESSOR_SUFFIXES and not path.name.endswith(".index.json")
         if wanted and path.name not in saved:
             shutil.copyfile(path, folder / path.name)

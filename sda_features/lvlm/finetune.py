@@ -53,9 +53,7 @@ class AdaptResult(Result):
     """What a run of `adapt` leaves behind.
 
     Attributes:
-        checkpoint: folder of the finished checkpoint.
         pairs: number of items with both modalities.
-        trainable_parameters: count of trained values.
         steps: optimiser steps taken.
         loss: of the last step, in nats.
         held_out: number of these items that were not trained on.
@@ -114,7 +112,6 @@ def finetune(
         settings: everything the run depends on.
         catalog: `settings.catalog`, opened.
         output: run folder; gets checkpoint/, training_log.jsonl and catalog_report.jsonl.
-        progress: whether to draw progress bars.
         resume: go on from the newest state in `output`; the end is the same as without a break.
 
     Raises:

@@ -16,10 +16,7 @@ from sda_features.lvlm.moda import expert_weights
 
 
 def expert_gates(checkpoint: Path) -> NDArray[np.float32] | None:
-    """omega^m (Eq. 6), the mean over the adapted linears of a decoder layer.
-
-    Args:
-        checkpoint: folder that `adapt` wrote.
+    """omega^m (Eq. 6) of a checkpoint, the mean over the adapted linears of a decoder layer.
 
     Returns:
         float32 [layers, M, E], modalities in the order of `moda.MODALITIES`; None for an adapter

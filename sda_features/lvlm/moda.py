@@ -51,15 +51,9 @@ def expert_weights(embedding: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def rank_gates(weights: Tensor, rank: int, scaling: float) -> Tensor:
-    """The diagonal g of Eq. 7 with LoRA's scaling folded in.
+    """The diagonal g of Eq. 7 with LoRA's scaling alpha / r folded in.
 
-    Args:
-        weights: [..., E] expert weights.
-        rank: total rank r, a multiple of E.
-        scaling: alpha / r.
-
-    Returns:
-        [..., r].
+    Expert weights [..., E], a divisor of the rank r -> [..., r].
     """
     return scaling * weights.repeat_interleave(rank // weights.shape[-1], dim=-1)
 

@@ -18,12 +18,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 
 class Patcher:
-    """Callable: an RGB picture -> its patches.
-
-    Args:
-        processor: the checkpoint's image processor.
-        dtype: of the patches.
-    """
+    """Callable: an RGB picture -> its patches in `dtype`, as a checkpoint's image processor makes them."""
 
     def __init__(self, processor: Any, dtype: torch.dtype):
         self._processor, self._dtype = processor, dtype

@@ -58,8 +58,6 @@ class Fit:
     """How a run fits on a card.
 
     Attributes:
-        quantization: of the base weights.
-        gradient_checkpointing: whether activations are recomputed.
         micro_batch_size: items encoded at a time; 0: not even one fits.
         memory_bytes: of such a micro batch.
     """

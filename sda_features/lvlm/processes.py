@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +21,6 @@ from sda_features.errors import SettingsError
 
 # Others wait while the first process reads a catalogue or saves; NCCL's is 10 minutes.
 PATIENCE = timedelta(hours=6)
-T = TypeVar("T")
 
 
 class Processes:
@@ -42,12 +40,12 @@ class Processes:
         """Block until every process is here."""
         self._state.wait_for_everyone()
 
-    def broadcast(self, value: T) -> T:
-        """The main process's value, in every process: what each would round its own way, one decides."""
-        values = [value]
+    def broadcast(self, measures: dict[str, float]) -> dict[str, float]:
+        """Those of the main process, in every process: what each would round its own way, one decides."""
+        received = [measures]
         if self.count > 1:
-            broadcast_object_list(values)
-        return values[0]
+            broadcast_object_list(received)
+        return received[0]
 
     def share(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """This process's slice of a batch.

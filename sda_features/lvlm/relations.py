@@ -63,7 +63,6 @@ def write_base_vectors(
 
     Args:
         path: gets float16 [2, n, d]; float16 keeps a unit vector's cosines to some 1e-3.
-        micro: sequences encoded at a time.
     """
     building = path.with_suffix(".part")
     shape = (2, len(pairs.item_ids), encoder.backbone.hidden_size)
@@ -73,14 +72,13 @@ def write_base_vectors(
     vectors = np.lib.format.open_memmap(building, "r+")
     texts = np.concatenate([np.arange(len(pairs)), pairs.texts])
     images = np.concatenate([np.arange(len(pairs)), pairs.images])
-    own = [np.array_split(positions, processes.count)[processes.rank] for positions in (texts, images)]
-    left = list(own)
+    left = [np.array_split(positions, processes.count)[processes.rank] for positions in (texts, images)]
     with encoder.without_dropout():
-        for batch in pairs.micro_batches(own[TEXT], encoder.backbone, prompts, micro, own[IMAGE]):
+        for batch in pairs.micro_batches(left[TEXT], encoder.backbone, prompts, micro, left[IMAGE]):
             modality = MODALITIES.index(batch.modality)
             made = F.normalize(encoder.unadapted(batch), dim=1).half().cpu().numpy()
-            vectors[modality, left[modality][: len(made)]] = made
-            left[modality] = left[modality][len(made) :]
+            positions, left[modality] = np.split(left[modality], [len(made)])
+            vectors[modality, positions] = made
     vectors.flush()
     processes.wait()
     if processes.is_main:
@@ -92,7 +90,6 @@ class Relations:
     """What the loss is told of each batch.
 
     Args:
-        settings: the loss.
         base: vectors of the base model, None unless the loss needs them.
         partners: bool [n, n] by position, None without a log.
         training: positions that temperatures are solved on.

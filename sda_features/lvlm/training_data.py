@@ -40,13 +40,10 @@ SCHEMA = pa.schema(
 
 
 class TrainingPairs:
-    """A memory-mapped Arrow file of text prompts and scaled pictures.
+    """A memory-mapped Arrow file of text prompts and scaled pictures, as `write_pairs` makes it.
 
     Positions count the items that have both first, then those with a text alone, then those with a
     picture alone, each in catalogue order.
-
-    Args:
-        path: a file that `write_pairs` made.
 
     Attributes:
         texts: positions of the items with a text alone.

@@ -15,7 +15,6 @@ class TrainingLog:
     """`training_log.jsonl` in a run folder; a context manager.
 
     Args:
-        folder: the run folder.
         first_step: records from this step on, which a killed run may have left, are dropped.
         enabled: False writes nothing (all processes but the main one).
         tensorboard: also write event files to `folder`/tensorboard.

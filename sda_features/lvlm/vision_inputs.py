@@ -103,10 +103,7 @@ def _positions(model: nn.Module, input_ids: Tensor, grids: Tensor, picture: int)
 def add_at_pictures(states: Tensor, places: Tensor, features: Tensor) -> Tensor:
     """Qwen3-VL's deep features added to the states of the picture tokens, without asking where they are.
 
-    Args:
-        states: [B, T, hidden].
-        places: int64 [V] among the B T positions.
-        features: [V, hidden].
+    [B, T, hidden], places int64 [V] among the B T positions, and [V, hidden] -> [B, T, hidden].
     """
     added = states.flatten(0, 1).index_add(0, places, features.to(states.dtype))
     return added.view_as(states)

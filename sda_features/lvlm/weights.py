@@ -29,10 +29,9 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def fingerprint(model: str) -> str:
-    """SHA-256 (hex) of a model's weights, configuration and code; quantisation and sharding do not count.
+    """SHA-256 (hex) over weights, configuration and code of a model, a folder or a hub name.
 
-    Args:
-        model: folder or hub name.
+    Quantisation and sharding do not count.
 
     Raises:
         BackboneError: no such model, no weights in safetensors, or weights that are not whole.
@@ -132,10 +131,9 @@ def weight_files(model: str, folder: Path) -> list[Path]:
 
 def _fetch(model: str, name: str) -> Path | None:
     try:
-        file = cached_file(model, name)
+        return Path(cached_file(model, name))
     except OSError:
         return None
-    return None if file is None else Path(file)
 
 
 @lru_cache(maxsize=8)
