@@ -81,8 +81,6 @@ class PromptBatch:
 
     def to(self, device: torch.device) -> PromptBatch:
         """The same batch on `device`; from pinned memory nobody waits for the copy."""
-        if self.input_ids.device == device:
-            return self
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> PromptBatch:
@@ -127,14 +125,19 @@ class Backbone:
             self.model.language_model._deepstack_process = add_at_pictures  # type: ignore
         self._full_attention = set(layer_types) == {"full_attention"}  # no window would slide over a layout
 
-    def text_tokens(self, prompt: str, most: int | None = None) -> Prompt:
+    def text_tokens(self, prompt: str, most: int | None = None, before: tuple[str, ...] = ()) -> Prompt:
         """Chat-format and tokenise a text prompt, generation prompt included.
 
         Args:
             prompt: plain text: what looks like a control token in it is text.
             most: tokens after which it is cut; None: it is not.
+            before: types of what stands before it in the message, such as "image".
         """
-        return self._tokenize((), prompt, most)
+        head, start, end, tail = self._frame(before)
+        middle = self._plain(start + prompt + end)
+        if cut := most is not None and len(middle) > most:
+            middle = self._plain(start + prompt)[:most] + self._plain(end)
+        return Prompt(head + middle + tail, cut=cut)
 
     def image_length(self, picture: Image, prompts: PromptSettings) -> int:
         """Number of tokens that `image_tokens` would give, without making patches."""
@@ -232,7 +235,7 @@ class Backbone:
     def _image_template(self, instruction: str) -> list[int]:
         if instruction in self._templates:
             return self._templates[instruction]
-        token_ids = self._tokenize(("image",), instruction).token_ids
+        token_ids = self.text_tokens(instruction, before=("image",)).token_ids
         if token_ids.count(self.image_token_id) != 1:
             raise BackboneError(
                 f"The chat template of {self.settings.model} gives {token_ids.count(self.image_token_id)} "
@@ -240,14 +243,6 @@ class Backbone:
             )
         self._templates[instruction] = token_ids
         return token_ids
-
-    def _tokenize(self, before: tuple[str, ...], text: str, most: int | None = None) -> Prompt:
-        """A message of `before` and a text; only the chat template makes control tokens."""
-        head, start, end, tail = self._frame(before)
-        middle = self._plain(start + text + end)
-        if cut := most is not None and len(middle) > most:
-            middle = self._plain(start + text)[:most] + self._plain(end)
-        return Prompt(head + middle + tail, cut=cut)
 
     def _frame(self, before: tuple[str, ...]) -> tuple[list[int], str, str, list[int]]:
         """What the chat template puts around a text: tokens, plain text beside it, and again tokens."""

@@ -71,7 +71,6 @@ class Conflict:
     """How the gradients of the two modalities agree in one kind of matrix.
 
     Attributes:
-        name: of the subject.
         adapter: "moda" or "lora".
         module: name of the adapted linear, e.g. "q_proj".
         columns: which columns of B: "all", or those of the "first expert" as in the paper.

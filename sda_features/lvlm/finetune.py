@@ -54,7 +54,6 @@ class AdaptResult(Result):
 
     Attributes:
         pairs: number of items with both modalities.
-        steps: optimiser steps taken.
         loss: of the last step, in nats.
         held_out: number of these items that were not trained on.
         recall: step of the kept weights and what `Validation` measures of them; empty without any.
@@ -117,7 +116,11 @@ def finetune(
     Raises:
         CatalogError, BackboneError, SettingsError, CheckpointError: bad input, before any training.
     """
-    check_trainable(settings)
+    if settings.adapter.kind == "none" and settings.projection.kind != "linear":
+        raise SettingsError(
+            "Nothing to train: --adapter none with a projection that has no parameters. Choose --adapter moda or "
+            "lora, or --projection linear; for vectors of the model as it is, run `materialize --model`."
+        )
     is_main = Processes(settings.backbone.device).is_main
     with writing_run(output) if is_main else contextlib.nullcontext():
         if resume and (stored := finished_run(settings, output)):
@@ -159,8 +162,9 @@ def _finetune(
     processes = Processes(settings.backbone.device)
     progress = progress and processes.is_main
     torch.manual_seed(train.seed)
-    if train.deterministic:
-        make_deterministic()
+    if train.deterministic:  # from here to the end of the process; it costs a GPU some speed
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+        torch.use_deterministic_algorithms(True, warn_only=True)
     backbone = Backbone(settings.backbone)
     encoder = PromptEncoder(backbone, settings.adapter, settings.projection)
     if train.gradient_checkpointing:
@@ -235,9 +239,10 @@ def _finetune(
     rate = math.nan
     result: LossOutput | None = None
     started = time.perf_counter()
+    log = TrainingLog(output, standing.step, processes.is_main, train.tensorboard)
     with (
         memory_advice("--micro-batch-size", "--gradient-checkpointing", "--quantization nf4"),
-        TrainingLog(output, standing.step, processes.is_main, train.tensorboard) as log,
+        contextlib.closing(log),
         prefetch(planned(), BATCHES_AHEAD) as batches,
     ):
         bar = tqdm(steps, "adapting", train.steps, initial=standing.step, unit="step", disable=not progress)
@@ -324,21 +329,6 @@ def _finetune(
         shutil.rmtree(states, ignore_errors=True)
     processes.wait()
     return _result(manifest, output, catalog, rate, finished_before=False)
-
-
-def make_deterministic() -> None:
-    """Choose, for the life of this process, kernels that add up in one order; it costs a GPU some speed."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
-    torch.use_deterministic_algorithms(True, warn_only=True)
-
-
-def check_trainable(settings: AdaptSettings) -> None:
-    """Raise `SettingsError` when nothing would be trained."""
-    if settings.adapter.kind == "none" and settings.projection.kind != "linear":
-        raise SettingsError(
-            "Nothing to train: --adapter none with a projection that has no parameters. Choose --adapter moda or "
-            "lora, or --projection linear; for vectors of the model as it is, run `materialize --model`."
-        )
 
 
 def warmup_cosine(step: int, warmup: int, total: int) -> float:

@@ -53,7 +53,7 @@ def expert_weights(embedding: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def rank_gates(weights: Tensor, rank: int, scaling: float) -> Tensor:
     """The diagonal g of Eq. 7 with LoRA's scaling alpha / r folded in.
 
-    Expert weights [..., E], a divisor of the rank r -> [..., r].
+    Expert weights [..., E] -> [..., r]; E divides r, the rank.
     """
     return scaling * weights.repeat_interleave(rank // weights.shape[-1], dim=-1)
 

@@ -171,7 +171,9 @@ def plan(settings: AdaptSettings, catalog: Catalog, card: Card | None = None) ->
     items = list(islice(complete, SAMPLE))
     if not items:
         raise CatalogError(f"{catalog.settings.path} has no item with both a text and a picture.")
-    dtype = _dtype(settings, card)
+    dtype = pick_dtype(settings.backbone.dtype, torch.device("cpu"))
+    if card is not None and settings.backbone.dtype in ("auto", "fast"):
+        dtype = torch.bfloat16 if card.bfloat16 else torch.float32
     encoder = shape_only(settings, dtype)
     backbone, train = encoder.backbone, settings.train
     text, image = _batches(items, backbone, settings)
@@ -293,12 +295,6 @@ def _preference(fit: Fit) -> tuple[int, int, bool, int]:
     """A micro batch of 8 keeps a GPU busy; then exact weights, then no recomputing, then size."""
     exact = ("nf4", "int8", "none").index(fit.quantization)
     return min(fit.micro_batch_size, 8), exact, not fit.gradient_checkpointing, fit.micro_batch_size
-
-
-def _dtype(settings: AdaptSettings, card: Card | None) -> torch.dtype:
-    if card is not None and settings.backbone.dtype in ("auto", "fast"):
-        return torch.bfloat16 if card.bfloat16 else torch.float32
-    return pick_dtype(settings.backbone.dtype, torch.device("cpu"))
 
 
 def _batches(

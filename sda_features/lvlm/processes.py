@@ -42,10 +42,8 @@ class Processes:
 
     def broadcast(self, measures: dict[str, float]) -> dict[str, float]:
         """Those of the main process, in every process: what each would round its own way, one decides."""
-        received = [measures]
-        if self.count > 1:
-            broadcast_object_list(received)
-        return received[0]
+        received: dict[str, float] = broadcast_object_list([measures])[0]
+        return received
 
     def share(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """This process's slice of a batch.

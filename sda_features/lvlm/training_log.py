@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from sda_features.artifacts import atomic_file, to_json
 
 
 class TrainingLog:
-    """`training_log.jsonl` in a run folder; a context manager.
+    """`training_log.jsonl` in a run folder.
 
     Args:
         first_step: records from this step on, which a killed run may have left, are dropped.
@@ -37,7 +37,7 @@ class TrainingLog:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         with atomic_file(path) as temporary:
             temporary.write_text("".join(lines[:first_step]), encoding="utf-8")
-        self._stream = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+        self._stream = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - closed in `close`
 
     def write(self, step: int, record: dict[str, float | Tensor]) -> None:
         """Append one record when `flush` is next called; a scalar on a GPU is not waited for until then."""
@@ -60,10 +60,8 @@ class TrainingLog:
         self._waiting.clear()
         return records[-1] if records else {}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
+        """Write the records that wait, and close the files."""
         self.flush()
         if self._stream is not None:
             self._stream.close()

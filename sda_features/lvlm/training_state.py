@@ -32,9 +32,8 @@ class TrainingState:
     """How far a run has come.
 
     Attributes:
-        step: optimiser steps taken.
         best_step: step of the best validation; 0 before the first.
-        best_score: its `Validation.score`.
+        best_score: what `TrainSettings.validate_on` names, at that step.
         stale: validations since then.
         best_weights: parameters at that step.
     """

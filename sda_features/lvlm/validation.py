@@ -87,17 +87,13 @@ class Validation:
             kept = sum(shares) / len(shares)
         return self._processes.broadcast(found | {f"neighbours@{NEAREST}": kept})
 
-    def score(self, measured: dict[str, float]) -> float:
-        """What `validate_on` names; "both" is the geometric mean, for either is worth nothing without the other."""
-        aligned, kept = measured["recall@10"], measured[f"neighbours@{NEAREST}"]
-        return {"alignment": aligned, "neighbours": kept, "both": math.sqrt(aligned * kept)}[
-            self._settings.train.validate_on
-        ]
-
     def update(self, standing: TrainingState, weights: dict[str, nn.Parameter]) -> dict[str, float]:
         """Measure, and remember the weights if they are the best so far."""
         measured = self.measure()
-        score = self.score(measured)
+        aligned, kept = measured["recall@10"], measured[f"neighbours@{NEAREST}"]
+        both = math.sqrt(aligned * kept)  # either is worth nothing without the other
+        scores = {"alignment": aligned, "neighbours": kept, "both": both}
+        score = scores[self._settings.train.validate_on]
         if score > standing.best_score:
             standing.best_score, standing.best_step, standing.stale = score, standing.step, 0
             standing.best_weights = {name: value.detach().cpu().clone() for name, value in weights.items()}
