@@ -81,13 +81,10 @@ class PromptBatch:
 
     def to(self, device: torch.device) -> PromptBatch:
         """The same batch on `device`; from pinned memory nobody waits for the copy."""
-        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pinned(self) -> PromptBatch:
-        """The same batch in page-locked memory, which a GPU copies from while it computes."""
-        return self._mapped(Tensor.pin_memory)
-
-    def _mapped(self, move: Callable[[Tensor], Tensor]) -> PromptBatch:
+    def mapped(self, move: Callable[[Tensor], Tensor]) -> PromptBatch:
+        """The same with each tensor moved but `grids`."""
         input_ids, lengths = move(self.input_ids), move(self.lengths)
         patches = None if self.patches is None else move(self.patches)
         pictures = None if self.pictures is None else self.pictures.mapped(move)
@@ -167,7 +164,8 @@ class Backbone:
             pictures = picture_inputs(self.model, input_ids, grids, self.image_token_id)
         prefix = common_prefix(input_ids, lengths, self.image_token_id)
         batch = PromptBatch(modality, input_ids, lengths, patches, grids, pictures, prefix)
-        return batch.pinned() if self.device.type == "cuda" else batch
+        # A GPU copies from page-locked memory while it computes.
+        return batch.mapped(Tensor.pin_memory) if self.device.type == "cuda" else batch
 
     def hidden_states(self, batch: PromptBatch) -> Tensor:
         """Last hidden states [B, T, hidden] in the model's dtype; positions past a row's length are noise.

@@ -10,6 +10,7 @@ manifest.json         hashes of base model and data, package versions, last metr
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,9 +18,12 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL.Image import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -42,6 +46,7 @@ from sda_features.lvlm.dual_encoder import DualEncoder
 from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.item_encoder import ItemEncoder
 from sda_features.lvlm.loading import load_config
+from sda_features.lvlm.moda import expert_weights
 from sda_features.lvlm.model_card import checkpoint_card
 from sda_features.lvlm.reduction import reduce_vectors
 from sda_features.lvlm.weights import fingerprint
@@ -240,6 +245,27 @@ def read_checkpoint(folder: Path) -> StoredCheckpoint:
         if found != expected:
             raise CheckpointError(f"{path} does not match the hash in {MANIFEST_FILE}; copy it again.")
     return StoredCheckpoint(settings, manifest, preprocessing)
+
+
+def expert_gates(folder: Path) -> NDArray[np.float32] | None:
+    """omega^m (Eq. 6) of a checkpoint, the mean over the adapted linears of a decoder layer.
+
+    Returns:
+        float32 [layers, M, E], modalities in the order of `MODALITIES`; None for an adapter without experts.
+
+    Raises:
+        CheckpointError: the adapter's file is missing or damaged.
+    """
+    try:
+        tensors = load_file(folder / ADAPTER_FILE)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder / ADAPTER_FILE} cannot be read: {error}") from error
+    if "gates.weight" not in tensors:
+        return None
+    weights = expert_weights(*(tensors[f"gates.{name}"].float() for name in ("embedding", "weight", "bias")))
+    layers = {match[1] for name in tensors if (match := re.search(r"\blayers\.(\d+)\.", name))}
+    by_layer = weights.reshape(len(layers), -1, *weights.shape[1:])  # gates are in the model's order
+    return by_layer.mean(dim=1).numpy()
 
 
 def unadapted(settings: BackboneSettings, prompts: PromptSettings) -> LoadedEncoder:

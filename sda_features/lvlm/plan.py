@@ -109,12 +109,10 @@ class Plan(Result):
 
     def __str__(self) -> str:
         counts = f"{self.trainable_parameters:,} of {self.total_parameters:,} parameters"
-        parts = {
-            "base": self.base_bytes,
-            "optimiser": self.optimiser_bytes,
-            "activations": self.activation_bytes,
-        }
-        detail = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in parts.items())
+        detail = (
+            f"base {self.base_bytes / 2**20:,.0f}, optimiser {self.optimiser_bytes / 2**20:,.0f}, "
+            f"activations {self.activation_bytes / 2**20:,.0f}"
+        )
         lines = [
             f"trainable   {counts} ({self.trainable_parameters / self.total_parameters:.2%})",
             f"tokens      {self.text_tokens:.0f} a text, {self.image_tokens:.0f} a picture",
