@@ -105,15 +105,10 @@ class Windows:
 
 
 def common_prefix(input_ids: Tensor, lengths: Tensor, picture: int) -> int:
-    """Number of tokens that all rows begin with.
+    """Number of tokens that all rows of `input_ids` begin with, int64 [B, T], right-padded from int64 [B] `lengths`.
 
-    It ends before the first picture token, which stands for another patch in each row, and leaves
+    It ends before the first `picture` token, which stands for another patch in each row, and leaves
     each row at least one token of its own.
-
-    Args:
-        input_ids: int64 [B, T], right-padded.
-        lengths: int64 [B].
-        picture: id of the token that stands for a patch.
     """
     same = (input_ids == input_ids[0]).all(dim=0) & (input_ids[0] != picture)
     return min(int(same.long().cumprod(0).sum()), int(lengths.min()) - 1)

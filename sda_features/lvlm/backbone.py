@@ -95,7 +95,6 @@ class Backbone:
     """A frozen base model with its tokenizer and image processor.
 
     Args:
-        settings: which checkpoint, quantisation, dtype and device.
         model: weights that are there already, as `load_model` gives them; None: the checkpoint's.
 
     Raises:

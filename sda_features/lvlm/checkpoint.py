@@ -63,7 +63,6 @@ class LoadedEncoder:
     """An LVM ready for inference and what its vectors depend on: an `ItemEncoder`.
 
     Attributes:
-        encoder: in eval mode.
         normalize: whether vectors are L2-normalised, as they were in training.
         version: 12 hex digits over all that vectors depend on: adapter and its settings, projection, base
             model, quantisation, preprocessing, prompts, normalisation, dimension and rotation.
@@ -201,9 +200,7 @@ def load_checkpoint(folder: Path, dim: int | None = None, **overrides: Any) -> L
 class StoredCheckpoint:
     """The JSON of a checkpoint folder whose files have the hashes that its manifest states.
 
-    Attributes:
-        manifest: see `save_checkpoint`.
-        preprocessing: see `Backbone.preprocessing`.
+    For `manifest` see `save_checkpoint`, for `preprocessing` see `Backbone.preprocessing`.
     """
 
     settings: AdaptSettings
@@ -295,9 +292,7 @@ def _version(
 ) -> str:
     read = prompts.model_dump()
     if prompts.max_text_tokens == PromptSettings().max_text_tokens:
-        del read[
-            "max_text_tokens"
-        ]  # versions from before there was this bound, which few texts reach, stay valid
+        del read["max_text_tokens"]  # a bound that few texts reach: versions made before it stay valid
     parts: dict[str, Any] = {
         "adapter": adapter,
         "base": backbone.fingerprint(),

@@ -135,8 +135,7 @@ def modality_gradients(
         "text" and "image" -> gradients in the order and shapes of `parameters`.
     """
     with torch.no_grad():
-        vectors = [encode(batch) for batch in batches]
-    leaves = [vector.requires_grad_() for vector in vectors]
+        leaves = [encode(batch).requires_grad_() for batch in batches]
     text, image = by_modality([batch.modality for batch in batches], leaves)
     upstream = torch.autograd.grad(loss(text, image).loss, leaves)
     found: dict[str, list[Tensor]] = {
@@ -212,9 +211,7 @@ def diagnose_on_catalog(
         subjects: each gives a subject; called one after the other, so that one model is in memory.
         catalog: an opened catalogue; items without a text or a picture are left out.
         items: how many items to use at most, in whole batches.
-        batch_size: items of one loss.
         micro_batch_size: sequences encoded at a time; bounds memory, same gradients.
-        seed: of the choice of items.
     """
     conflicts: list[Conflict] = []
     collected: dict[PromptSettings, TrainingPairs] = {}

@@ -81,11 +81,10 @@ class DualEncoder:
         self.dim: int = config.text_config.projection_size if self._siglip else config.projection_dim
         self.text_limit: int = config.text_config.max_position_embeddings
         vision = config.vision_config
-        self._patches: int = (
-            vision.num_patches
-            if config.model_type == "siglip2"
-            else (vision.image_size // vision.patch_size) ** 2
-        )
+        if config.model_type == "siglip2":
+            self._patches: int = vision.num_patches
+        else:
+            self._patches = (vision.image_size // vision.patch_size) ** 2
         self.model, self.tokenizer, self.image_processor = _load(settings, self.device, self.dtype)
         self.version = sha256_json(
             {
@@ -164,8 +163,7 @@ class DualEncoder:
         made = self.tokenizer(
             text, truncation=True, max_length=limit, padding=padding, split_special_tokens=True
         )
-        token_ids: list[int] = made["input_ids"]
-        return token_ids
+        return list(made["input_ids"])
 
 
 def _load(settings: BackboneSettings, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any, Any]:

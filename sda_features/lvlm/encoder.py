@@ -41,8 +41,7 @@ class PromptEncoder(nn.Module):
 
     def forward(self, batch: PromptBatch) -> Tensor:
         """Item vectors [B, d_m] in float32, not normalised."""
-        gates = self.gates.select(batch.modality) if self.gates is not None else contextlib.nullcontext()
-        with gates:
+        with contextlib.nullcontext() if self.gates is None else self.gates.select(batch.modality):
             pooled = self._pooled(batch)
         if self.projection.kind == "pooled":
             return F.adaptive_avg_pool1d(pooled, self.dim)  # means of equal blocks
@@ -64,7 +63,7 @@ class PromptEncoder(nn.Module):
         batch = batch.to(self.backbone.device)
         dtype, kind = self.backbone.dtype, self.backbone.device.type
         casts = dtype != torch.float32 and kind != "meta"
-        # autocast knows no meta
+        # Autocast does not know the meta device.
         with torch.autocast("cpu" if kind == "meta" else kind, dtype, enabled=casts):
             return mean_pool(self.backbone.hidden_states(batch), batch.lengths)
 

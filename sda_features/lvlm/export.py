@@ -89,7 +89,6 @@ def export_checkpoint(
     The adapters alone need no memory for the base model: its weights are hashed, not loaded.
 
     Args:
-        checkpoint: a folder that `adapt` wrote.
         output: folder to write; an earlier export there is replaced.
         target: the class that the adapters load over: "conditional-generation" is
             AutoModelForImageTextToText (vLLM and most tools), "base" AutoModel.

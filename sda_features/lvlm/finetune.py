@@ -58,7 +58,6 @@ class AdaptResult(Result):
         held_out: number of these items that were not trained on.
         recall: step of the kept weights and what `Validation` measures of them; empty without any.
         items_per_second: training throughput of this process and its peers.
-        report: bad catalogue rows.
         texts_cut: texts that were read and are longer than `max_text_tokens`.
         finished_before: `resume` found a run that had ended, and did nothing.
     """
@@ -90,9 +89,8 @@ class AdaptResult(Result):
             lines.append(f"cut         {self.texts_cut:,} texts are longer than --max-text-tokens")
         items = self.pairs - self.held_out
         lines.append(f"trained     {self.trainable_parameters:,} parameters on {items:,} items")
-        lines.append(
-            f"loss        {self.loss:.4f} after {self.steps} steps, {self.items_per_second:.0f} items/s"
-        )
+        speed = f"{self.items_per_second:.0f} items/s"
+        lines.append(f"loss        {self.loss:.4f} after {self.steps} steps, {speed}")
         if recall := self.recall:
             lines.append(
                 f"held out    {self.held_out} items, text to image R@1 {recall['recall@1']:.3f}, "
@@ -108,7 +106,6 @@ def finetune(
     """Train the adapter on a catalogue and write `output`/checkpoint.
 
     Args:
-        settings: everything the run depends on.
         catalog: `settings.catalog`, opened.
         output: run folder; gets checkpoint/, training_log.jsonl and catalog_report.jsonl.
         resume: go on from the newest state in `output`; the end is the same as without a break.

@@ -39,13 +39,8 @@ ADAPTER_NAME = "default"
 def expert_weights(embedding: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """omega^m = softmax(W Emb_m + b) for every adapted layer at once (Eq. 6).
 
-    Args:
-        embedding: [M, G] modality embeddings.
-        weight: [L, E, G] gate weights of each adapted layer.
-        bias: [L, E].
-
-    Returns:
-        [L, M, E], each row summing to 1.
+    Modality embeddings [M, G], gate weights [L, E, G] of each adapted layer and their bias [L, E]
+    -> [L, M, E], each row summing to 1.
     """
     return torch.softmax(torch.einsum("leg,mg->lme", weight, embedding) + bias[:, None, :], dim=-1)
 
@@ -135,11 +130,7 @@ class GatedVariant(LoraVariant):  # type: ignore[misc]
     def forward(
         self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
     ) -> Tensor:
-        """W_0 x + B (g * (A x)).
-
-        Args:
-            x: [B, T, d_in] input in the adapter's dtype.
-            result: [B, T, d_out], W_0 x from the base layer.
+        """W_0 x + B (g * (A x)): x [B, T, d_in] in the adapter's dtype, `result` [B, T, d_out] is W_0 x.
 
         Raises:
             BackboneError: no modality is selected.

@@ -60,8 +60,7 @@ class Patcher:
 class PatchEmbedding(nn.Module):
     """The patch convolution of a vision tower as the matrix product that it is: its stride is its kernel.
 
-    Args:
-        proj: the convolution, kept under its name so that saved weights keep theirs.
+    The convolution is kept under its name, so that saved weights keep theirs.
     """
 
     def __init__(self, proj: nn.Conv3d):

@@ -38,7 +38,7 @@ class Activations:
     """Bytes that autograd keeps of some items for the backward pass.
 
     Attributes:
-        items: how many.
+        items: their number.
         plain: of their texts and of their pictures, without recomputing.
         recomputed: the same with gradient checkpointing, one layer in full included.
     """
@@ -81,8 +81,7 @@ class Plan(Result):
         steps_per_epoch: optimiser steps that show every item once.
         micro_batch_size, gradient_checkpointing: of the plan.
         steps, batch_size: of the settings.
-        card: the GPU's name; None without one.
-        usable_bytes: of that GPU.
+        card, usable_bytes: the GPU's name, and what tensors may fill of it; None without one.
         fits: what fits on it, by quantisation and checkpointing.
     """
 
@@ -179,13 +178,12 @@ def plan(settings: AdaptSettings, catalog: Catalog, card: Card | None = None) ->
     trained = sum(parameter.numel() for parameter in encoder.trainable().values())
     frozen = sum(of.numel() for of in encoder.model.parameters() if not of.requires_grad)
     optimiser = trained * OPTIMISER_BYTES
-    quantization: Quantization = settings.backbone.quantization
     fits = tuple(
         _fit(kept, base_bytes(encoder.model, kind, dtype) + optimiser, train.batch_size, card, kind, again)
         for kind in (("none", "int8", "nf4") if card else ())
         for again in (False, True)
     )
-    own = [fit for fit in fits if fit.quantization == quantization]
+    own = [fit for fit in fits if fit.quantization == settings.backbone.quantization]
     if train.gradient_checkpointing is not None:
         own = [fit for fit in own if fit.gradient_checkpointing == train.gradient_checkpointing]
     chosen = max(own, key=_preference, default=None)
@@ -198,7 +196,7 @@ def plan(settings: AdaptSettings, catalog: Catalog, card: Card | None = None) ->
         total_parameters=trained + frozen,
         text_tokens=text.lengths.float().mean().item(),
         image_tokens=image.lengths.float().mean().item(),
-        base_bytes=base_bytes(encoder.model, quantization, dtype),
+        base_bytes=base_bytes(encoder.model, settings.backbone.quantization, dtype),
         optimiser_bytes=optimiser,
         activation_bytes=kept.of(micro, train.batch_size, again),
         steps_per_epoch=catalog.rows / train.batch_size,

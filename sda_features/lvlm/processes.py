@@ -26,8 +26,7 @@ PATIENCE = timedelta(hours=6)
 class Processes:
     """This process among all; alone unless `accelerate launch` started several.
 
-    Args:
-        device: torch device that was asked for; "cpu" makes several processes talk through gloo.
+    With the device "cpu" these talk through gloo.
     """
 
     def __init__(self, device: str = "auto"):

@@ -33,8 +33,7 @@ TEXT, IMAGE = map(MODALITIES.index, ("text", "image"))
 class BaseVectors:
     """Vectors of training items by the base model, unit length, centred over the items, on disk.
 
-    Args:
-        path: a file that `write_base_vectors` made, float16 [2, n, d]; a missing modality is zero.
+    `write_base_vectors` made the file, float16 [2, n, d]; a missing modality is zero.
     """
 
     def __init__(self, path: Path):
@@ -61,8 +60,7 @@ def write_base_vectors(
 ) -> None:
     """Encode all training items with the base model; every process must call it and does its share.
 
-    Args:
-        path: gets float16 [2, n, d]; float16 keeps a unit vector's cosines to some 1e-3.
+    `path` gets float16 [2, n, d]; float16 keeps a unit vector's cosines to some 1e-3.
     """
     building = path.with_suffix(".part")
     shape = (2, len(pairs.item_ids), encoder.backbone.hidden_size)
@@ -148,14 +146,9 @@ class Relations:
 
 
 def solve_temperature(similarities: Sequence[Tensor], entropy: float) -> float:
-    """The temperature at which the softmax of rows has this mean entropy, as a share of log n.
+    """The temperature at which the softmax of rows has this mean entropy, as a share of log n between 0 and 1.
 
-    Args:
-        similarities: matrices [n, n'] of numbers between -1 and 1.
-        entropy: between 0 and 1.
-
-    Returns:
-        a number between 1e-4 and 1e2; entropy grows with it.
+    Matrices [n, n'] of numbers between -1 and 1 -> a number between 1e-4 and 1e2; entropy grows with it.
     """
     low, high = 1e-4, 1e2
     for _ in range(HALVINGS):

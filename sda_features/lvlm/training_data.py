@@ -46,8 +46,7 @@ class TrainingPairs:
     picture alone, each in catalogue order.
 
     Attributes:
-        texts: positions of the items with a text alone.
-        images: positions of the items with a picture alone.
+        texts, images: positions of the items with a text alone, and with a picture alone.
         item_ids: ids of all, by position (Arrow strings).
         cut: positions whose text was longer than the model reads, of those that were asked for.
         sha256: hash of the items' contents, in order; stored with every checkpoint trained on them.
@@ -89,23 +88,19 @@ class TrainingPairs:
         """Tokenised micro batches: all text ones, of the items at `texts`, then all image ones.
 
         Each is made when it is asked for: the patches of a large batch would fill gigabytes.
-
-        Args:
-            images: positions of the items whose pictures are wanted; None: `texts`.
+        Pictures are those of the items at `images`; None: at `texts`.
         """
-        for chunk in in_chunks(texts, micro):
-            rows = [self._row(index)["prompt"] for index in chunk.tolist()]
+        images = texts if images is None else images
+        for start in range(0, len(texts), micro):
+            chunk = texts[start : start + micro].tolist()
+            rows = [self._row(index)["prompt"] for index in chunk]
             prompted = [backbone.text_tokens(text, prompts.max_text_tokens) for text in rows]
-            self.cut.update(at for at, prompt in zip(chunk.tolist(), prompted, strict=True) if prompt.cut)
+            self.cut.update(at for at, prompt in zip(chunk, prompted, strict=True) if prompt.cut)
             yield backbone.collate(prompted, "text")
-        for chunk in in_chunks(texts if images is None else images, micro):
-            pictures = [Image.open(io.BytesIO(self._row(index)["picture"])) for index in chunk.tolist()]
+        for start in range(0, len(images), micro):
+            chunk = images[start : start + micro].tolist()
+            pictures = [Image.open(io.BytesIO(self._row(index)["picture"])) for index in chunk]
             yield backbone.collate([backbone.image_tokens(shown, prompts) for shown in pictures], "image")
-
-
-def in_chunks(indices: Indices, size: int) -> list[Indices]:
-    """Cut positions into runs of `size`; none for no positions."""
-    return np.split(indices, range(size, len(indices), size)) if len(indices) else []
 
 
 def write_pairs(
@@ -227,7 +222,6 @@ class Sampler:
         training: positions of the items with both modalities.
         texts, images: positions of those with one; they come along in their proportion, at most N a step.
         batch_size: N.
-        seed: of the order.
         multiple: that all counts are to be divisible by, the number of processes.
         partners: bool [n, n], items taken together; half of a step's pairs then bring a partner along.
     """

@@ -50,15 +50,19 @@ class TrainingLog:
         Returns:
             The last record; empty if none waited.
         """
-        records = numbers_of([record for _, record in self._waiting])
-        for (step, _), record in zip(self._waiting, records, strict=True):
+        values = [value for _, record in self._waiting for value in record.values()]
+        scalars = [value.detach().double() for value in values if isinstance(value, Tensor)]
+        read = iter(torch.stack(scalars).tolist() if scalars else ())
+        numbers: dict[str, float] = {}
+        for step, record in self._waiting:
+            numbers = {name: next(read) if isinstance(of, Tensor) else of for name, of in record.items()}
             assert self._stream is not None
-            self._stream.write(to_json({"step": step, **record}) + "\n")
+            self._stream.write(to_json({"step": step, **numbers}) + "\n")
             if self._events is not None:
-                for name, value in record.items():
-                    self._events.add_scalar(name, value, step)
+                for name, number in numbers.items():
+                    self._events.add_scalar(name, number, step)
         self._waiting.clear()
-        return records[-1] if records else {}
+        return numbers
 
     def close(self) -> None:
         """Write the records that wait, and close the files."""
@@ -67,13 +71,3 @@ class TrainingLog:
             self._stream.close()
         if self._events is not None:
             self._events.close()
-
-
-def numbers_of(records: list[dict[str, float | Tensor]]) -> list[dict[str, float]]:
-    """The records with floats in place of scalar tensors, which are copied from their device all at once."""
-    scalars = [value.detach() for record in records for value in record.values() if isinstance(value, Tensor)]
-    read = iter(torch.stack([scalar.double() for scalar in scalars]).tolist() if scalars else ())
-    return [
-        {name: next(read) if isinstance(value, Tensor) else value for name, value in record.items()}
-        for record in records
-    ]

@@ -56,15 +56,13 @@ def save_state(
 ) -> None:
     """Write `folder`/step-N and delete all but the newest `keep` states; every process must call it.
 
-    Args:
-        identity: what the run depends on; a resumed run must have the same.
+    A resumed run must have the same `identity`, what the run depends on.
     """
-    generators = processes.gather(torch.get_rng_state()[None])
     tensors = {f"parameter.{name}": value.detach() for name, value in parameters.items()}
     tensors |= {f"best.{name}": value for name, value in standing.best_weights.items()}
     for name, parameter in parameters.items():
         tensors |= {f"{moment}.{name}": optimizer.state[parameter][moment] for moment in MOMENTS}
-    tensors["generators.cpu"] = generators
+    tensors["generators.cpu"] = processes.gather(torch.get_rng_state()[None])
     if torch.cuda.is_available():
         tensors["generators.cuda"] = processes.gather(torch.cuda.get_rng_state()[None])
     if processes.is_main:

@@ -108,9 +108,7 @@ class Validation:
 def cooccurrence_recall(text: Vectors, image: Vectors, rows: Places, columns: Places) -> float:
     """Share of pairs whose second item is among the ten nearest of the first, by text and picture side by side.
 
-    Args:
-        text, image: float32 [n, d], not normalised.
-        rows, columns: int [m], positions of the pairs' items.
+    Vectors float32 [n, d], not normalised, and the pairs' positions among them, int [m] each.
     """
     near = _neighbours(side_by_side(text, image))
     return float((near[rows] == columns[:, None]).any(axis=1).mean())

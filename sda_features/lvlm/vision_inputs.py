@@ -95,8 +95,7 @@ def _positions(model: nn.Module, input_ids: Tensor, grids: Tensor, picture: int)
     """Rotary positions int64 [3, B, T]; those of one grid are computed once."""
     different, which = torch.unique(grids, dim=0, return_inverse=True)
     rows = input_ids[[int((which == kind).nonzero()[0]) for kind in range(len(different))]]
-    pictures = (rows == picture).int()
-    positions: Tensor = model.get_rope_index(rows, pictures, different)[0]  # type: ignore[operator]
+    positions: Tensor = model.get_rope_index(rows, (rows == picture).int(), different)[0]  # type: ignore[operator]
     return positions[:, which]
 
 
