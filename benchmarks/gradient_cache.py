@@ -38,7 +38,7 @@ from sda_features.config import (
 )
 from sda_features.demo.model import build_tiny_model
 from sda_features.lvlm.backbone import Backbone
-from sda_features.lvlm.cmsa import Known, alignment_loss
+from sda_features.lvlm.cmsa import BaseRelations, alignment_loss
 from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.gradient_cache import accumulate_gradients, passes
 from sda_features.lvlm.moda import adapted_layers
@@ -126,7 +126,7 @@ def step(folder_name: str, model: str, count: str, micro_size: str) -> None:
         batches,
         micro_batches,
         lambda text, image: alignment_loss(
-            text, image, LossSettings(teacher="moving", structure_weight=0), 0.07, Known(len(text))
+            text, image, LossSettings(teacher="moving", structure_weight=0), 0.07, BaseRelations(len(text))
         ),
     )
     seconds, peak = time.perf_counter() - started, peak_memory()

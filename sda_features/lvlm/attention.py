@@ -44,17 +44,12 @@ class Layout:
     Attributes:
         prefix: P, tokens that all rows begin with.
         rows: B; S tokens each follow, row after row.
-        visible: bool [S, P + S], which tokens a row's own tokens see; see `with_mask`.
+        visible: bool [S, P + S], which tokens a row's own tokens see; needed for attention.
     """
 
     prefix: int
     rows: int
     visible: Tensor | None = None
-
-    def with_mask(self, length: int, device: torch.device) -> Layout:
-        """The same layout with `visible`, for rows of P + S = `length` tokens."""
-        visible = torch.ones(length - self.prefix, length, dtype=torch.bool, device=device)
-        return replace(self, visible=visible.tril_(self.prefix))
 
     def join(self, padded: Tensor) -> Tensor:
         """[..., B, P + S] -> [..., 1, P + B S]."""
@@ -86,14 +81,12 @@ class Windows:
         groups: (length S, number of windows of that length), shortest first.
         order: int64 [N], the positions window by window, in the order of `groups`.
         back: int64 [N], from that order to the positions.
-        longest: positions of the longest window.
     """
 
     bounds: Tensor
     groups: tuple[tuple[int, int], ...]
     order: Tensor
     back: Tensor
-    longest: int
 
     @classmethod
     def of(cls, bounds: Tensor) -> Windows:
@@ -104,7 +97,7 @@ class Windows:
         begin = {size: starts[lengths == size, None] for size in sizes}
         order = torch.cat([(begin[size] + torch.arange(size)).flatten() for size in sizes])
         groups = tuple((size, len(begin[size])) for size in sizes)
-        return cls(bounds.int(), groups, order, order.argsort(), sizes[-1])
+        return cls(bounds.int(), groups, order, order.argsort())
 
     def mapped(self, move: Callable[[Tensor], Tensor]) -> Windows:
         """The same with each tensor moved."""
@@ -112,15 +105,10 @@ class Windows:
 
 
 def common_prefix(input_ids: Tensor, lengths: Tensor, picture: int) -> int:
-    """Number of tokens that all rows begin with.
+    """Number of tokens that all rows of `input_ids` begin with, int64 [B, T], right-padded from int64 [B] `lengths`.
 
-    It ends before the first picture token, which stands for another patch in each row, and leaves
+    It ends before the first `picture` token, which stands for another patch in each row, and leaves
     each row at least one token of its own.
-
-    Args:
-        input_ids: int64 [B, T], right-padded.
-        lengths: int64 [B].
-        picture: id of the token that stands for a patch.
     """
     same = (input_ids == input_ids[0]).all(dim=0) & (input_ids[0] != picture)
     return min(int(same.long().cumprod(0).sum()), int(lengths.min()) - 1)
@@ -139,10 +127,8 @@ def shared_prefix(
     """Causal attention of a language model's layer; with a layout each row sees the prefix and itself.
 
     Args:
-        module: the layer.
         query: [1, H, P + B S, d]; without a layout [B, H, T, d], and so on.
-        key: [1, K, P + B S, d], K a divisor of H.
-        value: like `key`.
+        key, value: [1, K, P + B S, d], K a divisor of H.
         attention_mask: none with a layout.
         layout: of the one sequence; without one this is transformers' scaled dot-product attention.
         options: `scaling`, and what else transformers passes.
@@ -153,10 +139,7 @@ def shared_prefix(
     if query.is_meta:
         return _kept_on_a_gpu(query, key, value), None
     if layout is None:
-        plain: tuple[Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, **options
-        )
-        return plain
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
     of_prefix, _ = sdpa_attention_forward(
         module, *(states[:, :, : layout.prefix] for states in (query, key, value)), None, **options
     )
@@ -187,11 +170,7 @@ def windows(
     """Full attention inside each window of a vision tower's layer.
 
     Args:
-        module: the layer.
-        query: [1, H, N, d].
-        key: like `query`.
-        value: like `query`.
-        attention_mask: none.
+        query, key, value: [1, H, N, d].
         cu_seq_lens_q: int [W + 1], where the windows begin, and N.
         layouts: W + 1 -> layout of the windows, on the states' device; without it a GPU is waited for.
         options: `scaling`, and what else transformers passes.
@@ -206,8 +185,8 @@ def windows(
     rows = [states[0].transpose(0, 1) for states in (query, key, value)]  # [N, H, d]
     if _varlen_runs(query, scaling):
         q, k, v = (of.contiguous() for of in rows)
-        bounds, longest = layout.bounds, layout.longest
-        return varlen_attn(q, k, v, bounds, bounds, longest, longest)[None], None
+        longest = layout.groups[-1][0]
+        return varlen_attn(q, k, v, layout.bounds, layout.bounds, longest, longest)[None], None
     sizes = [length * count for length, count in layout.groups]
     grouped = zip(*(torch.split(of.index_select(0, layout.order), sizes) for of in rows), strict=True)
     parts = []
@@ -237,10 +216,8 @@ def _attend(
     if query.device.type == "cpu" and key.shape[2] <= SHORT:
         return _dense(query, key, value, visible, scaling)
     mask = None if visible is None else visible[None, None]
-    attended: Tensor = sdpa_attention_forward(
-        module, query, key, value, mask, scaling=scaling, is_causal=False
-    )[0]
-    return attended
+    attended, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, is_causal=False)
+    return attended  # type: ignore[no-any-return]
 
 
 def _dense(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, scaling: float) -> Tensor:

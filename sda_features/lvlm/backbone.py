@@ -17,6 +17,7 @@ import torch
 from PIL.Image import Image
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from sda_features.catalog.images import fit_within, limit_aspect
 from sda_features.config import BackboneSettings, PromptSettings
@@ -80,31 +81,20 @@ class PromptBatch:
 
     def to(self, device: torch.device) -> PromptBatch:
         """The same batch on `device`; from pinned memory nobody waits for the copy."""
-        if self.input_ids.device == device:
-            return self
-        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pinned(self) -> PromptBatch:
-        """The same batch in page-locked memory, which a GPU copies from while it computes."""
-        return self._mapped(Tensor.pin_memory)
-
-    def _mapped(self, move: Callable[[Tensor], Tensor]) -> PromptBatch:
+    def mapped(self, move: Callable[[Tensor], Tensor]) -> PromptBatch:
+        """The same with each tensor moved but `grids`."""
+        input_ids, lengths = move(self.input_ids), move(self.lengths)
         patches = None if self.patches is None else move(self.patches)
         pictures = None if self.pictures is None else self.pictures.mapped(move)
-        return replace(
-            self,
-            input_ids=move(self.input_ids),
-            lengths=move(self.lengths),
-            patches=patches,
-            pictures=pictures,
-        )
+        return replace(self, input_ids=input_ids, lengths=lengths, patches=patches, pictures=pictures)
 
 
 class Backbone:
     """A frozen base model with its tokenizer and image processor.
 
     Args:
-        settings: which checkpoint, quantisation, dtype and device.
         model: weights that are there already, as `load_model` gives them; None: the checkpoint's.
 
     Raises:
@@ -131,22 +121,26 @@ class Backbone:
             self.model.language_model._deepstack_process = add_at_pictures  # type: ignore
         self._full_attention = set(layer_types) == {"full_attention"}  # no window would slide over a layout
 
-    def text_tokens(self, prompt: str, most: int | None = None) -> Prompt:
+    def text_tokens(self, prompt: str, most: int | None = None, before: tuple[str, ...] = ()) -> Prompt:
         """Chat-format and tokenise a text prompt, generation prompt included.
 
         Args:
             prompt: plain text: what looks like a control token in it is text.
             most: tokens after which it is cut; None: it is not.
+            before: types of what stands before it in the message, such as "image".
         """
-        return self._tokenize([], prompt, most)
+        head, start, end, tail = self._frame(before)
+        middle = self._plain(start + prompt + end)
+        if cut := most is not None and len(middle) > most:
+            middle = self._plain(start + prompt)[:most] + self._plain(end)
+        return Prompt(head + middle + tail, cut=cut)
 
     def image_length(self, picture: Image, prompts: PromptSettings) -> int:
         """Number of tokens that `image_tokens` would give, without making patches."""
         width, height = _shown(picture, prompts).size
         patches = self.image_processor.get_number_of_image_patches(height, width)
-        template = self._image_template(prompts.image_instruction)
-        merged: int = int(patches) // self.image_processor.merge_size**2
-        return len(template) - 1 + merged
+        merged: int = patches // self.image_processor.merge_size**2
+        return len(self._image_template(prompts.image_instruction)) - 1 + merged
 
     def image_tokens(self, picture: Image, prompts: PromptSettings) -> Prompt:
         """Chat-format a picture and the image instruction; patches as the image processor makes them."""
@@ -159,24 +153,18 @@ class Backbone:
 
     def collate(self, prompts: list[Prompt], modality: str) -> PromptBatch:
         """Pad prompts on the right into one batch."""
-        lengths = torch.tensor([len(prompt.token_ids) for prompt in prompts])
-        input_ids = torch.full((len(prompts), int(lengths.max())), self.pad_token_id)
-        for row, prompt in enumerate(prompts):
-            input_ids[row, : len(prompt.token_ids)] = torch.tensor(prompt.token_ids)
-        patches = [prompt.patches for prompt in prompts if prompt.patches is not None]
-        grids = (
-            torch.stack([prompt.grid for prompt in prompts if prompt.grid is not None]) if patches else None
-        )
-        batch = PromptBatch(
-            modality,
-            input_ids,
-            lengths,
-            torch.cat(patches) if patches else None,
-            grids,
-            None if grids is None else picture_inputs(self.model, input_ids, grids, self.image_token_id),
-            common_prefix(input_ids, lengths, self.image_token_id),
-        )
-        return batch.pinned() if self.device.type == "cuda" else batch
+        rows = [torch.tensor(prompt.token_ids) for prompt in prompts]
+        lengths = torch.tensor([len(row) for row in rows])
+        input_ids = pad_sequence(rows, batch_first=True, padding_value=self.pad_token_id)
+        patches = grids = pictures = None
+        if modality == "image":
+            patches = torch.cat([prompt.patches for prompt in prompts if prompt.patches is not None])
+            grids = torch.stack([prompt.grid for prompt in prompts if prompt.grid is not None])
+            pictures = picture_inputs(self.model, input_ids, grids, self.image_token_id)
+        prefix = common_prefix(input_ids, lengths, self.image_token_id)
+        batch = PromptBatch(modality, input_ids, lengths, patches, grids, pictures, prefix)
+        # A GPU copies from page-locked memory while it computes.
+        return batch.mapped(Tensor.pin_memory) if self.device.type == "cuda" else batch
 
     def hidden_states(self, batch: PromptBatch) -> Tensor:
         """Last hidden states [B, T, hidden] in the model's dtype; positions past a row's length are noise.
@@ -187,11 +175,10 @@ class Backbone:
         Nothing here waits for a GPU.
         """
         tokens, layout = batch.input_ids, self._layout(batch) if torch.is_inference_mode_enabled() else None
-        positions = (
-            torch.arange(tokens.shape[1], device=tokens.device).expand(3, *tokens.shape)
-            if batch.pictures is None
-            else batch.pictures.positions
-        )
+        if batch.pictures is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device).expand(3, *tokens.shape)
+        else:
+            positions = batch.pictures.positions
         if layout is not None:
             tokens, positions = layout.join(tokens), layout.join(positions)
         embedded = self.model.get_input_embeddings()(tokens)  # type: ignore[operator]
@@ -213,26 +200,22 @@ class Backbone:
         """Token embeddings with those of pictures in their places, and what Qwen3-VL adds in deeper layers."""
         pictures = batch.pictures
         assert pictures is not None
-        grids = batch.grids if pictures.tower else batch.grids.to(embedded.device)  # type: ignore[union-attr]
         seen = self.model.visual(  # type: ignore[operator]
-            batch.patches, grid_thw=grids, layouts=pictures.windows, **pictures.tower
+            batch.patches, grid_thw=batch.grids, layouts=pictures.windows, **pictures.tower
         )
-        embedded = (
-            embedded.flatten(0, 1)
-            .index_copy(0, places, seen.pooler_output.to(embedded.dtype))
-            .view_as(embedded)
-        )
-        features = getattr(seen, "deepstack_features", None)
-        return embedded, (
-            {"visual_pos_masks": places, "deepstack_visual_embeds": features} if features else {}
-        )
+        features = seen.pooler_output.to(embedded.dtype)
+        placed = embedded.flatten(0, 1).index_copy(0, places, features).view_as(embedded)
+        if deep := getattr(seen, "deepstack_features", None):
+            return placed, {"visual_pos_masks": places, "deepstack_visual_embeds": deep}
+        return placed, {}
 
     def _layout(self, batch: PromptBatch) -> Layout | None:
         """How to run the batch as one sequence; None where that saves nothing."""
         rows, length = batch.input_ids.shape
         if rows == 1 or batch.prefix == 0 or not self._full_attention:
             return None
-        return Layout(batch.prefix, rows).with_mask(length, batch.input_ids.device)
+        visible = batch.input_ids.new_ones(length - batch.prefix, length, dtype=torch.bool)
+        return Layout(batch.prefix, rows, visible.tril_(batch.prefix))
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the checkpoint's configuration and weights; quantisation does not count."""
@@ -249,7 +232,7 @@ class Backbone:
     def _image_template(self, instruction: str) -> list[int]:
         if instruction in self._templates:
             return self._templates[instruction]
-        token_ids = self._tokenize([{"type": "image"}], instruction).token_ids
+        token_ids = self.text_tokens(instruction, before=("image",)).token_ids
         if token_ids.count(self.image_token_id) != 1:
             raise BackboneError(
                 f"The chat template of {self.settings.model} gives {token_ids.count(self.image_token_id)} "
@@ -257,14 +240,6 @@ class Backbone:
             )
         self._templates[instruction] = token_ids
         return token_ids
-
-    def _tokenize(self, before: list[dict[str, str]], text: str, most: int | None = None) -> Prompt:
-        """A message of `before` and a text; only the chat template makes control tokens."""
-        head, start, end, tail = self._frame(tuple(part["type"] for part in before))
-        middle = self._plain(start + text + end)
-        if cut := most is not None and len(middle) > most:
-            middle = self._plain(start + text)[:most] + self._plain(end)
-        return Prompt(head + middle + tail, cut=cut)
 
     def _frame(self, before: tuple[str, ...]) -> tuple[list[int], str, str, list[int]]:
         """What the chat template puts around a text: tokens, plain text beside it, and again tokens."""
@@ -303,12 +278,7 @@ def _without_control_tokens(tokenizer: Any) -> Callable[[str], list[int]]:
 def mean_pool(states: Tensor, lengths: Tensor) -> Tensor:
     """Mean over each row's real positions (paper, section 2.1), in float32.
 
-    Args:
-        states: [B, T, hidden].
-        lengths: [B] int64.
-
-    Returns:
-        [B, hidden] float32.
+    [B, T, hidden] and lengths int64 [B] -> [B, hidden] float32.
     """
     real = torch.arange(states.shape[1], device=states.device) < lengths[:, None]  # [B, T]
     weights = real.to(torch.float32) / lengths[:, None]

@@ -10,6 +10,7 @@ manifest.json         hashes of base model and data, package versions, last metr
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,9 +18,12 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL.Image import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -42,6 +46,7 @@ from sda_features.lvlm.dual_encoder import DualEncoder
 from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.item_encoder import ItemEncoder
 from sda_features.lvlm.loading import load_config
+from sda_features.lvlm.moda import expert_weights
 from sda_features.lvlm.model_card import checkpoint_card
 from sda_features.lvlm.reduction import reduce_vectors
 from sda_features.lvlm.weights import fingerprint
@@ -58,12 +63,9 @@ class LoadedEncoder:
     """An LVM ready for inference and what its vectors depend on: an `ItemEncoder`.
 
     Attributes:
-        encoder: in eval mode.
-        prompts: the prompt settings that belong to the weights.
         normalize: whether vectors are L2-normalised, as they were in training.
         version: 12 hex digits over all that vectors depend on: adapter and its settings, projection, base
             model, quantisation, preprocessing, prompts, normalisation, dimension and rotation.
-        dim: dimension of the vectors.
         rotation: float32 [encoder's dimension, dim] if vectors are made smaller, else None.
     """
 
@@ -166,8 +168,8 @@ def load_checkpoint(folder: Path, dim: int | None = None, **overrides: Any) -> L
     """
     stored = read_checkpoint(folder)
     settings, manifest = stored.settings, stored.manifest
-    trusting = {"trust_remote_code": False, **overrides}
-    wanted = BackboneSettings.parse(**{**settings.backbone.model_dump(), **trusting})
+    options = settings.backbone.model_dump() | {"trust_remote_code": False} | overrides
+    wanted = BackboneSettings.parse(**options)
     expected, found = manifest["base_model"], fingerprint(wanted.model)
     if found != expected["sha256"]:
         raise CheckpointError(
@@ -198,10 +200,7 @@ def load_checkpoint(folder: Path, dim: int | None = None, **overrides: Any) -> L
 class StoredCheckpoint:
     """The JSON of a checkpoint folder whose files have the hashes that its manifest states.
 
-    Attributes:
-        settings: of the training.
-        manifest: see `save_checkpoint`.
-        preprocessing: see `Backbone.preprocessing`.
+    For `manifest` see `save_checkpoint`, for `preprocessing` see `Backbone.preprocessing`.
     """
 
     settings: AdaptSettings
@@ -245,6 +244,27 @@ def read_checkpoint(folder: Path) -> StoredCheckpoint:
     return StoredCheckpoint(settings, manifest, preprocessing)
 
 
+def expert_gates(folder: Path) -> NDArray[np.float32] | None:
+    """omega^m (Eq. 6) of a checkpoint, the mean over the adapted linears of a decoder layer.
+
+    Returns:
+        float32 [layers, M, E], modalities in the order of `MODALITIES`; None for an adapter without experts.
+
+    Raises:
+        CheckpointError: the adapter's file is missing or damaged.
+    """
+    try:
+        tensors = load_file(folder / ADAPTER_FILE)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder / ADAPTER_FILE} cannot be read: {error}") from error
+    if "gates.weight" not in tensors:
+        return None
+    weights = expert_weights(*(tensors[f"gates.{name}"].float() for name in ("embedding", "weight", "bias")))
+    layers = {match[1] for name in tensors if (match := re.search(r"\blayers\.(\d+)\.", name))}
+    by_layer = weights.reshape(len(layers), -1, *weights.shape[1:])  # gates are in the model's order
+    return by_layer.mean(dim=1).numpy()
+
+
 def unadapted(settings: BackboneSettings, prompts: PromptSettings) -> LoadedEncoder:
     """The base model itself as an encoder: the "vanilla" vectors that the paper calls QwenVL."""
     encoder = PromptEncoder(Backbone(settings), AdapterSettings(kind="none"), ProjectionSettings(kind="none"))
@@ -270,24 +290,19 @@ def _version(
     adapter: dict[str, Any] | None,
     reduced: dict[str, Any] | None = None,
 ) -> str:
+    read = prompts.model_dump()
+    if prompts.max_text_tokens == PromptSettings().max_text_tokens:
+        del read["max_text_tokens"]  # a bound that few texts reach: versions made before it stay valid
     parts: dict[str, Any] = {
         "adapter": adapter,
         "base": backbone.fingerprint(),
         "quantization": backbone.settings.quantization,
         "preprocessing": backbone.preprocessing(),
-        "prompts": _dumped(prompts),
+        "prompts": read,
         "normalize": normalize,
         "reduced": reduced,
     }
     return sha256_json(parts)[:12]
-
-
-def _dumped(prompts: PromptSettings) -> dict[str, Any]:
-    """As they were before there was a bound on tokens, which few texts reach: versions made then stay valid."""
-    dumped = prompts.model_dump()
-    if dumped["max_text_tokens"] == PromptSettings().max_text_tokens:
-        del dumped["max_text_tokens"]
-    return dumped
 
 
 def _load_weights(encoder: PromptEncoder, folder: Path) -> None:

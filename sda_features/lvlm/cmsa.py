@@ -80,8 +80,7 @@ def teacher_logits(text: Tensor, image: Tensor, temperature: float, text_weight:
 def blended(rows: Tensor, target: Tensor, weight: float) -> Tensor:
     """Rows of probabilities [N, N] with `weight` of each moved to `target`'s, where that has any.
 
-    Args:
-        target: [N, N] weights >= 0; a row of zeros leaves the row of `rows` as it is.
+    `target` [N, N] holds weights >= 0; a row of zeros leaves the row of `rows` as it is.
     """
     sums = target.sum(dim=1, keepdim=True)
     share = weight * (sums > 0).to(rows.dtype)
@@ -91,35 +90,25 @@ def blended(rows: Tensor, target: Tensor, weight: float) -> Tensor:
 def structural_loss(student: Tensor, teacher: Tensor, second_direction: str = "proper") -> Tensor:
     """KL(T || P) averaged over both retrieval directions (Eq. 3).
 
-    With T = I it is the symmetric cross-entropy of InfoNCE.
+    Logits S and probabilities T, [N, N] each -> scalar, in nats. With T = I it is the symmetric
+    cross-entropy of InfoNCE.
 
     Args:
-        student: [N, N] logits S.
-        teacher: [N, N] probabilities T.
         second_direction: "proper" compares P^T with the rows of T, which are the right target
             because the teacher's logits are symmetric; "literal" with T's columns as Eq. 3 is
             written, which do not sum to 1.
-
-    Returns:
-        scalar, in nats.
     """
     back = teacher if second_direction == "proper" else teacher.T
     return (_divergence(teacher, student) + _divergence(back, student.T)) / 2
 
 
 def kept_relations(vectors: Tensor, base: Tensor, temperature: float) -> Tensor:
-    """KL(Q || R), R_i the softmax of e_i . e_j / temperature over all j but i, Q the base model's.
+    """KL(Q || R) in nats, R_i the softmax of e_i . e_j / temperature over all j but i, Q the base model's.
 
     Eq. 3 asks of a text what pictures tell as well, and the other way round. What one modality alone
     tells is lost by and by; this term asks for it.
 
-    Args:
-        vectors: [n, d] of one modality.
-        base: [n, d_b] of the same items by the base model.
-        temperature: of both.
-
-    Returns:
-        scalar, in nats.
+    Vectors of one modality [n, d], and of the same items by the base model [n, d_b] -> scalar.
     """
     target = torch.softmax(others(base @ base.T) / temperature, dim=1)
     return _divergence(target, others(vectors @ vectors.T) / temperature)
@@ -140,7 +129,6 @@ def alignment_loss(
         text: [N + n_t, d], the N items that have both modalities, then texts without a picture; any
             float dtype, computed in float32.
         image: [N + n_v, d], the N items, then pictures without a text.
-        settings: loss kind and its choices.
         temperature: tau, a tensor when it is trained.
         known: what else the settings need.
     """

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from sda_features.lvlm.backbone import Backbone, PromptBatch
 from sda_features.lvlm.checkpoint import load_checkpoint, read_checkpoint
 from sda_features.lvlm.cmsa import BaseRelations, alignment_loss
 from sda_features.lvlm.encoder import PromptEncoder
-from sda_features.lvlm.gradient_cache import Encode, PairLoss
+from sda_features.lvlm.gradient_cache import Encode, PairLoss, by_modality
 from sda_features.lvlm.moda import adapted_layers
 from sda_features.lvlm.processes import Processes
 from sda_features.lvlm.relations import BaseVectors, Relations, write_base_vectors
@@ -54,10 +55,6 @@ class Subject:
 
     Attributes:
         name: how reports call it.
-        encoder: the encoder.
-        adapter: its adapter's settings.
-        prompts: its prompts.
-        loss: its loss.
         temperature: tau; the trained value where tau was trained.
     """
 
@@ -74,15 +71,13 @@ class Conflict:
     """How the gradients of the two modalities agree in one kind of matrix.
 
     Attributes:
-        name: of the subject.
         adapter: "moda" or "lora".
         module: name of the adapted linear, e.g. "q_proj".
         columns: which columns of B: "all", or those of the "first expert" as in the paper.
         layers: "last" decoder layer, or "all" of them.
         cosine: mean `gradient_cosine` over batches and layers.
         standard_error: of that mean, from its spread over batches; NaN with one batch.
-        negative_share: `negative_share` over batches and layers.
-        norm_ratio: `norm_ratio` over batches and layers.
+        negative_share, norm_ratio: see these functions; over batches and layers.
         measurements: number of batches times layers.
     """
 
@@ -140,18 +135,15 @@ def modality_gradients(
         "text" and "image" -> gradients in the order and shapes of `parameters`.
     """
     with torch.no_grad():
-        vectors = [encode(batch) for batch in batches]
-    leaves = [vector.requires_grad_() for vector in vectors]
-    text, image = (
-        torch.cat([leaf for leaf, batch in zip(leaves, batches, strict=True) if batch.modality == modality])
-        for modality in MODALITIES
-    )
+        leaves = [encode(batch).requires_grad_() for batch in batches]
+    text, image = by_modality([batch.modality for batch in batches], leaves)
     upstream = torch.autograd.grad(loss(text, image).loss, leaves)
-    found = {modality: [torch.zeros_like(p) for p in parameters] for modality in ("text", "image")}
+    found: dict[str, list[Tensor]] = {
+        modality: [torch.zeros_like(p) for p in parameters] for modality in MODALITIES
+    }
     for batch, gradient in zip(batches, upstream, strict=True):
-        for total, part in zip(
-            found[batch.modality], torch.autograd.grad(encode(batch), parameters, gradient), strict=True
-        ):
+        parts = torch.autograd.grad(encode(batch), parameters, gradient)
+        for total, part in zip(found[batch.modality], parts, strict=True):
             total += part
     return found
 
@@ -164,7 +156,6 @@ def diagnose(
     """Measure gradient conflict in the B matrices of some linears, without dropout.
 
     Args:
-        subject: what to measure.
         batches: steps, each the micro batches of its items, see `modality_gradients`, and what the loss
             is told of them.
         modules: names of adapted linears.
@@ -173,19 +164,16 @@ def diagnose(
         SettingsError: a name is not that of an adapted linear.
     """
     layers = adapted_layers(subject.encoder.model)
-    matrices = {
-        name: next(layer.lora_B.parameters())
-        for name, layer in layers.items()
-        if name.rsplit(".", 1)[1] in modules
-    }
-    names = sorted({name.rsplit(".", 1)[1] for name in layers})
+    linears = {name: name.rpartition(".")[2] for name in layers}
+    names = sorted(set(linears.values()))
     if unknown := [module for module in modules if module not in names]:
         raise SettingsError(
             f"{subject.name} adapts no linear named {', '.join(unknown)}; --modules can be {', '.join(names)}."
         )
-    _without_dropout(subject.encoder)
+    matrices = {name: next(layers[name].lora_B.parameters()) for name in layers if linears[name] in modules}
 
     steps: list[dict[str, tuple[Tensor, Tensor]]] = []
+    _without_dropout(subject.encoder)
     for step, known in batches:
         loss = partial(alignment_loss, settings=subject.loss, temperature=subject.temperature, known=known)
         found = modality_gradients(subject.encoder, step, list(matrices.values()), loss)
@@ -196,25 +184,14 @@ def diagnose(
     if adapter.kind == "moda" and adapter.experts > 1:
         parts = {FIRST_EXPERT: adapter.rank // adapter.experts, **parts}
     deepest = max(map(_depth, matrices))
-    return [
-        _summarise(
-            subject,
-            module,
-            columns,
-            which,
-            [
-                [
-                    (text[:, :end], image[:, :end])
-                    for name, (text, image) in step_gradients.items()
-                    if name.endswith(f".{module}") and (which == ALL_LAYERS or _depth(name) == deepest)
-                ]
-                for step_gradients in steps
-            ],
-        )
-        for module in modules
-        for columns, end in parts.items()
-        for which in (LAST_LAYER, ALL_LAYERS)
-    ]
+    conflicts = []
+    for module, (columns, end), which in product(modules, parts.items(), (LAST_LAYER, ALL_LAYERS)):
+        wanted = [name for name in matrices if linears[name] == module]
+        if which == LAST_LAYER:
+            wanted = [name for name in wanted if _depth(name) == deepest]
+        gradients = [[(at[name][0][:, :end], at[name][1][:, :end]) for name in wanted] for at in steps]
+        conflicts.append(_summarise(subject, module, columns, which, gradients))
+    return conflicts
 
 
 def diagnose_on_catalog(
@@ -233,12 +210,8 @@ def diagnose_on_catalog(
     Args:
         subjects: each gives a subject; called one after the other, so that one model is in memory.
         catalog: an opened catalogue; items without a text or a picture are left out.
-        modules: names of adapted linears.
         items: how many items to use at most, in whole batches.
-        batch_size: items of one loss.
         micro_batch_size: sequences encoded at a time; bounds memory, same gradients.
-        seed: of the choice of items.
-        progress: show a bar while the catalogue is read.
     """
     conflicts: list[Conflict] = []
     collected: dict[PromptSettings, TrainingPairs] = {}
@@ -250,24 +223,20 @@ def diagnose_on_catalog(
                 path = Path(folder) / f"pairs{len(collected)}.arrow"
                 write_pairs(catalog, prompts, path, progress, ROWS_FOR_AN_ITEM * items, seed)
                 collected[prompts] = TrainingPairs(path)
-            pairs = collected[prompts]
+            pairs, backbone = collected[prompts], subject.encoder.backbone
             size = min(batch_size, items, len(pairs))
-            micro_batches = partial(
-                pairs.micro_batches,
-                backbone=subject.encoder.backbone,
-                prompts=prompts,
-                micro=micro_batch_size,
-            )
             base = None
             if subject.loss.uses_base_vectors:
                 path = Path(folder) / "base_vectors.npy"
-                write_base_vectors(path, subject.encoder, pairs, micro_batches, Processes("cpu"))
+                write_base_vectors(path, subject.encoder, pairs, prompts, micro_batch_size, Processes("cpu"))
                 base = BaseVectors(path)
-            sampler = Sampler(np.arange(len(pairs)), pairs.texts, pairs.images, size, seed)
-            relations = Relations(
-                subject.loss, base, None, np.arange(len(pairs)), size, subject.encoder.backbone.device
-            )
+            everything = np.arange(len(pairs))
+            sampler = Sampler(everything, pairs.texts, pairs.images, size, seed)
+            relations = Relations(subject.loss, base, None, everything, size, backbone.device)
             drawn = (sampler.step(step) for step in range(min(items, len(pairs)) // size))
+            micro_batches = partial(
+                pairs.micro_batches, backbone=backbone, prompts=prompts, micro=micro_batch_size
+            )
             steps = ((list(micro_batches(step.pairs)), relations.known(step)) for step in drawn)
             conflicts += diagnose(subject, steps, modules)
     return conflicts
@@ -310,8 +279,7 @@ def _summarise(
 
 
 def _without_dropout(encoder: PromptEncoder) -> None:
-    """Training mode for all but dropout: in eval mode bitsandbytes repacks 4-bit weights for the CPU's
-    inference kernel, and what it then computes has no backward pass."""
+    """Training mode for all but dropout, see `PromptEncoder.without_dropout`."""
     encoder.train()
     for module in encoder.modules():
         if isinstance(module, nn.Dropout):

@@ -60,8 +60,6 @@ class DualEncoder:
 
     Attributes:
         version: 12 hex digits over weights, tokenizer, image processor and `max_field_chars`.
-        dim: dimension of the vectors.
-        device: where the model runs.
         text_limit: tokens of a text, the model's control tokens among them.
 
     Raises:
@@ -83,11 +81,10 @@ class DualEncoder:
         self.dim: int = config.text_config.projection_size if self._siglip else config.projection_dim
         self.text_limit: int = config.text_config.max_position_embeddings
         vision = config.vision_config
-        self._patches: int = (
-            vision.num_patches
-            if config.model_type == "siglip2"
-            else (vision.image_size // vision.patch_size) ** 2
-        )
+        if config.model_type == "siglip2":
+            self._patches: int = vision.num_patches
+        else:
+            self._patches = (vision.image_size // vision.patch_size) ** 2
         self.model, self.tokenizer, self.image_processor = _load(settings, self.device, self.dtype)
         self.version = sha256_json(
             {
@@ -133,10 +130,9 @@ class DualEncoder:
 
     def image_tokens(self, picture: Image) -> dict[str, Tensor]:
         """Arguments of `get_image_features` for a picture that `shrink` gave, a batch of one."""
-        made = self.image_processor(
-            images=[picture], do_resize=False, do_center_crop=False, return_tensors="pt"
+        return dict(
+            self.image_processor(images=[picture], do_resize=False, do_center_crop=False, return_tensors="pt")
         )
-        return dict(made)
 
     def collate(self, sequences: list[Any], modality: str) -> DualBatch:
         """One batch of what `text_tokens` or `image_tokens` gave.
@@ -167,8 +163,7 @@ class DualEncoder:
         made = self.tokenizer(
             text, truncation=True, max_length=limit, padding=padding, split_special_tokens=True
         )
-        token_ids: list[int] = made["input_ids"]
-        return token_ids
+        return list(made["input_ids"])
 
 
 def _load(settings: BackboneSettings, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any, Any]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL.Image import Image
 from torch import Tensor
 
 from sda_features.catalog.rows import Item
@@ -25,21 +23,11 @@ BATCHES_AHEAD = 2  # prepared while the model runs
 TYPICAL_TOKENS = 256  # of a sequence; longer ones make smaller batches, so memory follows batch_size alone
 
 
-@dataclass(frozen=True)
-class _Source:
-    """What is kept of an item until it is encoded: its prompt, and its picture already scaled down."""
-
-    item_id: str
-    content_hash: str
-    text: str | None
-    picture: Image | None
-
-
 @dataclass(frozen=True, eq=False)
 class _Step:
     """One batch of a shard, the positions of its rows there, its cut texts, and whether it is the shard's last."""
 
-    shard: list[_Source]
+    shard: list[Item]
     rows: list[int]
     batch: Batch
     texts_cut: int
@@ -59,7 +47,6 @@ def encode_items(
     a thread, at most a shard ahead; what it raises is raised here, after the shards before it.
 
     Args:
-        loaded: what makes the vectors.
         items: usable catalogue rows; those without text and picture are left out, because the
             catalogue's report already lists them.
         batch_size: sequences encoded together; fewer where they are long.
@@ -68,8 +55,8 @@ def encode_items(
         advance: told after each batch how many vectors it made, for progress bars.
     """
     with (
-        prefetch(_sources(loaded, items), shard_rows) as sources,
-        prefetch(_steps(loaded, sources, batch_size, shard_rows), BATCHES_AHEAD) as steps,
+        prefetch(_usable(loaded, items), shard_rows) as usable,
+        prefetch(_steps(loaded, usable, batch_size, shard_rows), BATCHES_AHEAD) as steps,
     ):
         made: dict[str, list[tuple[list[int], Tensor]]] = {"text": [], "image": []}
         texts_cut = 0
@@ -79,8 +66,8 @@ def encode_items(
             advance(len(step.rows))
             if step.last:
                 yield EncodedItems(
-                    [source.item_id for source in step.shard],
-                    [source.content_hash for source in step.shard],
+                    [item.item_id for item in step.shard],
+                    [item.content_hash for item in step.shard],
                     *_in_order(made["text"], len(step.shard), loaded.dim),
                     *_in_order(made["image"], len(step.shard), loaded.dim),
                     texts_cut,
@@ -108,54 +95,32 @@ def _encoded(loaded: ItemEncoder, steps: Iterator[_Step]) -> Iterator[tuple[_Ste
         return
     with torch.inference_mode():  # bitsandbytes repacks 4-bit weights when they are first used: once, alone
         loaded.vectors(loaded.collate([loaded.text_tokens("")], "text"))
-    running: deque[tuple[_Step, Future[Tensor]]] = deque()
-    failure: Exception | None = None
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(threads) as workers:
-            while step := _next(steps):
-                if isinstance(step, Exception):
-                    failure = step  # what was read before it is yielded first
-                    break
-                running.append((step, workers.submit(encode, step)))
-                if len(running) > threads:
-                    done, vectors = running.popleft()
-                    yield done, vectors.result()
-            for done, vectors in running:
-                yield done, vectors.result()
+            running = ((step, workers.submit(encode, step)) for step in steps)
+            with prefetch(running, threads) as started:
+                for step, vectors in started:
+                    yield step, vectors.result()
     finally:
         torch.set_num_threads(threads)
-    if failure is not None:
-        raise failure
 
 
-def _next(steps: Iterator[_Step]) -> _Step | Exception | None:
-    """The next step, what came instead of it, or None at the end."""
-    try:
-        return next(steps, None)
-    except Exception as error:
-        return error
-
-
-def _sources(loaded: ItemEncoder, items: Iterable[Item]) -> Iterator[_Source]:
-    """The items that have a text or a picture."""
+def _usable(loaded: ItemEncoder, items: Iterable[Item]) -> Iterator[Item]:
+    """The items that have a text or a picture, the picture scaled down while it waits."""
     for item in items:
-        text = loaded.prompt(item.fields)
-        picture = item.image if item.image is None or item.shrunk else loaded.shrink(item.image)
-        if text is not None or picture is not None:
-            yield _Source(item.item_id, item.content_hash, text, picture)
+        if item.image is not None and not item.shrunk:
+            item = replace(item, image=loaded.shrink(item.image), shrunk=True)
+        if item.fields or item.image is not None:
+            yield item
 
 
-def _steps(
-    loaded: ItemEncoder,
-    sources: Iterator[_Source],
-    batch_size: int,
-    shard_rows: int,
-) -> Iterator[_Step]:
+def _steps(loaded: ItemEncoder, items: Iterator[Item], batch_size: int, shard_rows: int) -> Iterator[_Step]:
     """Batches of sequences of similar length, shard after shard; pictures are patched batch by batch."""
-    while shard := list(islice(sources, shard_rows)):
-        texts = {row: loaded.text_tokens(s.text) for row, s in enumerate(shard) if s.text is not None}
-        pictures = {row: s.picture for row, s in enumerate(shard) if s.picture is not None}
+    while shard := list(islice(items, shard_rows)):
+        prompts = {row: loaded.prompt(item.fields) for row, item in enumerate(shard)}
+        texts = {row: loaded.text_tokens(text) for row, text in prompts.items() if text is not None}
+        pictures = {row: item.image for row, item in enumerate(shard) if item.image is not None}
         plan = [
             *_plan("text", {row: len(text.token_ids) for row, text in texts.items()}, batch_size),
             *_plan("image", {row: loaded.image_length(p) for row, p in pictures.items()}, batch_size),

@@ -13,7 +13,6 @@ class EncodedItems:
     """Vectors of n items in catalogue order.
 
     Attributes:
-        item_ids: n ids.
         content_hashes: n hashes of the catalogue rows.
         text: float32 [n, d]; zero where `text_found` [n] is False.
         image: float32 [n, d]; zero where `image_found` [n] is False.

@@ -20,7 +20,6 @@ class PromptEncoder(nn.Module):
 
     Args:
         backbone: a loaded base model; its linears are wrapped in place.
-        adapter: MoDA, LoRA or none.
         projection: how the pooled state becomes the d_m-dimensional vector.
     """
 
@@ -35,19 +34,18 @@ class PromptEncoder(nn.Module):
         self.gates = attach_adapter(backbone.model, adapter)
         self.model = backbone.model
         self.projection = projection
-        self.linear = (
-            nn.Linear(backbone.hidden_size, projection.dim, bias=False, device=backbone.device)
-            if projection.kind == "linear"
-            else None
-        )
         self.dim = backbone.hidden_size if projection.kind == "none" else projection.dim
+        self.linear: nn.Linear | None = None
+        if projection.kind == "linear":
+            self.linear = nn.Linear(backbone.hidden_size, self.dim, bias=False, device=backbone.device)
 
     def forward(self, batch: PromptBatch) -> Tensor:
         """Item vectors [B, d_m] in float32, not normalised."""
-        gates = self.gates.select(batch.modality) if self.gates is not None else contextlib.nullcontext()
-        with gates:
+        with contextlib.nullcontext() if self.gates is None else self.gates.select(batch.modality):
             pooled = self._pooled(batch)
-        return project(pooled, self.projection, self.linear)
+        if self.projection.kind == "pooled":
+            return F.adaptive_avg_pool1d(pooled, self.dim)  # means of equal blocks
+        return pooled if self.linear is None else self.linear(pooled)
 
     def unadapted(self, batch: PromptBatch) -> Tensor:
         """Pooled states of the base model [B, hidden] in float32: no adapter, no projection, no gradient."""
@@ -65,9 +63,8 @@ class PromptEncoder(nn.Module):
         batch = batch.to(self.backbone.device)
         dtype, kind = self.backbone.dtype, self.backbone.device.type
         casts = dtype != torch.float32 and kind != "meta"
-        with torch.autocast(
-            "cpu" if kind == "meta" else kind, dtype, enabled=casts
-        ):  # autocast knows no meta
+        # Autocast does not know the meta device.
+        with torch.autocast("cpu" if kind == "meta" else kind, dtype, enabled=casts):
             return mean_pool(self.backbone.hidden_states(batch), batch.lengths)
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -105,14 +102,4 @@ class PromptEncoder(nn.Module):
         options: dict[str, object] = {"use_reentrant": False}
         if self.gates is not None:
             options["context_fn"] = self.gates.checkpoint_contexts
-        if hasattr(self.model, "activation_checkpointing_enable"):
-            self.model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)  # type: ignore[operator]
-        else:  # transformers before 5.23
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)  # type: ignore[operator]
-
-
-def project(pooled: Tensor, projection: ProjectionSettings, linear: nn.Linear | None) -> Tensor:
-    """[B, hidden] -> [B, d_m]: means of equal blocks, a trained linear map, or unchanged."""
-    if projection.kind == "pooled":
-        return F.adaptive_avg_pool1d(pooled, projection.dim)
-    return pooled if linear is None else linear(pooled)
+        self.model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)  # type: ignore[operator]

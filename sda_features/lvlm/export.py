@@ -27,20 +27,15 @@ import transformers
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers.utils import cached_file
 
 from sda_features.artifacts import atomic_folder, check_folder
 from sda_features.catalog.prompts import text_prompt
 from sda_features.config import MODALITIES, AdapterSettings, AdaptSettings
 from sda_features.errors import BackboneError, CheckpointError, foreign
 from sda_features.lvlm.backbone import Backbone
-from sda_features.lvlm.checkpoint import (
-    ADAPTER_FILE,
-    LoadedEncoder,
-    load_checkpoint,
-    read_checkpoint,
-)
+from sda_features.lvlm.checkpoint import ADAPTER_FILE, LoadedEncoder, load_checkpoint, read_checkpoint
 from sda_features.lvlm.moda import adapted_layers, expert_weights, rank_gates
+from sda_features.lvlm.weights import locate
 from sda_features.results import Result
 
 Target = Literal["conditional-generation", "base"]
@@ -94,7 +89,6 @@ def export_checkpoint(
     The adapters alone need no memory for the base model: its weights are hashed, not loaded.
 
     Args:
-        checkpoint: a folder that `adapt` wrote.
         output: folder to write; an earlier export there is replaced.
         target: the class that the adapters load over: "conditional-generation" is
             AutoModelForImageTextToText (vLLM and most tools), "base" AutoModel.
@@ -119,7 +113,7 @@ def export_checkpoint(
     tensors = load_file(checkpoint / ADAPTER_FILE)
     layers = list(adapted_layers(loaded.encoder.model))
     backbone = loaded.encoder.backbone
-    card = partial(model_card, loaded, settings, manifest, target)
+    card = partial(_model_card, loaded, settings, manifest, target)
     with atomic_folder(output) as temporary:
         for modality in MODALITIES:
             folder = temporary / modality
@@ -128,12 +122,12 @@ def export_checkpoint(
             named = {KEY_PREFIX[target] + name: value.contiguous() for name, value in lora.items()}
             save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
             (folder / "README.md").write_text(card(modality, "peft"), encoding="utf-8")
+            if merged:
+                whole = temporary / MERGED / modality
+                _write_merged(whole, folder, backbone, target, dtype)
+                (whole / "README.md").write_text(card(modality, "transformers"), encoding="utf-8")
         if "projection.weight" in tensors:
             save_file({"weight": tensors["projection.weight"]}, temporary / PROJECTION_FILE)
-        for modality in MODALITIES if merged else ():
-            folder = temporary / MERGED / modality
-            _write_merged(folder, temporary / modality, backbone, target, dtype)
-            (folder / "README.md").write_text(card(modality, "transformers"), encoding="utf-8")
     return ExportResult(
         {modality: output / modality for modality in MODALITIES},
         {modality: output / MERGED / modality for modality in MODALITIES} if merged else {},
@@ -151,7 +145,6 @@ def modality_lora(
         tensors: a checkpoint's tensors: `{layer}.A` [r, d_in], `{layer}.B` [d_out, r], gates.
         layers: names of the adapted layers in the order of the gates.
         settings: kind, rank and alpha; a plain LoRA is returned as it is.
-        modality: a name in `MODALITIES`.
 
     Returns:
         `{layer}.lora_A.weight` and `{layer}.lora_B.weight`, in their trained dtype.
@@ -159,9 +152,8 @@ def modality_lora(
     gates = torch.ones(len(layers), settings.rank)
     if settings.kind == "moda":
         weights = expert_weights(tensors["gates.embedding"], tensors["gates.weight"], tensors["gates.bias"])
-        gates = rank_gates(weights, settings.rank, settings.alpha / settings.rank)[
-            :, MODALITIES.index(modality)
-        ]
+        by_modality = rank_gates(weights, settings.rank, settings.alpha / settings.rank)
+        gates = by_modality[:, MODALITIES.index(modality)]
     lora: dict[str, Tensor] = {}
     for layer, gate in zip(layers, gates, strict=True):
         up = tensors[f"{layer}.B"]
@@ -196,16 +188,14 @@ def _write_merged(folder: Path, adapter: Path, backbone: Backbone, target: Targe
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         adapted = PeftModel.from_pretrained(base, str(adapter))
     adapted.merge_and_unload().save_pretrained(str(folder))
-    config_file = cached_file(backbone.settings.model, "config.json")
-    assert config_file is not None, "the model has just been loaded"
     saved = {path.name for path in folder.iterdir()}
-    for path in Path(config_file).parent.iterdir():
+    for path in locate(backbone.settings.model).iterdir():
         wanted = path.suffix in PROCESSOR_SUFFIXES and not path.name.endswith(".index.json")
         if wanted and path.name not in saved:
             shutil.copyfile(path, folder / path.name)
 
 
-def model_card(
+def _model_card(
     loaded: LoadedEncoder,
     settings: AdaptSettings,
     manifest: dict[str, Any],
@@ -213,16 +203,7 @@ def model_card(
     modality: str,
     library: Literal["peft", "transformers"],
 ) -> str:
-    """The README.md of an exported folder: what a user must repeat to get the same vectors.
-
-    Args:
-        loaded: the checkpoint over its unquantised base model.
-        settings: those of the checkpoint.
-        manifest: of the checkpoint.
-        target: the class that the export is for.
-        modality: a name in `MODALITIES`.
-        library: "peft" for an adapter, "transformers" for a merged model.
-    """
+    """The README.md of an exported folder: what a user must repeat to get the same vectors."""
     backbone, prompts, projection = loaded.encoder.backbone, settings.prompts, settings.projection
     text = text_prompt({"<field>": "<value>", "<next field>": "<value>"}, prompts)
     content = [{"type": "text", "text": text if modality == "text" else prompts.image_instruction}]

@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +53,11 @@ class AdaptResult(Result):
     """What a run of `adapt` leaves behind.
 
     Attributes:
-        checkpoint: folder of the finished checkpoint.
         pairs: number of items with both modalities.
-        trainable_parameters: count of trained values.
-        steps: optimiser steps taken.
         loss: of the last step, in nats.
         held_out: number of these items that were not trained on.
         recall: step of the kept weights and what `Validation` measures of them; empty without any.
         items_per_second: training throughput of this process and its peers.
-        report: bad catalogue rows.
         texts_cut: texts that were read and are longer than `max_text_tokens`.
         finished_before: `resume` found a run that had ended, and did nothing.
     """
@@ -111,26 +106,29 @@ def finetune(
     """Train the adapter on a catalogue and write `output`/checkpoint.
 
     Args:
-        settings: everything the run depends on.
         catalog: `settings.catalog`, opened.
         output: run folder; gets checkpoint/, training_log.jsonl and catalog_report.jsonl.
-        progress: whether to draw progress bars.
         resume: go on from the newest state in `output`; the end is the same as without a break.
 
     Raises:
         CatalogError, BackboneError, SettingsError, CheckpointError: bad input, before any training.
     """
-    check_trainable(settings)
-    with contextlib.ExitStack() as stack:
-        if Processes(settings.backbone.device).is_main:
-            stack.enter_context(writing_run(output))
+    if settings.adapter.kind == "none" and settings.projection.kind != "linear":
+        raise SettingsError(
+            "Nothing to train: --adapter none with a projection that has no parameters. Choose --adapter moda or "
+            "lora, or --projection linear; for vectors of the model as it is, run `materialize --model`."
+        )
+    is_main = Processes(settings.backbone.device).is_main
+    with writing_run(output) if is_main else contextlib.nullcontext():
         if resume and (stored := finished_run(settings, output)):
-            return _found(stored.manifest, output, catalog)
+            return _result(stored.manifest, output, catalog, math.nan, finished_before=True)
         return _finetune(settings, catalog, output, progress, resume)
 
 
-def _found(manifest: dict[str, Any], output: Path, catalog: Catalog) -> AdaptResult:
-    """The result of a run that had ended, from its manifest."""
+def _result(
+    manifest: dict[str, Any], output: Path, catalog: Catalog, items_per_second: float, finished_before: bool
+) -> AdaptResult:
+    """The result of a run that has ended, from its manifest."""
     data, metrics = manifest["data"], manifest["metrics"]
     recall = {name: value for name, value in metrics.get("held_out", {}).items() if name != "items"}
     return AdaptResult(
@@ -141,10 +139,10 @@ def _found(manifest: dict[str, Any], output: Path, catalog: Catalog) -> AdaptRes
         metrics["steps"],
         metrics["loss"],
         recall,
-        math.nan,
+        items_per_second,
         catalog.report,
         data.get("texts_cut", 0),
-        finished_before=True,
+        finished_before,
     )
 
 
@@ -161,8 +159,9 @@ def _finetune(
     processes = Processes(settings.backbone.device)
     progress = progress and processes.is_main
     torch.manual_seed(train.seed)
-    if train.deterministic:
-        make_deterministic()
+    if train.deterministic:  # from here to the end of the process; it costs a GPU some speed
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+        torch.use_deterministic_algorithms(True, warn_only=True)
     backbone = Backbone(settings.backbone)
     encoder = PromptEncoder(backbone, settings.adapter, settings.projection)
     if train.gradient_checkpointing:
@@ -206,13 +205,7 @@ def _finetune(
     if settings.loss.uses_base_vectors:
         path = output / "base_vectors.npy"
         if not (resume and path.exists() and len(BaseVectors(path)) == len(pairs.item_ids)):
-            write_base_vectors(
-                path,
-                encoder,
-                pairs,
-                partial(pairs.micro_batches, backbone=backbone, prompts=settings.prompts, micro=micro),
-                processes,
-            )
+            write_base_vectors(path, encoder, pairs, settings.prompts, micro, processes)
         base = BaseVectors(path)
     validation = Validation(encoder, pairs, held_out, settings, processes, together)
     relations = Relations(settings.loss, base, partners, training, sampler.batch_size, backbone.device)
@@ -240,12 +233,13 @@ def _finetune(
                     own.with_text, backbone, settings.prompts, micro, own.with_image
                 )
 
-    rate = loss = math.nan
+    rate = math.nan
     result: LossOutput | None = None
     started = time.perf_counter()
+    log = TrainingLog(output, standing.step, processes.is_main, train.tensorboard)
     with (
         memory_advice("--micro-batch-size", "--gradient-checkpointing", "--quantization nf4"),
-        TrainingLog(output, standing.step, processes.is_main, train.tensorboard) as log,
+        contextlib.closing(log),
         prefetch(planned(), BATCHES_AHEAD) as batches,
     ):
         bar = tqdm(steps, "adapting", train.steps, initial=standing.step, unit="step", disable=not progress)
@@ -271,15 +265,14 @@ def _finetune(
             rate = sampler.batch_size * (step + 1 - steps.start) / (time.perf_counter() - started)
             warn_of_collapse(step, result)
             record: dict[str, float | Tensor] = {
-                "loss": result.loss,
-                "teacher_entropy": result.teacher_entropy,
-                "spread": result.spread,
+                **vars(result),
                 "grad_norm": norm,
                 "learning_rate": learning_rate,
                 "temperature": log_temperature.exp(),
                 "items_per_second": rate,
             }
-            if len(validation) and due(standing.step, train.validate_every, train.steps):
+            validating = standing.step % train.validate_every == 0 or standing.step == train.steps
+            if validating and len(validation):
                 record |= validation.update(standing, weights)
             log.write(step, record)
             saving = standing.step % train.save_every == 0
@@ -300,13 +293,11 @@ def _finetune(
                 check_weights(parameters.values(), settings)
                 save_state(states, standing, parameters, optimizer, identity, processes, train.keep_states)
 
-    loss = loss if result is None else result.loss.item()
     metrics: dict[str, Any] = {
         "steps": standing.step,
-        "loss": loss,
+        "loss": math.nan if result is None else result.loss.item(),
         "temperature": log_temperature.exp().item(),
     }
-    recall: dict[str, float] = {}
     if standing.best_weights:
         with torch.no_grad():
             for name, parameter in weights.items():
@@ -314,57 +305,27 @@ def _finetune(
         recall = validation.measure() | {"step": standing.best_step}
         metrics["held_out"] = {"items": len(validation), **recall}
     check_weights(parameters.values(), settings)
-    count = sum(parameter.numel() for parameter in parameters.values())
     if processes.is_main:
         rotation, kept = fit_rotation(sample_vectors(encoder, pairs, training, settings))
         metrics["kept_by_dim"] = {dim: round(kept[dim - 1], 4) for dim in KEPT_DIMS if dim <= len(kept)}
-        data = {
-            "path": str(settings.catalog.path),
-            "pairs": len(pairs),
-            "held_out": len(validation),
-            "sha256": pairs.sha256,
-            "texts_cut": len(pairs.cut),
-        }
-        if behaviour is not None:
-            data["behaviour"] = behaviour.identity | {"pairs": len(behaviour.pairs)}
-        manifest = {"data": data, "trainable_parameters": count, "metrics": metrics}
+    data: dict[str, Any] = {
+        "path": str(settings.catalog.path),
+        "pairs": len(pairs),
+        "held_out": len(validation),
+        "sha256": pairs.sha256,
+        "texts_cut": len(pairs.cut),
+    }
+    if behaviour is not None:
+        data["behaviour"] = behaviour.identity | {"pairs": len(behaviour.pairs)}
+    count = sum(parameter.numel() for parameter in parameters.values())
+    manifest = {"data": data, "trainable_parameters": count, "metrics": metrics}
+    if processes.is_main:
         save_checkpoint(output / "checkpoint", encoder, settings, manifest, rotation)
         for name in ("pairs.arrow", "base_vectors.npy"):
             (output / name).unlink(missing_ok=True)
         shutil.rmtree(states, ignore_errors=True)
     processes.wait()
-    return AdaptResult(
-        output / "checkpoint",
-        len(pairs),
-        len(validation),
-        count,
-        standing.step,
-        loss,
-        recall,
-        rate,
-        catalog.report,
-        len(pairs.cut),
-    )
-
-
-def make_deterministic() -> None:
-    """Choose, for the life of this process, kernels that add up in one order; it costs a GPU some speed."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
-    torch.use_deterministic_algorithms(True, warn_only=True)
-
-
-def check_trainable(settings: AdaptSettings) -> None:
-    """Raise `SettingsError` when nothing would be trained."""
-    if settings.adapter.kind == "none" and settings.projection.kind != "linear":
-        raise SettingsError(
-            "Nothing to train: --adapter none with a projection that has no parameters. Choose --adapter moda or "
-            "lora, or --projection linear; for vectors of the model as it is, run `materialize --model`."
-        )
-
-
-def due(step: int, every: int, last: int) -> bool:
-    """Whether something that happens every so many steps, and at the last one, happens after `step`."""
-    return step % every == 0 or step == last
+    return _result(manifest, output, catalog, rate, finished_before=False)
 
 
 def warmup_cosine(step: int, warmup: int, total: int) -> float:

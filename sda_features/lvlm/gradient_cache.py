@@ -7,8 +7,8 @@ batch is encoded again, with the same dropout, and that gradient is sent through
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -57,19 +57,21 @@ def accumulate_gradients(
     states, modalities, vectors = [], [], []
     with torch.set_grad_enabled(not cached):
         for batch in islice(batches, count):
-            states.append(_random_state(devices))
+            states.append([torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)])
             modalities.append(batch.modality)
             vectors.append(encode(batch))
     if cached:
         vectors = [vector.requires_grad_() for vector in vectors]
-    output = loss(*map(globally, _by_modality(modalities, vectors)))
+    output = loss(*map(globally, by_modality(modalities, vectors)))
     scale(output.loss).backward()  # type: ignore[no-untyped-call]
-    if not cached:
-        return _detached(output)
-    for batch, state, leaf in zip(islice(batches, count), states, vectors, strict=True):
-        with _replayed(state, devices):
-            encode(batch).backward(leaf.grad)  # type: ignore[no-untyped-call]
-    return _detached(output)
+    if cached:
+        with torch.random.fork_rng(devices=devices):
+            for batch, (state, *gpu), leaf in zip(islice(batches, count), states, vectors, strict=True):
+                torch.set_rng_state(state)
+                for device, gpu_state in zip(devices, gpu, strict=True):
+                    torch.cuda.set_rng_state(gpu_state, device)
+                encode(batch).backward(leaf.grad)  # type: ignore[no-untyped-call]
+    return replace(output, loss=output.loss.detach())
 
 
 def passes(count: int) -> int:
@@ -77,28 +79,10 @@ def passes(count: int) -> int:
     return 1 if count <= 2 else 2
 
 
-def _by_modality(modalities: Sequence[str], vectors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Concatenate the vectors of each modality: (text [N, d], image [N, d])."""
+def by_modality(modalities: Sequence[str], vectors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Concatenate the vectors [B, d] of micro batches of these modalities: (text [N, d], image [N, d])."""
     pairs = list(zip(modalities, vectors, strict=True))
     text, image = (
         torch.cat([vector for modality, vector in pairs if modality == wanted]) for wanted in MODALITIES
     )
     return text, image
-
-
-def _detached(output: LossOutput) -> LossOutput:
-    return LossOutput(output.loss.detach(), output.teacher_entropy, output.spread)
-
-
-def _random_state(devices: list[int]) -> list[Tensor]:
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
-
-
-@contextlib.contextmanager
-def _replayed(state: list[Tensor], devices: list[int]) -> Iterator[None]:
-    """Run the block from a recorded generator state, then return to the present one."""
-    with torch.random.fork_rng(devices=devices):
-        torch.set_rng_state(state[0])
-        for device, device_state in zip(devices, state[1:], strict=True):
-            torch.cuda.set_rng_state(device_state, device)
-        yield

@@ -9,15 +9,10 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from sda_features.lvlm.backbone import Prompt
+from sda_features.lvlm.backbone import Prompt, PromptBatch
+from sda_features.lvlm.dual_encoder import DualBatch
 
-
-class Batch(Protocol):
-    """Sequences of one modality, as the encoder that collated them takes them."""
-
-    @property
-    def modality(self) -> str:
-        """ "text" or "image"."""
+Batch = PromptBatch | DualBatch  # as the encoder that collated it takes it
 
 
 class ItemEncoder(Protocol):

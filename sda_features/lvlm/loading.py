@@ -77,8 +77,15 @@ def load_model(
         BackboneError: weights that cannot be loaded.
     """
     disable_progress_bar()
-    if device.type == "meta":
-        return finished(_shapes(settings, config, dtype))
+    options = {
+        "config": config,
+        "dtype": dtype,
+        "attn_implementation": {"text_config": SHARED_PREFIX},
+        "trust_remote_code": settings.trust_remote_code,
+    }
+    if device.type == "meta":  # no weights are read, so there need be none
+        with torch.device("meta"):
+            return finished(AutoModel.from_config(**options))
     quantization = {
         "nf4": BitsAndBytesConfig(
             load_in_4bit=True,
@@ -94,14 +101,11 @@ def load_model(
     with foreign(BackboneError, f"The weights of {settings.model} cannot be loaded"):
         model, read = AutoModel.from_pretrained(
             settings.model,
-            config=config,
-            dtype=dtype,
             device_map={"": str(device)},
-            attn_implementation={"text_config": SHARED_PREFIX},
             quantization_config=quantization,
             use_safetensors=True,
             output_loading_info=True,
-            trust_remote_code=settings.trust_remote_code,
+            **options,
         )
     if missing := sorted(read["missing_keys"]):  # transformers would go on with random numbers
         raise BackboneError(
@@ -109,18 +113,6 @@ def load_model(
             "again."
         )
     return finished(model)
-
-
-def _shapes(settings: BackboneSettings, config: Any, dtype: torch.dtype) -> nn.Module:
-    """The model on the meta device: no weights are read, so there need be none."""
-    with torch.device("meta"):
-        model: nn.Module = AutoModel.from_config(
-            config,
-            dtype=dtype,
-            attn_implementation={"text_config": SHARED_PREFIX},
-            trust_remote_code=settings.trust_remote_code,
-        )
-    return model
 
 
 def finished(model: nn.Module) -> nn.Module:

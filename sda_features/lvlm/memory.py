@@ -11,9 +11,8 @@ import torch
 from sda_features.errors import MemoryExhaustedError, SettingsError
 
 GIB = 1 << 30
-USABLE = (
-    0.92  # of a card's memory; the rest goes to the CUDA context, to libraries and to gaps between blocks
-)
+# Of a card's memory; the rest goes to the CUDA context, to libraries and to gaps between blocks.
+USABLE = 0.92
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,6 @@ class Card:
     """A GPU as a plan sees it.
 
     Attributes:
-        name: as people call it.
         memory: bytes that its maker states.
         bfloat16: whether its cores multiply bfloat16.
     """
@@ -90,7 +88,6 @@ def memory_advice(*options: str) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         first = str(error).split(". ")[0]
         raise MemoryExhaustedError(
-            f"{first}. Less memory is needed with a smaller {options[0]}"
-            + "".join(f", with {option}" for option in options[1:])
-            + "; `sda-features adapt --dry-run` says what fits."
+            f"{first}. Less memory is needed with a smaller {', with '.join(options)}; "
+            "`sda-features adapt --dry-run` says what fits."
         ) from None

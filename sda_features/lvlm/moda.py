@@ -39,27 +39,16 @@ ADAPTER_NAME = "default"
 def expert_weights(embedding: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """omega^m = softmax(W Emb_m + b) for every adapted layer at once (Eq. 6).
 
-    Args:
-        embedding: [M, G] modality embeddings.
-        weight: [L, E, G] gate weights of each adapted layer.
-        bias: [L, E].
-
-    Returns:
-        [L, M, E], each row summing to 1.
+    Modality embeddings [M, G], gate weights [L, E, G] of each adapted layer and their bias [L, E]
+    -> [L, M, E], each row summing to 1.
     """
     return torch.softmax(torch.einsum("leg,mg->lme", weight, embedding) + bias[:, None, :], dim=-1)
 
 
 def rank_gates(weights: Tensor, rank: int, scaling: float) -> Tensor:
-    """The diagonal g of Eq. 7 with LoRA's scaling folded in.
+    """The diagonal g of Eq. 7 with LoRA's scaling alpha / r folded in.
 
-    Args:
-        weights: [..., E] expert weights.
-        rank: total rank r, a multiple of E.
-        scaling: alpha / r.
-
-    Returns:
-        [..., r].
+    Expert weights [..., E] -> [..., r]; E divides r, the rank.
     """
     return scaling * weights.repeat_interleave(rank // weights.shape[-1], dim=-1)
 
@@ -96,9 +85,8 @@ class ModalityGates(nn.Module):
                 positions in `MODALITIES`, one for each row of a mixed batch.
         """
         if isinstance(modality, str):
-            position = MODALITIES.index(
-                modality
-            )  # a slice: an index would be copied to a GPU, and waited for
+            position = MODALITIES.index(modality)
+            # A slice: an index would be copied to a GPU, and waited for.
             gates = self()[:, position : position + 1, None, :]  # [L, 1, 1, r]
         else:
             gates = self()[:, modality.to(self.embedding.device), None, :]  # [L, B, 1, r]
@@ -142,13 +130,7 @@ class GatedVariant(LoraVariant):  # type: ignore[misc]
     def forward(
         self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
     ) -> Tensor:
-        """W_0 x + B (g * (A x)).
-
-        Args:
-            module: the PEFT layer that holds A and B.
-            active_adapter: name of its adapter.
-            x: [B, T, d_in] input in the adapter's dtype.
-            result: [B, T, d_out], W_0 x from the base layer.
+        """W_0 x + B (g * (A x)): x [B, T, d_in] in the adapter's dtype, `result` [B, T, d_out] is W_0 x.
 
         Raises:
             BackboneError: no modality is selected.
@@ -170,11 +152,7 @@ class GatedVariant(LoraVariant):  # type: ignore[misc]
 
 
 def attach_adapter(model: nn.Module, settings: AdapterSettings) -> ModalityGates | None:
-    """Freeze `model` and add trainable LoRA factors to its language-model linears, in place.
-
-    Args:
-        model: a loaded backbone, quantised or not.
-        settings: kind, rank, experts, targets.
+    """Freeze a model, quantised or not, and add trainable LoRA factors to its language-model linears, in place.
 
     Returns:
         The gates, whose parameters train with the factors; None for plain LoRA or no adapter.

@@ -10,12 +10,7 @@ from sda_features.config import AdaptSettings
 
 
 def checkpoint_card(settings: AdaptSettings, manifest: dict[str, Any]) -> str:
-    """Markdown made of facts that the settings and the manifest state.
-
-    Args:
-        settings: of the run.
-        manifest: as `save_checkpoint` writes it.
-    """
+    """Markdown made of facts that the settings of a run and the manifest of its checkpoint state."""
     adapter, loss, train = settings.adapter, settings.loss, settings.train
     metrics, data = manifest.get("metrics", {}), manifest.get("data", {})
     trained_on = data.get("pairs", 0) - data.get("held_out", 0)
@@ -34,23 +29,20 @@ def checkpoint_card(settings: AdaptSettings, manifest: dict[str, Any]) -> str:
             f"{held_out['items']} items, text to image R@1 {held_out['recall@1']:.4f}, "
             f"R@10 {held_out['recall@10']:.4f}, weights of step {held_out['step']}"
         )
-    return "\n".join(
-        [
-            "---",
-            "library_name: sda-features",
-            f"base_model: {manifest['base_model']['name']}",
-            "---",
-            "",
-            "# Item-vector adapter",
-            "",
-            tabulate(facts.items(), ["", ""], tablefmt="github"),
-            "",
-            "```bash",
-            "sda-features materialize items.parquet --checkpoint PATH-OF-THIS-FOLDER --repo FEAST-REPO",
-            "sda-features export PATH-OF-THIS-FOLDER --output adapters",
-            "```",
-            "",
-            "Vectors of two checkpoints do not lie in one space.",
-            "",
-        ]
-    )
+    table = tabulate(facts.items(), ["", ""], tablefmt="github")
+    return f"""---
+library_name: sda-features
+base_model: {manifest["base_model"]["name"]}
+---
+
+# Item-vector adapter
+
+{table}
+
+```bash
+sda-features materialize items.parquet --checkpoint PATH-OF-THIS-FOLDER --repo FEAST-REPO
+sda-features export PATH-OF-THIS-FOLDER --output adapters
+```
+
+Vectors of two checkpoints do not lie in one space.
+"""

@@ -18,12 +18,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 
 class Patcher:
-    """Callable: an RGB picture -> its patches.
-
-    Args:
-        processor: the checkpoint's image processor.
-        dtype: of the patches.
-    """
+    """Callable: an RGB picture -> its patches in `dtype`, as a checkpoint's image processor makes them."""
 
     def __init__(self, processor: Any, dtype: torch.dtype):
         self._processor, self._dtype = processor, dtype
@@ -41,19 +36,16 @@ class Patcher:
         if not self._plain:  # another class, or one that leaves the size alone: it does all itself
             made = self._processor(images=[picture], return_tensors="pt")
             return made["pixel_values"].to(self._dtype), made["image_grid_thw"][0]
-        side, merged, times = (
-            self._processor.patch_size,
-            self._processor.merge_size,
-            self._processor.temporal_patch_size,
-        )
+        processor = self._processor
+        side, merged, times = processor.patch_size, processor.merge_size, processor.temporal_patch_size
         height, width = smart_resize(
             picture.height,
             picture.width,
             factor=side * merged,
-            min_pixels=self._processor.size["shortest_edge"],
-            max_pixels=self._processor.size["longest_edge"],
+            min_pixels=processor.size["shortest_edge"],
+            max_pixels=processor.size["longest_edge"],
         )
-        pixels = torch.from_numpy(np.array(picture.resize((width, height), self._processor.resample)))
+        pixels = torch.from_numpy(np.array(picture.resize((width, height), processor.resample)))
         rows, columns = height // side, width // side
         # Patches that the tower merges lie together.
         cut = pixels.view(rows // merged, merged, side, columns // merged, merged, side, 3)
@@ -68,8 +60,7 @@ class Patcher:
 class PatchEmbedding(nn.Module):
     """The patch convolution of a vision tower as the matrix product that it is: its stride is its kernel.
 
-    Args:
-        proj: the convolution, kept under its name so that saved weights keep theirs.
+    The convolution is kept under its name, so that saved weights keep theirs.
     """
 
     def __init__(self, proj: nn.Conv3d):

@@ -35,24 +35,22 @@ Quantization = Literal["none", "int8", "nf4"]
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes that autograd keeps of one item for the backward pass.
+    """Bytes that autograd keeps of some items for the backward pass.
 
     Attributes:
-        whole: of both modalities, without recomputing.
-        largest: of the modality that keeps more, which is all that a step with gradient caching holds.
-        whole_recomputed, largest_recomputed: the same with gradient checkpointing, one layer in full included.
+        items: their number.
+        plain: of their texts and of their pictures, without recomputing.
+        recomputed: the same with gradient checkpointing, one layer in full included.
     """
 
-    whole: int
-    largest: int
-    whole_recomputed: int
-    largest_recomputed: int
+    items: int
+    plain: list[int]
+    recomputed: list[int]
 
     def of(self, items: int, batch: int, recomputed: bool) -> int:
-        """Bytes of a micro batch of `items` in a step of `batch`."""
-        if items >= batch:
-            return batch * (self.whole_recomputed if recomputed else self.whole)
-        return items * (self.largest_recomputed if recomputed else self.largest)
+        """Bytes of a micro batch of `items` in a step of `batch`; gradient caching holds one modality at a time."""
+        kept = self.recomputed if recomputed else self.plain
+        return batch * (sum(kept) // self.items) if items >= batch else items * (max(kept) // self.items)
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,6 @@ class Fit:
     """How a run fits on a card.
 
     Attributes:
-        quantization: of the base weights.
-        gradient_checkpointing: whether activations are recomputed.
         micro_batch_size: items encoded at a time; 0: not even one fits.
         memory_bytes: of such a micro batch.
     """
@@ -85,8 +81,7 @@ class Plan(Result):
         steps_per_epoch: optimiser steps that show every item once.
         micro_batch_size, gradient_checkpointing: of the plan.
         steps, batch_size: of the settings.
-        card: the GPU's name; None without one.
-        usable_bytes: of that GPU.
+        card, usable_bytes: the GPU's name, and what tensors may fill of it; None without one.
         fits: what fits on it, by quantisation and checkpointing.
     """
 
@@ -113,12 +108,10 @@ class Plan(Result):
 
     def __str__(self) -> str:
         counts = f"{self.trainable_parameters:,} of {self.total_parameters:,} parameters"
-        parts = {
-            "base": self.base_bytes,
-            "optimiser": self.optimiser_bytes,
-            "activations": self.activation_bytes,
-        }
-        detail = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in parts.items())
+        detail = (
+            f"base {self.base_bytes / 2**20:,.0f}, optimiser {self.optimiser_bytes / 2**20:,.0f}, "
+            f"activations {self.activation_bytes / 2**20:,.0f}"
+        )
         lines = [
             f"trainable   {counts} ({self.trainable_parameters / self.total_parameters:.2%})",
             f"tokens      {self.text_tokens:.0f} a text, {self.image_tokens:.0f} a picture",
@@ -175,20 +168,22 @@ def plan(settings: AdaptSettings, catalog: Catalog, card: Card | None = None) ->
     items = list(islice(complete, SAMPLE))
     if not items:
         raise CatalogError(f"{catalog.settings.path} has no item with both a text and a picture.")
-    dtype = _dtype(settings, card)
+    dtype = pick_dtype(settings.backbone.dtype, torch.device("cpu"))
+    if card is not None and settings.backbone.dtype in ("auto", "fast"):
+        dtype = torch.bfloat16 if card.bfloat16 else torch.float32
     encoder = shape_only(settings, dtype)
     backbone, train = encoder.backbone, settings.train
     text, image = _batches(items, backbone, settings)
     kept = activations(encoder, _batches(items[:PROBE], backbone, settings))
     trained = sum(parameter.numel() for parameter in encoder.trainable().values())
+    frozen = sum(of.numel() for of in encoder.model.parameters() if not of.requires_grad)
     optimiser = trained * OPTIMISER_BYTES
-    quantization: Quantization = settings.backbone.quantization
     fits = tuple(
         _fit(kept, base_bytes(encoder.model, kind, dtype) + optimiser, train.batch_size, card, kind, again)
         for kind in (("none", "int8", "nf4") if card else ())
         for again in (False, True)
     )
-    own = [fit for fit in fits if fit.quantization == quantization]
+    own = [fit for fit in fits if fit.quantization == settings.backbone.quantization]
     if train.gradient_checkpointing is not None:
         own = [fit for fit in own if fit.gradient_checkpointing == train.gradient_checkpointing]
     chosen = max(own, key=_preference, default=None)
@@ -196,13 +191,12 @@ def plan(settings: AdaptSettings, catalog: Catalog, card: Card | None = None) ->
     micro = min(train.items_at_once, train.batch_size)
     if train.micro_batch_size == "auto" and chosen:
         micro = max(1, chosen.micro_batch_size)
-    inside = sum(parameter.numel() for parameter in encoder.model.parameters() if parameter.requires_grad)
     return Plan(
         trainable_parameters=trained,
-        total_parameters=trained + sum(of.numel() for of in encoder.model.parameters()) - inside,
+        total_parameters=trained + frozen,
         text_tokens=text.lengths.float().mean().item(),
         image_tokens=image.lengths.float().mean().item(),
-        base_bytes=base_bytes(encoder.model, quantization, dtype),
+        base_bytes=base_bytes(encoder.model, settings.backbone.quantization, dtype),
         optimiser_bytes=optimiser,
         activation_bytes=kept.of(micro, train.batch_size, again),
         steps_per_epoch=catalog.rows / train.batch_size,
@@ -219,24 +213,20 @@ def plan(settings: AdaptSettings, catalog: Catalog, card: Card | None = None) ->
 def fitted(settings: AdaptSettings, catalog: Catalog) -> AdaptSettings:
     """The settings with numbers in place of what a GPU's memory decides; without one the batch is one piece."""
     train = settings.train
-    open_questions = train.micro_batch_size == "auto" or train.gradient_checkpointing is None
-    chosen: dict[str, Any] = {"micro_batch_size": train.micro_batch_size, "gradient_checkpointing": False}
-    if open_questions and use_device(settings.backbone.device).type == "cuda":
+    micro, again = train.micro_batch_size, train.gradient_checkpointing
+    if (micro == "auto" or again is None) and use_device(settings.backbone.device).type == "cuda":
         made = plan(settings, catalog)
-        chosen = {
-            "micro_batch_size": made.micro_batch_size if train.micro_batch_size else None,
-            "gradient_checkpointing": made.gradient_checkpointing,
-        }
-    if chosen["micro_batch_size"] == "auto":
-        chosen["micro_batch_size"] = None
-    if train.gradient_checkpointing is not None:
-        chosen["gradient_checkpointing"] = train.gradient_checkpointing
+        again = made.gradient_checkpointing
+        if micro is not None:
+            micro = made.micro_batch_size
+    chosen = {"micro_batch_size": None if micro == "auto" else micro, "gradient_checkpointing": bool(again)}
     return settings.model_copy(update={"train": train.model_copy(update=chosen)})
 
 
 def shape_only(settings: AdaptSettings, dtype: torch.dtype) -> PromptEncoder:
     """The encoder of a run on the meta device, adapter and all in `dtype`, which autocast would choose."""
-    backbone = Backbone(settings.backbone.model_copy(update={"device": "meta", "dtype": _name(dtype)}))
+    shapes = {"device": "meta", "dtype": str(dtype).removeprefix("torch.")}
+    backbone = Backbone(settings.backbone.model_copy(update=shapes))
     encoder = PromptEncoder(backbone, settings.adapter, settings.projection)
     return encoder.to(dtype).train()
 
@@ -246,15 +236,13 @@ def activations(encoder: PromptEncoder, batches: tuple[PromptBatch, PromptBatch]
 
     With checkpointing a layer keeps its input, and one layer at a time all that it computes.
     """
-    items = len(batches[0].lengths)
     layers = len(encoder.model.language_model.layers)  # type: ignore[union-attr, arg-type]
     plain = [kept_bytes(encoder, batch) for batch in batches]
     encoder.enable_gradient_checkpointing()
     recomputed = [
         kept_bytes(encoder, batch) + once // layers for batch, once in zip(batches, plain, strict=True)
     ]
-    sizes = (sum(plain), max(plain), sum(recomputed), max(recomputed))
-    return Activations(*(size // items for size in sizes))
+    return Activations(len(batches[0].lengths), plain, recomputed)
 
 
 def kept_bytes(encoder: PromptEncoder, batch: PromptBatch) -> int:
@@ -303,16 +291,6 @@ def _preference(fit: Fit) -> tuple[int, int, bool, int]:
     """A micro batch of 8 keeps a GPU busy; then exact weights, then no recomputing, then size."""
     exact = ("nf4", "int8", "none").index(fit.quantization)
     return min(fit.micro_batch_size, 8), exact, not fit.gradient_checkpointing, fit.micro_batch_size
-
-
-def _dtype(settings: AdaptSettings, card: Card | None) -> torch.dtype:
-    if card is not None and settings.backbone.dtype in ("auto", "fast"):
-        return torch.bfloat16 if card.bfloat16 else torch.float32
-    return pick_dtype(settings.backbone.dtype, torch.device("cpu"))
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _batches(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,17 +19,14 @@ from torch import Tensor, nn
 
 from sda_features.errors import SettingsError
 
-PATIENCE = timedelta(
-    hours=6
-)  # others wait while the first process reads a catalogue or saves; NCCL's is 10 minutes
-T = TypeVar("T")
+# Others wait while the first process reads a catalogue or saves; NCCL's is 10 minutes.
+PATIENCE = timedelta(hours=6)
 
 
 class Processes:
     """This process among all; alone unless `accelerate launch` started several.
 
-    Args:
-        device: torch device that was asked for; "cpu" makes several processes talk through gloo.
+    With the device "cpu" these talk through gloo.
     """
 
     def __init__(self, device: str = "auto"):
@@ -43,12 +39,10 @@ class Processes:
         """Block until every process is here."""
         self._state.wait_for_everyone()
 
-    def broadcast(self, value: T) -> T:
-        """The main process's value, in every process: what each would round its own way, one decides."""
-        values = [value]
-        if self.count > 1:
-            broadcast_object_list(values)
-        return values[0]
+    def broadcast(self, measures: dict[str, float]) -> dict[str, float]:
+        """Those of the main process, in every process: what each would round its own way, one decides."""
+        received: dict[str, float] = broadcast_object_list([measures])[0]
+        return received
 
     def share(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """This process's slice of a batch.
@@ -73,8 +67,7 @@ class Processes:
 
     def gather(self, values: Tensor) -> Tensor:
         """Concatenate over processes along the first dimension."""
-        gathered: Tensor = gather(values) if self.count > 1 else values
-        return gathered
+        return gather(values) if self.count > 1 else values  # type: ignore[no-any-return]
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its sum over processes, in one message: there are hundreds of small ones."""

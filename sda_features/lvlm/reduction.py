@@ -21,10 +21,7 @@ MOST = 1024  # columns that are stored
 
 
 def fit_rotation(vectors: NDArray[np.float32]) -> tuple[Tensor, list[float]]:
-    """The rotation of a sample of vectors.
-
-    Args:
-        vectors: float32 [n, d].
+    """The rotation of a sample of vectors, float32 [n, d].
 
     Returns:
         rotation: float32 [d, min(d, `MOST`)] with orthonormal columns, most important first.

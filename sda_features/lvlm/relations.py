@@ -8,7 +8,7 @@ catalogue, and stay as they are while the adapter learns.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from sda_features.config import MODALITIES, LossSettings
-from sda_features.lvlm.backbone import PromptBatch
+from sda_features.config import MODALITIES, LossSettings, PromptSettings
 from sda_features.lvlm.cmsa import BaseRelations, normalized_entropy, others, teacher_logits
 from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.processes import Processes
@@ -34,8 +33,7 @@ TEXT, IMAGE = map(MODALITIES.index, ("text", "image"))
 class BaseVectors:
     """Vectors of training items by the base model, unit length, centred over the items, on disk.
 
-    Args:
-        path: a file that `write_base_vectors` made, float16 [2, n, d]; a missing modality is zero.
+    `write_base_vectors` made the file, float16 [2, n, d]; a missing modality is zero.
     """
 
     def __init__(self, path: Path):
@@ -56,14 +54,13 @@ def write_base_vectors(
     path: Path,
     encoder: PromptEncoder,
     pairs: TrainingPairs,
-    batches: Callable[..., Iterator[PromptBatch]],
+    prompts: PromptSettings,
+    micro: int,
     processes: Processes,
 ) -> None:
     """Encode all training items with the base model; every process must call it and does its share.
 
-    Args:
-        path: gets float16 [2, n, d]; float16 keeps a unit vector's cosines to some 1e-3.
-        batches: (positions of texts, images=positions of pictures) -> their micro batches, in this order.
+    `path` gets float16 [2, n, d]; float16 keeps a unit vector's cosines to some 1e-3.
     """
     building = path.with_suffix(".part")
     shape = (2, len(pairs.item_ids), encoder.backbone.hidden_size)
@@ -73,14 +70,13 @@ def write_base_vectors(
     vectors = np.lib.format.open_memmap(building, "r+")
     texts = np.concatenate([np.arange(len(pairs)), pairs.texts])
     images = np.concatenate([np.arange(len(pairs)), pairs.images])
-    own = [np.array_split(positions, processes.count)[processes.rank] for positions in (texts, images)]
-    left = list(own)
+    left = [np.array_split(positions, processes.count)[processes.rank] for positions in (texts, images)]
     with encoder.without_dropout():
-        for batch in batches(own[TEXT], images=own[IMAGE]):
+        for batch in pairs.micro_batches(left[TEXT], encoder.backbone, prompts, micro, left[IMAGE]):
             modality = MODALITIES.index(batch.modality)
             made = F.normalize(encoder.unadapted(batch), dim=1).half().cpu().numpy()
-            vectors[modality, left[modality][: len(made)]] = made
-            left[modality] = left[modality][len(made) :]
+            positions, left[modality] = np.split(left[modality], [len(made)])
+            vectors[modality, positions] = made
     vectors.flush()
     processes.wait()
     if processes.is_main:
@@ -92,7 +88,6 @@ class Relations:
     """What the loss is told of each batch.
 
     Args:
-        settings: the loss.
         base: vectors of the base model, None unless the loss needs them.
         partners: bool [n, n] by position, None without a log.
         training: positions that temperatures are solved on.
@@ -151,14 +146,9 @@ class Relations:
 
 
 def solve_temperature(similarities: Sequence[Tensor], entropy: float) -> float:
-    """The temperature at which the softmax of rows has this mean entropy, as a share of log n.
+    """The temperature at which the softmax of rows has this mean entropy, as a share of log n between 0 and 1.
 
-    Args:
-        similarities: matrices [n, n'] of numbers between -1 and 1.
-        entropy: between 0 and 1.
-
-    Returns:
-        a number between 1e-4 and 1e2; entropy grows with it.
+    Matrices [n, n'] of numbers between -1 and 1 -> a number between 1e-4 and 1e2; entropy grows with it.
     """
     low, high = 1e-4, 1e2
     for _ in range(HALVINGS):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from sda_features.errors import SettingsError
 from sda_features.lvlm.checkpoint import FILES, MANIFEST_FILE, StoredCheckpoint, read_checkpoint
 
 CHECKPOINT, STATES = "checkpoint", "states"
-LOGS = {"training_log.jsonl", "catalog_report.jsonl", "tensorboard"}
-OURS = {CHECKPOINT, STATES, *LOGS, "pairs.arrow", "base_vectors.npy", "base_vectors.part"}
+OURS = {CHECKPOINT, STATES, "training_log.jsonl", "catalog_report.jsonl", "tensorboard"}
+OURS |= {"pairs.arrow", "base_vectors.npy", "base_vectors.part"}
 
 
 @contextlib.contextmanager
@@ -62,21 +63,13 @@ def finished_run(settings: AdaptSettings, output: Path) -> StoredCheckpoint | No
 
 
 def check_loss(step: int, loss: float, settings: AdaptSettings) -> None:
-    """Stop a run that has gone astray, with advice.
-
-    Raises:
-        SettingsError: the loss is not finite.
-    """
-    if not abs(loss) < float("inf"):
+    """Raise `SettingsError` with advice when the loss is not finite."""
+    if not math.isfinite(loss):
         raise SettingsError(f"The loss is {loss} at step {step}. {_advice(settings)}")
 
 
 def check_weights(weights: Iterable[Tensor], settings: AdaptSettings) -> None:
-    """Refuse to save what is of no use; one answer is asked of the device.
-
-    Raises:
-        SettingsError: a value is not finite.
-    """
+    """Raise `SettingsError` with advice when a value is not finite; one answer is asked of the device."""
     if not torch.stack([value.detach().isfinite().all() for value in weights]).all():
         raise SettingsError(f"Trained weights are not finite and were not saved. {_advice(settings)}")
 

@@ -40,41 +40,33 @@ SCHEMA = pa.schema(
 
 
 class TrainingPairs:
-    """A memory-mapped Arrow file of text prompts and scaled pictures.
+    """A memory-mapped Arrow file of text prompts and scaled pictures, as `write_pairs` makes it.
 
     Positions count the items that have both first, then those with a text alone, then those with a
     picture alone, each in catalogue order.
 
-    Args:
-        path: a file that `write_pairs` made.
-
     Attributes:
-        texts: positions of the items with a text alone.
-        images: positions of the items with a picture alone.
+        texts, images: positions of the items with a text alone, and with a picture alone.
         item_ids: ids of all, by position (Arrow strings).
         cut: positions whose text was longer than the model reads, of those that were asked for.
         sha256: hash of the items' contents, in order; stored with every checkpoint trained on them.
     """
 
     def __init__(self, path: Path):
-        # Batches are taken one by one: `take` on a whole table would copy all of it into memory.
+        # Rows are taken one by one: `take` on the whole table would copy all of it into memory.
         self._file = pa.ipc.open_file(pa.memory_map(str(path)))
+        table = self._file.read_all()
         digest = hashlib.sha256()
-        batches = [self._file.get_batch(number) for number in range(self._file.num_record_batches)]
-        missing: dict[str, list[Any]] = {"prompt": [], "picture": []}
-        for rows in batches:
-            digest.update("".join(rows["content_hash"].to_pylist()).encode())
-            for name, flags in missing.items():
-                flags.append(rows[name].is_null().to_numpy(zero_copy_only=False))
+        for hashes in table["content_hash"].chunks:
+            digest.update("".join(hashes.to_pylist()).encode())
         self.sha256 = digest.hexdigest()
-        no_text, no_image = (np.concatenate([[], *flags]).astype(bool) for flags in missing.values())
-        self._rows = np.argsort(no_image + 2 * no_text, kind="stable")  # in the file, by position
-        both, texts = len(self._rows) - no_text.sum() - no_image.sum(), no_image.sum()
-        self._length = int(both)
+        no_text, no_image = (table[name].is_null().to_numpy() for name in ("prompt", "picture"))
+        kinds = no_image + 2 * no_text
+        self._rows = np.argsort(kinds, kind="stable")  # in the file, by position
+        self._length = int((kinds == 0).sum())
+        self.texts, self.images = np.split(np.arange(self._length, len(kinds)), [(kinds == 1).sum()])
+        self.item_ids = table["item_id"].take(self._rows)
         self.cut: set[int] = set()
-        self.texts = np.arange(both, both + texts)
-        self.images = np.arange(both + texts, len(self._rows))
-        self.item_ids = pa.chunked_array([rows["item_id"] for rows in batches], pa.string()).take(self._rows)
 
     def __len__(self) -> int:
         """The number of items that have both."""
@@ -96,23 +88,19 @@ class TrainingPairs:
         """Tokenised micro batches: all text ones, of the items at `texts`, then all image ones.
 
         Each is made when it is asked for: the patches of a large batch would fill gigabytes.
-
-        Args:
-            images: positions of the items whose pictures are wanted; None: `texts`.
+        Pictures are those of the items at `images`; None: at `texts`.
         """
-        for chunk in in_chunks(texts, micro):
-            rows = [self._row(index)["prompt"] for index in chunk.tolist()]
+        images = texts if images is None else images
+        for start in range(0, len(texts), micro):
+            chunk = texts[start : start + micro].tolist()
+            rows = [self._row(index)["prompt"] for index in chunk]
             prompted = [backbone.text_tokens(text, prompts.max_text_tokens) for text in rows]
-            self.cut.update(at for at, prompt in zip(chunk.tolist(), prompted, strict=True) if prompt.cut)
+            self.cut.update(at for at, prompt in zip(chunk, prompted, strict=True) if prompt.cut)
             yield backbone.collate(prompted, "text")
-        for chunk in in_chunks(texts if images is None else images, micro):
-            pictures = [Image.open(io.BytesIO(self._row(index)["picture"])) for index in chunk.tolist()]
+        for start in range(0, len(images), micro):
+            chunk = images[start : start + micro].tolist()
+            pictures = [Image.open(io.BytesIO(self._row(index)["picture"])) for index in chunk]
             yield backbone.collate([backbone.image_tokens(shown, prompts) for shown in pictures], "image")
-
-
-def in_chunks(indices: Indices, size: int) -> list[Indices]:
-    """Cut positions into runs of `size`; none for no positions."""
-    return np.split(indices, range(size, len(indices), size)) if len(indices) else []
 
 
 def write_pairs(
@@ -164,8 +152,8 @@ def write_pairs(
 
 def _row(item: Item, prompts: PromptSettings, singles: bool) -> dict[str, Any] | None:
     prompt = text_prompt(item.fields, prompts)
-    has_one = prompt is not None or item.image is not None
-    if not has_one or ((prompt is None or item.image is None) and not singles):
+    present = (prompt is not None) + (item.image is not None)
+    if present < (1 if singles else 2):
         return None
     picture = None
     if item.image is not None:
@@ -234,7 +222,6 @@ class Sampler:
         training: positions of the items with both modalities.
         texts, images: positions of those with one; they come along in their proportion, at most N a step.
         batch_size: N.
-        seed: of the order.
         multiple: that all counts are to be divisible by, the number of processes.
         partners: bool [n, n], items taken together; half of a step's pairs then bring a partner along.
     """
@@ -253,13 +240,10 @@ class Sampler:
         self._training = training
         self._partners = partners
         self._seed = seed
-        self._singles = [
-            (
-                alone,
-                min(len(alone) * self.batch_size // len(training), self.batch_size) // multiple * multiple,
-            )
-            for alone in (texts, images)
-        ]
+        self._singles: list[tuple[Indices, int]] = []
+        for alone in (texts, images):
+            count = min(len(alone) * self.batch_size // len(training), self.batch_size)
+            self._singles.append((alone, count // multiple * multiple))
 
     def step(self, step: int) -> StepItems:
         """The items of one step."""

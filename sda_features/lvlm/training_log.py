@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
 
-from sda_features.artifacts import atomic_file
+from sda_features.artifacts import atomic_file, to_json
 
 
 class TrainingLog:
-    """`training_log.jsonl` in a run folder; a context manager.
+    """`training_log.jsonl` in a run folder.
 
     Args:
-        folder: the run folder.
         first_step: records from this step on, which a killed run may have left, are dropped.
         enabled: False writes nothing (all processes but the main one).
         tensorboard: also write event files to `folder`/tensorboard.
@@ -38,12 +34,10 @@ class TrainingLog:
 
             self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)  # type: ignore[no-untyped-call]
         path = folder / "training_log.jsonl"
-        kept = (
-            path.read_text(encoding="utf-8").splitlines(keepends=True)[:first_step] if path.exists() else []
-        )
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         with atomic_file(path) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
-        self._stream = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+            temporary.write_text("".join(lines[:first_step]), encoding="utf-8")
+        self._stream = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - closed in `close`
 
     def write(self, step: int, record: dict[str, float | Tensor]) -> None:
         """Append one record when `flush` is next called; a scalar on a GPU is not waited for until then."""
@@ -56,39 +50,24 @@ class TrainingLog:
         Returns:
             The last record; empty if none waited.
         """
-        records = numbers_of([record for _, record in self._waiting])
-        for (step, _), record in zip(self._waiting, records, strict=True):
-            self._append(step, record)
+        values = [value for _, record in self._waiting for value in record.values()]
+        scalars = [value.detach().double() for value in values if isinstance(value, Tensor)]
+        read = iter(torch.stack(scalars).tolist() if scalars else ())
+        numbers: dict[str, float] = {}
+        for step, record in self._waiting:
+            numbers = {name: next(read) if isinstance(of, Tensor) else of for name, of in record.items()}
+            assert self._stream is not None
+            self._stream.write(to_json({"step": step, **numbers}) + "\n")
+            if self._events is not None:
+                for name, number in numbers.items():
+                    self._events.add_scalar(name, number, step)
         self._waiting.clear()
-        return records[-1] if records else {}
+        return numbers
 
-    def _append(self, step: int, record: dict[str, float]) -> None:
-        assert self._stream is not None
-        numbers = {name: value if math.isfinite(value) else None for name, value in record.items()}
-        self._stream.write(json.dumps({"step": step, **numbers}) + "\n")
-        self._stream.flush()
-        if self._events is not None:
-            for name, value in record.items():
-                self._events.add_scalar(name, value, step)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Write the records that wait, and close the files."""
         self.flush()
         if self._stream is not None:
             self._stream.close()
         if self._events is not None:
             self._events.close()
-
-
-def numbers_of(records: list[dict[str, float | Tensor]]) -> list[dict[str, float]]:
-    """The records with floats in place of scalar tensors, which are copied from their device all at once."""
-    scalars = [value.detach() for record in records for value in record.values() if isinstance(value, Tensor)]
-    read = iter(torch.stack([scalar.double() for scalar in scalars]).tolist() if scalars else ())
-    return [
-        {name: next(read) if isinstance(value, Tensor) else value for name, value in record.items()}
-        for record in records
-    ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,8 @@ class TrainingState:
     """How far a run has come.
 
     Attributes:
-        step: optimiser steps taken.
         best_step: step of the best validation; 0 before the first.
-        best_score: its `Validation.score`.
+        best_score: what `TrainSettings.validate_on` names, at that step.
         stale: validations since then.
         best_weights: parameters at that step.
     """
@@ -57,19 +56,17 @@ def save_state(
 ) -> None:
     """Write `folder`/step-N and delete all but the newest `keep` states; every process must call it.
 
-    Args:
-        identity: what the run depends on; a resumed run must have the same.
+    A resumed run must have the same `identity`, what the run depends on.
     """
-    generators = processes.gather(torch.get_rng_state()[None])
     tensors = {f"parameter.{name}": value.detach() for name, value in parameters.items()}
     tensors |= {f"best.{name}": value for name, value in standing.best_weights.items()}
     for name, parameter in parameters.items():
         tensors |= {f"{moment}.{name}": optimizer.state[parameter][moment] for moment in MOMENTS}
-    tensors["generators.cpu"] = generators
+    tensors["generators.cpu"] = processes.gather(torch.get_rng_state()[None])
     if torch.cuda.is_available():
         tensors["generators.cuda"] = processes.gather(torch.cuda.get_rng_state()[None])
     if processes.is_main:
-        numbers = {name: value for name, value in asdict(standing).items() if name != "best_weights"}
+        numbers = {name: value for name, value in vars(standing).items() if name != "best_weights"}
         with atomic_folder(folder / f"step-{standing.step:08d}") as temporary:
             save_file(
                 {name: value.cpu().contiguous() for name, value in tensors.items()}, temporary / TENSORS

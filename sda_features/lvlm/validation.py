@@ -42,9 +42,7 @@ class Validation:
 
     Args:
         encoder: in training; asked without dropout.
-        pairs: the items.
         indices: positions of the held-out items [n]; none: nothing is measured.
-        settings: of the run.
         processes: the main process's measure counts in all: each rounds its own way, and all must stop at
             one step.
         together: bool [N, N] over all positions, pairs of the log among `indices`; None without a log.
@@ -89,17 +87,13 @@ class Validation:
             kept = sum(shares) / len(shares)
         return self._processes.broadcast(found | {f"neighbours@{NEAREST}": kept})
 
-    def score(self, measured: dict[str, float]) -> float:
-        """What `validate_on` names; "both" is the geometric mean, for either is worth nothing without the other."""
-        aligned, kept = measured["recall@10"], measured[f"neighbours@{NEAREST}"]
-        return {"alignment": aligned, "neighbours": kept, "both": math.sqrt(aligned * kept)}[
-            self._settings.train.validate_on
-        ]
-
     def update(self, standing: TrainingState, weights: dict[str, nn.Parameter]) -> dict[str, float]:
         """Measure, and remember the weights if they are the best so far."""
         measured = self.measure()
-        score = self.score(measured)
+        aligned, kept = measured["recall@10"], measured[f"neighbours@{NEAREST}"]
+        both = math.sqrt(aligned * kept)  # either is worth nothing without the other
+        scores = {"alignment": aligned, "neighbours": kept, "both": both}
+        score = scores[self._settings.train.validate_on]
         if score > standing.best_score:
             standing.best_score, standing.best_step, standing.stale = score, standing.step, 0
             standing.best_weights = {name: value.detach().cpu().clone() for name, value in weights.items()}
@@ -114,9 +108,7 @@ class Validation:
 def cooccurrence_recall(text: Vectors, image: Vectors, rows: Places, columns: Places) -> float:
     """Share of pairs whose second item is among the ten nearest of the first, by text and picture side by side.
 
-    Args:
-        text, image: float32 [n, d], not normalised.
-        rows, columns: int [m], positions of the pairs' items.
+    Vectors float32 [n, d], not normalised, and the pairs' positions among them, int [m] each.
     """
     near = _neighbours(side_by_side(text, image))
     return float((near[rows] == columns[:, None]).any(axis=1).mean())
@@ -132,9 +124,7 @@ def sample_vectors(
     """Vectors of both modalities of at most `SAMPLE` of the items at `indices`, evenly spaced."""
     chosen = indices[:: math.ceil(len(indices) / SAMPLE)]
     vectors = encode_pairs(encoder, pairs, chosen, settings, encoder)
-    if settings.loss.normalize:
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return vectors
+    return unit_rows(vectors, centre=False) if settings.loss.normalize else vectors
 
 
 def encode_pairs(

@@ -13,14 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import vision_utils
 
 from sda_features.lvlm.attention import Windows
-
-try:
-    from transformers import vision_utils
-except ImportError:  # older transformers: its towers work them out of the grids themselves
-    vision_utils = None
-READY_MADE = hasattr(vision_utils, "get_vision_attention_seqlens")
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,7 @@ def picture_inputs(model: nn.Module, input_ids: Tensor, grids: Tensor, picture: 
     """The `Pictures` of a batch, on the CPU.
 
     Args:
-        model: a Qwen-VL model; its settings are read, not its weights.
+        model: its settings are read, not its weights.
         input_ids: int64 [B, T].
         grids: int64 [B, 3], one picture a row.
         picture: id of the token that stands for a merged patch.
@@ -66,9 +61,7 @@ def picture_inputs(model: nn.Module, input_ids: Tensor, grids: Tensor, picture: 
 
 
 def tower_inputs(visual: nn.Module, grids: Tensor) -> dict[str, Any]:
-    """Arguments of a vision tower that follow from the grids alone; none where it does not take them."""
-    if not READY_MADE:
-        return {}
+    """Arguments of a vision tower that follow from the grids alone."""
     config: Any = visual.config
     merged = config.spatial_merge_size
     bounds = vision_utils.get_vision_cu_seqlens(grids)
@@ -102,18 +95,14 @@ def _positions(model: nn.Module, input_ids: Tensor, grids: Tensor, picture: int)
     """Rotary positions int64 [3, B, T]; those of one grid are computed once."""
     different, which = torch.unique(grids, dim=0, return_inverse=True)
     rows = input_ids[[int((which == kind).nonzero()[0]) for kind in range(len(different))]]
-    pictures = (rows == picture).int()
-    positions: Tensor = model.get_rope_index(rows, pictures, different)[0]  # type: ignore[operator]
+    positions: Tensor = model.get_rope_index(rows, (rows == picture).int(), different)[0]  # type: ignore[operator]
     return positions[:, which]
 
 
 def add_at_pictures(states: Tensor, places: Tensor, features: Tensor) -> Tensor:
     """Qwen3-VL's deep features added to the states of the picture tokens, without asking where they are.
 
-    Args:
-        states: [B, T, hidden].
-        places: int64 [V] among the B T positions.
-        features: [V, hidden].
+    [B, T, hidden], places int64 [V] among the B T positions, and [V, hidden] -> [B, T, hidden].
     """
     added = states.flatten(0, 1).index_add(0, places, features.to(states.dtype))
     return added.view_as(states)

@@ -29,10 +29,9 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def fingerprint(model: str) -> str:
-    """SHA-256 (hex) of a model's weights, configuration and code; quantisation and sharding do not count.
+    """SHA-256 (hex) over weights, configuration and code of a model, a folder or a hub name.
 
-    Args:
-        model: folder or hub name.
+    Quantisation and sharding do not count.
 
     Raises:
         BackboneError: no such model, no weights in safetensors, or weights that are not whole.
@@ -41,11 +40,12 @@ def fingerprint(model: str) -> str:
         folder = locate(model)
         config = read_config(folder)
         code = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.py")}
-        files = [(path, *_state(path)) for path in weight_files(model, folder)]
+        stats = [(path, path.stat()) for path in weight_files(model, folder)]
+        files = tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
         return sha256_json(
             {
                 "config": {name: value for name, value in config.items() if name not in NOTES},
-                "tensors": _tensors_sha256(tuple(files)),
+                "tensors": _tensors_sha256(files),
                 **({"code": code} if code else {}),
             }
         )
@@ -131,15 +131,9 @@ def weight_files(model: str, folder: Path) -> list[Path]:
 
 def _fetch(model: str, name: str) -> Path | None:
     try:
-        file = cached_file(model, name)
+        return Path(cached_file(model, name))
     except OSError:
         return None
-    return None if file is None else Path(file)
-
-
-def _state(path: Path) -> tuple[int, int]:
-    state = path.stat()
-    return state.st_size, state.st_mtime_ns
 
 
 @lru_cache(maxsize=8)

@@ -219,7 +219,7 @@ def training_sections(run: Path | None) -> Iterator[Section]:
 
 def gate_charts(checkpoint: Path) -> list[str]:
     """One grid a modality, experts across and layers down; none for a checkpoint without experts."""
-    from sda_features.lvlm.gates import expert_gates
+    from sda_features.lvlm.checkpoint import expert_gates
 
     weights = expert_gates(checkpoint)  # [layers, M, E]
     if weights is None:
