@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,6 @@ class Gains:
     users: dict[str, int]
     scores: dict[str, dict[str, Mapping[str, Any]]]
     differences: list[dict[str, Any]]
-
-    def json(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
-        return asdict(self)
 
     def tables(self, recall: Mapping[str, float | None]) -> str:
         """Scores by features, then differences; `recall` is text-to-image R@10 by feature set."""
