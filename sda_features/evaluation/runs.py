@@ -13,11 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sda_features.errors import CheckpointError, SettingsError
-from sda_features.evaluation.metrics import hit_at_k, mean, ndcg_at_k
+from sda_features.evaluation.metrics import METRICS, mean
 from sda_features.evaluation.run_files import MANIFEST, RANKS, read_manifest, run_content
-from sda_features.evaluation.significance import Comparison, compare, mean_over_seeds
-
-METRICS = {"hit": hit_at_k, "ndcg": ndcg_at_k}
+from sda_features.evaluation.significance import Comparison, compare, mean_over_seeds, seed_pairs_won
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,9 +167,8 @@ def compare_runs(ours: Sequence[Run], theirs: Sequence[Run], *, seed: int = 0) -
             name = f"{metric}@{first.cutoff}/{protocol}/{group}"
             means = [mean(side[members, column]) for side in (left, right)]
             seeds = [[mean(matrix[members, column]) or 0 for matrix in of_seeds] for of_seeds in values]
-            pairs = [(a, b) for a in seeds[0] for b in seeds[1]] if members.any() else []
-            won = sum(a > b for a, b in pairs)
-            found[name] = Difference(name, means[0], means[1], comparisons[column], len(pairs), won)
+            won, pairs = seed_pairs_won(*seeds) if members.any() else (0, 0)
+            found[name] = Difference(name, *means, comparisons[column], pairs, won)
     order = [f"{m}@{first.cutoff}/{p}/{g}" for p in first.ranks for g in first.groups for m in METRICS]
     return [found[name] for name in order]
 

@@ -146,6 +146,10 @@ class SequenceRecommender(Recommender):
         """The adapter of `items`."""
         return self.items.adapter_parameters()
 
+    def item_table(self) -> Tensor:
+        """Item representations, float32 [I + 1, K]."""
+        return self.items.table()
+
     @abstractmethod
     def state_after(self, representations: Tensor) -> Tensor:
         """User state after a history.

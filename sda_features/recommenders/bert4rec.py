@@ -191,10 +191,6 @@ class BERT4Rec(SequenceRecommender):
         packing = pack(torch.ones(1, len(recent) + 1, dtype=torch.bool, device=recent.device))
         return self._packed_states(torch.cat([recent, self.mask[None]]), packing, last=True)[0]
 
-    def item_table(self) -> Tensor:
-        """Item representations, float32 [I + 1, d]."""
-        return self.items.table()
-
     def _packed_states(
         self, inputs: Tensor, packing: Packing, wanted: Tensor | None = None, *, last: bool = False
     ) -> Tensor:

@@ -29,7 +29,7 @@ from sda_features.config import RecommenderSettings
 from sda_features.logs.interactions import Interactions
 from sda_features.recommenders.base import Batch, Recommender
 from sda_features.recommenders.lightgcn import BipartiteGraph
-from sda_features.recommenders.representations import ItemVectors, drop_ids, rows_with_ids
+from sda_features.recommenders.representations import ItemVectors, drop_ids, id_embedding
 from sda_features.recommenders.softmax import softmax_loss
 
 
@@ -92,10 +92,7 @@ class ModalityTable(nn.Module):
         self.ids: nn.Embedding | None = None
         self.projections = nn.ModuleList()
         if vectors is None or settings.fusion == "join":
-            self.ids = nn.Embedding(item_count + 1, settings.hidden_dim, padding_idx=0)
-            nn.init.xavier_normal_(self.ids.weight)
-            with torch.no_grad():
-                self.ids.weight.mul_(rows_with_ids(item_count, trained))
+            self.ids = id_embedding(item_count, settings.hidden_dim, trained)
         self.id_dropout = settings.id_dropout if vectors is not None else 0.0
         self.register_buffer("found", None, persistent=False)
         if vectors is not None:

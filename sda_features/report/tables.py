@@ -197,7 +197,7 @@ def measures_table(metrics: Mapping[str, Mapping[str, float | None]], users: Map
         Markdown.
     """
     rows = [
-        [name, f"{count:,}", *(_plain(of_label[name], ".4f") for of_label in metrics.values())]
+        [name, f"{count:,}", *(formatted(of_label[name], ".4f") for of_label in metrics.values())]
         for name, count in users.items()
         if count
     ]
@@ -226,11 +226,11 @@ def differences_table(
             *(row[label] for label in labels),
             row["metric"],
             f"{row['users']:,}",
-            _plain(row["ours"], ".4f"),
-            _plain(row["theirs"], ".4f"),
-            _plain(row["difference"], "+.4f"),
+            formatted(row["ours"], ".4f"),
+            formatted(row["theirs"], ".4f"),
+            formatted(row["difference"], "+.4f"),
             "-" if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}",
-            _plain(row["p_value"], ".2g")
+            formatted(row["p_value"], ".2g")
             + (r"\*" if is_significant_over_seeds(row["p_value"], row["won"], row["pairs"]) else ""),
             f"{row['won']} of {row['pairs']}" if row["pairs"] else "-",
         ]
@@ -240,7 +240,8 @@ def differences_table(
     return text_table(cells, headers, aligned)
 
 
-def _plain(value: float | None, form: str) -> str:
+def formatted(value: float | None, form: str) -> str:
+    """A number in the format `form`, or a dash."""
     return "-" if value is None else format(value, form)
 
 
