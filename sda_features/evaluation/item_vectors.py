@@ -73,8 +73,7 @@ class Measure:
 def unit_vectors(modalities: Mapping[str, Floats]) -> NDArray[np.float32]:
     """One vector an item: each modality without its mean and at unit norm, side by side, at unit norm again.
 
-    The hidden states of a vision-language model share one large direction; without it the cosine
-    tells items apart. An item that lacks a modality is known by the others.
+    An item that lacks a modality is known by the others.
 
     Args:
         modalities: name -> float [I + 1, d]; row 0 and missing vectors are zero.

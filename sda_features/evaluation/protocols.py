@@ -34,7 +34,6 @@ class Evaluation:
     """Ranks of every evaluated user; the metrics follow from them.
 
     Attributes:
-        holdout: "validation" or "test".
         cutoff: k.
         users: int64 [T] user indices.
         targets: int32 [T] item codes.
@@ -42,7 +41,6 @@ class Evaluation:
         groups: group name -> bool [T].
     """
 
-    holdout: str
     cutoff: int
     users: NDArray[np.int64]
     targets: NDArray[np.int32]
@@ -109,7 +107,6 @@ def evaluate(
             ranks = ranks_of_targets(sampled, np.zeros(len(users), dtype=np.int64))
             parts[names["sampled"]].append(ranks)
     return Evaluation(
-        holdout=holdout,
         cutoff=settings.cutoff,
         users=held.users,
         targets=held.targets,

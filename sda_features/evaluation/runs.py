@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -123,13 +123,14 @@ def check_comparable(runs: Sequence[Run]) -> None:
     """
     first = runs[0]
     for other in runs[1:]:
+        ours, theirs = (
+            {"data": run.manifest["data"]["sha256"][:12], **run.manifest["evaluation"]}
+            for run in (first, other)
+        )
         faults = [
-            f"{name}: {ours!r} and {theirs!r}"
-            for name, ours, theirs in [
-                ("data", first.manifest["data"]["sha256"][:12], other.manifest["data"]["sha256"][:12]),
-                *_pairs(first.manifest["evaluation"], other.manifest["evaluation"]),
-            ]
-            if ours != theirs
+            f"{name}: {ours.get(name)!r} and {theirs.get(name)!r}"
+            for name in dict.fromkeys(["data", *sorted({*ours, *theirs})])
+            if ours.get(name) != theirs.get(name)
         ]
         if not faults and not (
             np.array_equal(first.user_ids, other.user_ids) and np.array_equal(first.item_ids, other.item_ids)
@@ -182,7 +183,3 @@ def _setting(manifest: dict[str, Any]) -> dict[str, Any]:
     }
     keys = ("recommender", "features", "vectors", "vectors_version", "vectors_sha256")
     return {"settings": settings, **{key: manifest.get(key) for key in keys}}
-
-
-def _pairs(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterable[tuple[str, Any, Any]]:
-    return ((name, ours.get(name), theirs.get(name)) for name in sorted({*ours, *theirs}))

@@ -194,16 +194,9 @@ class BERT4Rec(SequenceRecommender):
     def _packed_states(
         self, inputs: Tensor, packing: Packing, wanted: Tensor | None = None, *, last: bool = False
     ) -> Tensor:
-        """LN(GELU(h W^P + b^P)) of some rows (paper, Eq. 7, left of E^T).
+        """LN(GELU(h W^P + b^P)) (paper, Eq. 7, left of E^T), float [M, d].
 
-        Args:
-            inputs: float [N, d], representations of items and of [MASK].
-            packing: of the N rows.
-            wanted: int64 [M], the rows.
-            last: the rows are `packing.last`.
-
-        Returns:
-            float [M, d].
+        Of `inputs`, float [N, d], the rows `wanted`, int64 [M], or with `last` those of `packing.last`.
         """
         # The last column always takes the last position, however long the padding is.
         positions = self.positions[packing.column + len(self.positions) - packing.shape[1]]

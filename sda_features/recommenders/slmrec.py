@@ -245,12 +245,7 @@ class SLMRec(Recommender):
         return self.representations()[0][torch.from_numpy(users).to(self.device)]  # one propagation for all
 
     def _propagate(self, layer_zero: Tensor, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Means over layers for some users and items.
-
-        Args:
-            layer_zero: of the items, float32 [M, I + 1, d].
-            users: int64 [m], distinct.
-            items: int64 [n], distinct.
+        """Means over layers for distinct `users` [m] and `items` [n], from layer 0 [M, I + 1, d] of the items.
 
         Returns:
             users, fused, float32 [m, d].

@@ -197,7 +197,7 @@ def train(
         interactions: the log; it is split as `evaluation` says.
         settings: architecture, optimisation and seed.
         evaluation: the protocol.
-        vectors: frozen item vectors float [I + 1, D] (see `features.align_vectors`), or several by
+        vectors: frozen item vectors float [I + 1, D] (see `representations.align_vectors`), or several by
             modality name, e.g. {"text": ..., "image": ...}; none: ids alone.
         vectors_version: version of the checkpoint that made them; goes into the manifest.
         recommender: which model.

@@ -95,7 +95,7 @@ def render_report(
     Args:
         title: heading.
         subtitle: a sentence below it.
-        spaces: numbers of each version, see `workflows.inspection`.
+        spaces: numbers of each version, see `workflows.inspect_vectors`.
         change: numbers of the change from the second to the first.
         shown: the items on the page.
         sections: further parts.

@@ -18,7 +18,7 @@ def space_rows(spaces: Sequence[Numbers]) -> list[list[str]]:
     """One row a measure, one column a space.
 
     Args:
-        spaces: what `workflows.inspection.inspect_space` returns, one a version.
+        spaces: what `workflows.inspect_vectors.inspect_space` returns, one a version.
     """
     rows = [
         ["items", *(f"{space['items']:,}" for space in spaces)],

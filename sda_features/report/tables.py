@@ -118,11 +118,7 @@ class ScoreTable:
                     **dict(zip(self.labels, row.labels, strict=True)),
                     "scores": {
                         f"{group} {metric}": {
-                            "value": score.value,
-                            "spread": score.spread,
-                            "place": score.place,
-                            "significant": score.significant,
-                            "p_value": score.p_value,
+                            name: value for name, value in vars(score).items() if name != "percent"
                         }
                         for (group, metric), score in zip(self.columns, row.scores, strict=True)
                     },
