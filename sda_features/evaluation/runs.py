@@ -169,7 +169,7 @@ def compare_runs(ours: Sequence[Run], theirs: Sequence[Run], *, seed: int = 0) -
             means = [mean(side[members, column]) for side in (left, right)]
             seeds = [[mean(matrix[members, column]) or 0 for matrix in of_seeds] for of_seeds in values]
             won, pairs = seed_pairs_won(*seeds) if members.any() else (0, 0)
-            found[name] = Difference(name, *means, comparisons[column], pairs, won)
+            found[name] = Difference(name, means[0], means[1], comparisons[column], pairs, won)
     order = [f"{m}@{first.cutoff}/{p}/{g}" for p in first.ranks for g in first.groups for m in METRICS]
     return [found[name] for name in order]
 

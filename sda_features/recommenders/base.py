@@ -93,10 +93,8 @@ class Ranker(nn.Module, ABC):
     def _states(self, history: Interactions, users: NDArray[np.int64], batch: int | None = None) -> Tensor:
         if batch is None:
             read = np.minimum(history.lengths[users], self.settings.max_length).sum()
-            fitting = (
-                READ_AT_ONCE * len(users) // max(1, read) if self.device.type == "cpu" else USERS_AT_ONCE
-            )
-            batch = int(np.clip(fitting, 1, USERS_AT_ONCE))
+            fitting = int(np.clip(READ_AT_ONCE * len(users) // max(1, read), 1, USERS_AT_ONCE))
+            batch = fitting if self.device.type == "cpu" else USERS_AT_ONCE
         states = []
         for start in range(0, max(len(users), 1), batch):
             some = users[start : start + batch]

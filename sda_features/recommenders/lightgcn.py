@@ -46,8 +46,8 @@ class BipartiteGraph(nn.Module):
         weights = np.repeat(taken, taken) * np.bincount(links.indices)[links.indices]
         links.data = (1 / np.sqrt(weights)).astype(np.float32)
         for name, matrix in (("to_users", links), ("to_items", links.T.tocsr())):
-            parts = map(torch.from_numpy, (matrix.indptr, matrix.indices, matrix.data))
-            self.register_buffer(name, _sparse(*parts, matrix.shape), persistent=False)
+            starts, columns, values = map(torch.from_numpy, (matrix.indptr, matrix.indices, matrix.data))
+            self.register_buffer(name, _sparse(starts, columns, values, matrix.shape), persistent=False)
 
     def users_from(self, items: Tensor, rows: Tensor | None = None) -> Tensor:
         """One hop of T tables, R^ X_t: float32 [T, I + 1, d] -> [T, U, d].

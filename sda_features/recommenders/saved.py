@@ -190,12 +190,9 @@ def load_run(folder: Path, recommender: type[SequenceRecommender] | None = None)
         scalings = load_scalings(folder / SCALING, modalities) if modalities else {}
         width = sum(len(scaling.mean) for scaling in scalings.values())
         vectors = ItemVectors(np.zeros((0, width), np.float32), np.zeros(0, bool), {}, scalings)
+        log = _empty_log(items["item_id"], manifest["data"]["users"])
         with torch.random.fork_rng(devices=[]):
-            model = cls.build(
-                _empty_log(items["item_id"], manifest["data"]["users"]),
-                settings,
-                vectors if scalings else None,
-            )
+            model = cls.build(log, settings, vectors if scalings else None)
         model.load_state_dict(load_file(folder / WEIGHTS))
         return LoadedRecommender(
             model=model.eval().requires_grad_(False),

@@ -131,9 +131,8 @@ class FineAndCoarse(nn.Module):
 
     def forward(self, items: Tensor, temperature: float) -> Tensor:
         """Loss of items whose modalities are float32 [M, n, d], each item once."""
-        first, *others = items
+        reached, *others = items
         total = items.new_zeros(())
-        reached = first
         for onward, entry, other in zip(self.onwards, self.entries, others, strict=True):
             entered = entry(other)
             total = total + info_nce(onward(reached), entered, temperature)
@@ -170,11 +169,10 @@ class SLMRec(Recommender):
         self.user_fusion = _linear(self.modalities * hidden, hidden)
         self.item_fusion = _linear(self.modalities * hidden, hidden)
         several = self.modalities > 1
+        fac = settings.ssl_task == "fac" and several
         self.drops = "fd" in settings.ssl_task
         self.masks = "fm" in settings.ssl_task and several
-        self.fine_and_coarse = (
-            FineAndCoarse(self.modalities, hidden) if settings.ssl_task == "fac" and several else None
-        )
+        self.fine_and_coarse = FineAndCoarse(self.modalities, hidden) if fac else None
 
     @classmethod
     def build(cls, train: Interactions, settings: RecommenderSettings, vectors: ItemVectors | None) -> Self:

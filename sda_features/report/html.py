@@ -10,11 +10,10 @@ import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment
+from jinja2 import Environment, PackageLoader
 from numpy.typing import NDArray
 
 from sda_features.report.inspection import change_rows, space_rows
@@ -103,16 +102,11 @@ def render_report(
         map_note: a sentence below the map.
         footer: last line.
     """
-    page = files("sda_features.report") / "page"
-    source, style, script = (
-        (page / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")
-    )
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(source).render(
+    pages = PackageLoader("sda_features.report", "page")
+    environment = Environment(loader=pages, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("page.html").render(
         title=title,
         subtitle=subtitle,
-        style=style,
-        script=script,
         data=_data(shown),
         numbers={"headers": ["", *(space["name"] for space in spaces)], "rows": space_rows(spaces)},
         change={"name": change["name"], "rows": change_rows(change)} if change else None,

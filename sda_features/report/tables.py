@@ -86,9 +86,9 @@ class ScoreTable:
 
     def latex(self) -> str:
         """A `table` that needs the package booktabs."""
-        groups = [(name, len(list(run))) for name, run in groupby(group for group, _ in self.columns)]
         spans, rules, start = [], [], len(self.labels) + 1
-        for name, width in groups:
+        for name, run in groupby(group for group, _ in self.columns):
+            width = len(list(run))
             spans.append(rf"\multicolumn{{{width}}}{{c}}{{{_escape(name)}}}")
             rules.append(rf"\cmidrule(lr){{{start}-{start + width - 1}}}")
             start += width
@@ -97,7 +97,7 @@ class ScoreTable:
             rf"\caption{{{_escape(self.title)}. {_escape(self.note)}}}",
             rf"\begin{{tabular}}{{{'l' * len(self.labels)}{'r' * len(self.columns)}}}",
             r"\toprule",
-            _latex_line(["", *[""] * (len(self.labels) - 1), *spans]),
+            _latex_line([""] * len(self.labels) + spans),
             " ".join(rules),
             _latex_line([*map(_escape, self.labels), *(_escape(metric) for _, metric in self.columns)]),
         ]
