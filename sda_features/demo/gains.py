@@ -50,15 +50,12 @@ class Gains:
     def tables(self, recall: Mapping[str, float | None]) -> str:
         """Scores by features, then differences; `recall` is text-to-image R@10 by feature set."""
         headers = [f"{name}: NDCG@10{kind}" for name in self.scores for kind in METRICS]
+        columns = [(of, metric) for of in self.scores.values() for metric in METRICS.values()]
         rows = [
             [
                 features,
                 recall.get(features.partition("-")[0]),
-                *(
-                    of.get(features, {}).get(metric)
-                    for of in self.scores.values()
-                    for metric in METRICS.values()
-                ),
+                *(of.get(features, {}).get(metric) for of, metric in columns),
             ]
             for features in ("id", *VECTORS)
         ]

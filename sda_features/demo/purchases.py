@@ -62,10 +62,9 @@ def make_interactions(catalogue: Catalogue, users: int = 5000, *, seed: int = 0)
     order = np.argsort(days[user, step], kind="stable")
     user, step = user[order], step[order]
     microseconds = (days[user, step] * 86_400e6).astype(np.int64) + int(LOG_END.timestamp()) * 1_000_000
-    names = np.array([f"user-{number:05d}" for number in range(users)])
     return pa.Table.from_arrays(
         [
-            pa.array(names[user]),
+            pa.array([f"user-{number:05d}" for number in user]),
             pa.array(np.array(catalogue.item_ids)[chosen[user, step]]),
             pa.array(microseconds).cast(SCHEMA.field("timestamp").type),
         ],
