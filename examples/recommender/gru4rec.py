@@ -70,10 +70,6 @@ class GRU4Rec(SequenceRecommender):
         recent = representations[-self.settings.max_length :]
         return self._run(F.pad(recent, (0, 0, 1, 0)))[-1]
 
-    def item_table(self) -> Tensor:
-        """Item representations, float32 [I + 1, d]."""
-        return self.items.table()
-
     def _run(self, inputs: Tensor) -> Tensor:
         """State after each position: float32 [..., L, d] -> [..., L, d]; inputs count sqrt(d) times, as in SASRec."""
         inputs = inputs * math.sqrt(self.settings.hidden_dim)

@@ -43,21 +43,6 @@ DESCRIPTIONS = (
 
 
 @dataclass(frozen=True)
-class BadRow:
-    """One row that was spoilt on purpose.
-
-    Attributes:
-        row: 1-based position in the table.
-        item_id: its id, None when that is what is missing.
-        reason: what `sda_features.catalog.rows.CatalogReport` calls the problem.
-    """
-
-    row: int
-    item_id: str | None
-    reason: str
-
-
-@dataclass(frozen=True)
 class Catalogue:
     """A generated catalogue and the truth behind it.
 
@@ -65,13 +50,14 @@ class Catalogue:
         table: one row an item, then the surplus bad rows; columns as in `SCHEMA`.
         item_ids: ids of the items, in the order of `factors`.
         factors: int64 [items, factors]; column f holds the position in `FACTORS[f].levels`.
-        bad_rows: every row that a catalogue report must list, in row order.
+        bad_rows: what a catalogue report must list, in row order: row from 1, id (None where it is
+            missing) and reason, as `sda_features.catalog.rows.CatalogReport` calls it.
     """
 
     table: pa.Table
     item_ids: tuple[str, ...]
     factors: NDArray[np.int64]
-    bad_rows: tuple[BadRow, ...]
+    bad_rows: tuple[tuple[int, str | None, str], ...]
 
     def write(self, path: Path) -> None:
         """Write the table as parquet, atomically."""
@@ -108,7 +94,7 @@ def make_catalogue(
     faults = _leave_out(rows, one_modality, np.random.default_rng([seed, 4]))
     if spoil:
         faults |= _damage_rows(rows, [row for row in range(items) if row not in faults], rng)
-    bad_rows = tuple(BadRow(row + 1, rows[row]["item_id"], faults[row]) for row in sorted(faults))
+    bad_rows = tuple((row + 1, rows[row]["item_id"], faults[row]) for row in sorted(faults))
     return Catalogue(pa.Table.from_pylist(rows, schema=SCHEMA), item_ids, factors, bad_rows)
 
 

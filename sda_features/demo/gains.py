@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,22 +47,15 @@ class Gains:
     scores: dict[str, dict[str, Mapping[str, Any]]]
     differences: list[dict[str, Any]]
 
-    def json(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
-        return asdict(self)
-
     def tables(self, recall: Mapping[str, float | None]) -> str:
         """Scores by features, then differences; `recall` is text-to-image R@10 by feature set."""
         headers = [f"{name}: NDCG@10{kind}" for name in self.scores for kind in METRICS]
+        columns = [(of, metric) for of in self.scores.values() for metric in METRICS.values()]
         rows = [
             [
                 features,
                 recall.get(features.partition("-")[0]),
-                *(
-                    of.get(features, {}).get(metric)
-                    for of in self.scores.values()
-                    for metric in METRICS.values()
-                ),
+                *(of.get(features, {}).get(metric) for of, metric in columns),
             ]
             for features in ("id", *VECTORS)
         ]

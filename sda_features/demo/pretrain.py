@@ -102,13 +102,7 @@ def pretrain(
 
 
 def _tell_factors(pooled: Tensor, heads: nn.Module, levels: Tensor) -> tuple[Tensor, float]:
-    """Mean cross-entropy over factors, and the share of levels told right.
-
-    Args:
-        pooled: [B, hidden].
-        heads: one linear classifier for each column of `levels`.
-        levels: [B, factors] int64.
-    """
+    """Mean cross-entropy over factors, and the share of `levels`, int64 [B, factors], told right."""
     losses, shares = [], []
     for head, target in zip(heads.children(), levels.T, strict=True):
         logits = head(pooled)

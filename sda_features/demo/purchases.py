@@ -62,10 +62,9 @@ def make_interactions(catalogue: Catalogue, users: int = 5000, *, seed: int = 0)
     order = np.argsort(days[user, step], kind="stable")
     user, step = user[order], step[order]
     microseconds = (days[user, step] * 86_400e6).astype(np.int64) + int(LOG_END.timestamp()) * 1_000_000
-    names = np.array([f"user-{number:05d}" for number in range(users)])
     return pa.Table.from_arrays(
         [
-            pa.array(names[user]),
+            pa.array([f"user-{number:05d}" for number in user]),
             pa.array(np.array(catalogue.item_ids)[chosen[user, step]]),
             pa.array(microseconds).cast(SCHEMA.field("timestamp").type),
         ],
@@ -93,10 +92,8 @@ def _choose(
     on_sale[new] = -rng.uniform(0, NEW_DAYS, new.sum())
     popularity = rng.normal(0, POPULARITY_SPREAD, items)
     follow = _follow_bonus(rng)[:, factors[:, 0]]  # [kinds, items]
-    weights = [factor.weight for factor in FACTORS]
     tastes = [rng.normal(0, factor.weight, (users, len(factor.levels))) for factor in FACTORS]
 
-    everyone = np.arange(users)
     owned = np.zeros((users, items), bool)
     chosen = np.zeros((users, days.shape[1]), np.int64)
     for step in range(days.shape[1]):
@@ -106,12 +103,12 @@ def _choose(
         if step:
             started = ~np.isnan(days[:, step - 1])
             logits[started] += follow[factors[chosen[started, step - 1], 0]]
-        active = ~np.isnan(days[:, step])
+        active = np.flatnonzero(~np.isnan(days[:, step]))
         logits[owned | (on_sale > days[:, step, None])] = -np.inf
         chosen[:, step] = logits.argmax(axis=1)
-        owned[everyone[active], chosen[active, step]] = True
-        for taste, weight in zip(tastes, weights, strict=True):
-            taste += rng.normal(0, DRIFT * weight, taste.shape)
+        owned[active, chosen[active, step]] = True
+        for taste, factor in zip(tastes, FACTORS, strict=True):
+            taste += rng.normal(0, DRIFT * factor.weight, taste.shape)
             taste /= np.sqrt(1 + DRIFT**2)
     return chosen
 

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -84,7 +85,7 @@ def walk(output: Path, echo: Callable[[str], None], *, seed: int = 0, progress: 
     with embedded_redis() as (host, port):
         repo = _feast_repo(output / "feature_repo", host, port, echo)
         recall = _materialize(shop, repo, output, echo, progress)
-        item_ids = _some_ids(shop)
+        item_ids = _item_ids(shop, 300)
         with EmbeddingClient.from_repo(repo, "sda") as client:
             before = time.perf_counter()
             found = client.get(item_ids)
@@ -100,7 +101,7 @@ def walk(output: Path, echo: Callable[[str], None], *, seed: int = 0, progress: 
         "Vectors alone: by a mean of the history's vectors, nothing trained.\n"
     )
     echo(gains.tables(recall))
-    results = {"seed": seed, "text_to_image_recall@10": recall, **gains.json()}
+    results = {"seed": seed, "text_to_image_recall@10": recall, **asdict(gains)}
     write_json(output / "results.json", results)
     echo(f"\nEverything is in {output}/ ({time.monotonic() - started:.0f} s):")
     for name, meaning in {
@@ -166,31 +167,28 @@ def _materialize(
 ) -> dict[str, float | None]:
     """Write both feature sets; return text -> image R@10 of each, read back from the offline store."""
     from sda_features.feature_store.matrices import load_vectors
-    from sda_features.lvlm.checkpoint import load_checkpoint, unadapted
-
-    adapted = AdaptSettings.model_validate_json(
-        (output / "adapt" / "checkpoint" / "settings.json").read_bytes()
-    )
-    loaders = {
-        "vanilla": lambda: unadapted(adapted.backbone, adapted.prompts),
-        "sda": lambda: load_checkpoint(output / "adapt" / "checkpoint"),
-    }
+    from sda_features.lvlm.checkpoint import load_checkpoint, read_checkpoint, unadapted
     from sda_features.workflows import materialize
 
+    checkpoint = output / "adapt" / "checkpoint"
+    adapted = read_checkpoint(checkpoint).settings
+    loaders = {
+        "vanilla": lambda: unadapted(adapted.backbone, adapted.prompts),
+        "sda": lambda: load_checkpoint(checkpoint),
+    }
     recall = {}
     for feature_set, load in loaders.items():
         result = materialize(repo, feature_set, shop.catalog_settings, load, progress=progress)
         echo(f"4. materialize  {result.online_rows} items in {result.view}, version {result.version}")
-        vectors = load_vectors(repo, feature_set, _some_ids(shop, 10**6))
+        vectors = load_vectors(repo, feature_set, _item_ids(shop))
         both = vectors.text_found & vectors.image_found
         recall[feature_set] = recall_at_k(vectors.text[both], vectors.image[both], 10)
     return recall
 
 
-def _some_ids(shop: Shop, most: int = 300) -> list[str]:
-    """The first ids of the catalogue that can be used."""
-    catalog = Catalog(shop.catalog_settings)
-    return [item.item_id for _, item in zip(range(most), catalog.items(), strict=False)]
+def _item_ids(shop: Shop, most: int | None = None) -> list[str]:
+    """The first ids of the catalogue that can be used, or all."""
+    return [item.item_id for item in islice(Catalog(shop.catalog_settings).items(), most)]
 
 
 def _clear(output: Path) -> None:

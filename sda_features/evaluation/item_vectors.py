@@ -22,13 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sda_features.config import EvaluationSettings, VectorEvaluationSettings
-from sda_features.evaluation.metrics import hit_at_k, ndcg_at_k, ranks_of_targets
+from sda_features.evaluation.metrics import METRICS, Floats, hit_at_k, ranks_of_targets
 from sda_features.evaluation.neighbours import side_by_side, unit_rows
 from sda_features.evaluation.protocols import SCORES_AT_ONCE, Scorer, evaluate, popularity_scorer, user_groups
 from sda_features.logs.interactions import Interactions, next_positions, session_positions
 from sda_features.logs.splits import Holdout, Split
 
-Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
 # Item codes [B] -> scores float32 [B, I + 1] of every item as a neighbour; column 0 is padding.
 ItemScorer = Callable[[NDArray[np.int64]], NDArray[np.float32]]
@@ -74,8 +73,7 @@ class Measure:
 def unit_vectors(modalities: Mapping[str, Floats]) -> NDArray[np.float32]:
     """One vector an item: each modality without its mean and at unit norm, side by side, at unit norm again.
 
-    The hidden states of a vision-language model share one large direction; without it the cosine
-    tells items apart. An item that lacks a modality is known by the others.
+    An item that lacks a modality is known by the others.
 
     Args:
         modalities: name -> float [I + 1, d]; row 0 and missing vectors are zero.
@@ -187,9 +185,9 @@ def evaluate_scorers(
     k = evaluation.cutoff
     for protocol, ranks in result.ranks.items():
         for group, members in result.groups.items():
-            for metric, values in (("hit", hit_at_k(ranks, k)), ("ndcg", ndcg_at_k(ranks, k))):
+            for metric, at_k in METRICS.items():
                 name = f"{metric}@{k}/{protocol}/{group}"
-                measures.append(Measure(name, result.users[members], values[members]))
+                measures.append(Measure(name, result.users[members], at_k(ranks[members], k)))
     return measures
 
 

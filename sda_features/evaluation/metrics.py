@@ -78,6 +78,9 @@ def ndcg_at_k(ranks: Floats, k: int) -> NDArray[np.float64]:
     return hit_at_k(ranks, k) / np.log2(np.asarray(ranks, dtype=np.float64) + 1)
 
 
+METRICS = {"hit": hit_at_k, "ndcg": ndcg_at_k}
+
+
 def mean(values: Floats) -> float | None:
     """Mean over users; None when there are none, because no number would be true."""
     return float(np.mean(values)) if len(values) else None

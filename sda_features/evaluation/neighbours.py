@@ -13,6 +13,7 @@ from sda_features.evaluation.metrics import Floats
 Neighbours = NDArray[np.int32]
 
 ROWS_AT_ONCE = 1024
+SAME = 0.9999
 
 
 def unit_rows(matrix: Floats, *, centre: bool = True) -> NDArray[np.float32]:
@@ -116,8 +117,8 @@ def purity(neighbours: Neighbours, labels: Sequence[str | None]) -> tuple[float,
     return float(same.sum() / counted.sum()), float((sizes * (sizes - 1)).sum() / pairs)
 
 
-def identical(unit: Floats, queries: NDArray[np.int64], *, closer_than: float = 0.9999) -> NDArray[np.int64]:
-    """How many other rows each query is the same as, up to rounding: cosine above `closer_than`.
+def identical(unit: Floats, queries: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many other rows each query is the same as, up to rounding: cosine above `SAME`.
 
     Args:
         unit: float32 [n, d], rows of length 1 or 0, not centred.
@@ -127,7 +128,7 @@ def identical(unit: Floats, queries: NDArray[np.int64], *, closer_than: float = 
         int64 [q].
     """
     counts = [
-        (unit[rows] @ unit.T > closer_than).sum(axis=1) - unit[rows].any(axis=1)
+        (unit[rows] @ unit.T > SAME).sum(axis=1) - unit[rows].any(axis=1)
         for rows in np.array_split(queries, max(1, len(queries) // ROWS_AT_ONCE))
     ]
     return np.concatenate(counts) if counts else np.zeros(0, np.int64)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sda_features.config import EvaluationSettings
 from sda_features.errors import RankingError
-from sda_features.evaluation.metrics import hit_at_k, mean, ndcg_at_k, ranks_of_targets
+from sda_features.evaluation.metrics import METRICS, mean, ranks_of_targets
 from sda_features.evaluation.negatives import UnseenItems
 from sda_features.logs.interactions import Interactions
 from sda_features.logs.splits import Split
@@ -34,7 +34,6 @@ class Evaluation:
     """Ranks of every evaluated user; the metrics follow from them.
 
     Attributes:
-        holdout: "validation" or "test".
         cutoff: k.
         users: int64 [T] user indices.
         targets: int32 [T] item codes.
@@ -42,7 +41,6 @@ class Evaluation:
         groups: group name -> bool [T].
     """
 
-    holdout: str
     cutoff: int
     users: NDArray[np.int64]
     targets: NDArray[np.int32]
@@ -55,10 +53,9 @@ class Evaluation:
         for group, members in self.groups.items():
             values[f"users/{group}"] = int(members.sum())
             for protocol, ranks in self.ranks.items():
-                values[f"hit@{self.cutoff}/{protocol}/{group}"] = mean(hit_at_k(ranks[members], self.cutoff))
-                values[f"ndcg@{self.cutoff}/{protocol}/{group}"] = mean(
-                    ndcg_at_k(ranks[members], self.cutoff)
-                )
+                for metric, at_k in METRICS.items():
+                    name = f"{metric}@{self.cutoff}/{protocol}/{group}"
+                    values[name] = mean(at_k(ranks[members], self.cutoff))
         return values
 
 
@@ -90,7 +87,8 @@ def evaluate(
     if "sampled" in protocols:
         random = np.random.default_rng(settings.seed)
         negatives = UnseenItems(split.interactions).draw_distinct(held.users, settings.negatives, random)
-    parts: dict[str, list[NDArray[np.float64]]] = {_name(protocol, settings): [] for protocol in protocols}
+    names = {"full": "full", "sampled": f"sampled-{settings.negatives}"}
+    parts: dict[str, list[NDArray[np.float64]]] = {names[protocol]: [] for protocol in protocols}
     for start in range(0, len(held.users), batch_users):
         batch = slice(start, start + batch_users)
         users, targets = held.users[batch], held.targets[batch]
@@ -107,9 +105,8 @@ def evaluate(
             candidates = np.concatenate([targets[:, None], negatives[batch]], axis=1)
             sampled = np.take_along_axis(scores, candidates, axis=1)
             ranks = ranks_of_targets(sampled, np.zeros(len(users), dtype=np.int64))
-            parts[_name("sampled", settings)].append(ranks)
+            parts[names["sampled"]].append(ranks)
     return Evaluation(
-        holdout=holdout,
         cutoff=settings.cutoff,
         users=held.users,
         targets=held.targets,
@@ -151,10 +148,6 @@ def popularity_scorer(train: Interactions) -> Scorer:
         return np.broadcast_to(counts, (len(users), len(counts)))
 
     return score
-
-
-def _name(protocol: Protocol, settings: EvaluationSettings) -> str:
-    return f"sampled-{settings.negatives}" if protocol == "sampled" else protocol
 
 
 def without_seen(

@@ -52,17 +52,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"Expected a run folder with {MANIFEST}, as `sda-features train` writes it, in {folder}: {error}."
         ) from error
-    if (
-        isinstance(content, dict)
-        and isinstance(found := content.get("format", FORMAT), int)
-        and found > FORMAT
-    ):
+    manifest: dict[str, Any] = content if isinstance(content, dict) else {}
+    found = manifest.get("format", FORMAT)
+    if isinstance(found, int) and found > FORMAT:
         raise CheckpointError(
             f"{folder} is a run of format {found}; this version of sda-features reads format {FORMAT}. Install the "
             "version that wrote it."
         )
     try:
-        _Manifest.model_validate(content if isinstance(content, dict) else {})
+        _Manifest.model_validate(manifest)
     except ValidationError as error:
         expected = ", ".join(name for name, field in _Manifest.model_fields.items() if field.is_required())
         faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
@@ -70,7 +68,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder / MANIFEST} is not the manifest of a run: expected {expected} in it; "
             f"{'; '.join(faults[:3])}. Name another folder, or delete it and train again."
         ) from None
-    return dict(content)
+    return manifest
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
@@ -100,11 +98,8 @@ def run_content(folder: Path, manifest: dict[str, Any], names: Iterable[str]) ->
     except (MemoryError, CheckpointError):
         raise
     except Exception as error:
-        said = (
-            " ".join(str(error).split())[:1000]
-            if isinstance(error, SDAError | OSError | ValueError)
-            else repr(error)
-        )
+        for_people = isinstance(error, SDAError | OSError | ValueError)
+        said = " ".join(str(error).split())[:1000] if for_people else repr(error)
         raise CheckpointError(
             f"{folder} is not a complete run folder: {said.rstrip('.')}. Copy the whole folder again, or delete it "
             "and train again."

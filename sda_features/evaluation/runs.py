@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sda_features.errors import CheckpointError, SettingsError
-from sda_features.evaluation.metrics import hit_at_k, mean, ndcg_at_k
+from sda_features.evaluation.metrics import METRICS, mean
 from sda_features.evaluation.run_files import MANIFEST, RANKS, read_manifest, run_content
-from sda_features.evaluation.significance import Comparison, compare, mean_over_seeds
-
-METRICS = {"hit": hit_at_k, "ndcg": ndcg_at_k}
+from sda_features.evaluation.significance import Comparison, compare, mean_over_seeds, seed_pairs_won
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,13 +123,14 @@ def check_comparable(runs: Sequence[Run]) -> None:
     """
     first = runs[0]
     for other in runs[1:]:
+        ours, theirs = (
+            {"data": run.manifest["data"]["sha256"][:12], **run.manifest["evaluation"]}
+            for run in (first, other)
+        )
         faults = [
-            f"{name}: {ours!r} and {theirs!r}"
-            for name, ours, theirs in [
-                ("data", first.manifest["data"]["sha256"][:12], other.manifest["data"]["sha256"][:12]),
-                *_pairs(first.manifest["evaluation"], other.manifest["evaluation"]),
-            ]
-            if ours != theirs
+            f"{name}: {ours.get(name)!r} and {theirs.get(name)!r}"
+            for name in dict.fromkeys(["data", *sorted({*ours, *theirs})])
+            if ours.get(name) != theirs.get(name)
         ]
         if not faults and not (
             np.array_equal(first.user_ids, other.user_ids) and np.array_equal(first.item_ids, other.item_ids)
@@ -169,9 +168,8 @@ def compare_runs(ours: Sequence[Run], theirs: Sequence[Run], *, seed: int = 0) -
             name = f"{metric}@{first.cutoff}/{protocol}/{group}"
             means = [mean(side[members, column]) for side in (left, right)]
             seeds = [[mean(matrix[members, column]) or 0 for matrix in of_seeds] for of_seeds in values]
-            pairs = [(a, b) for a in seeds[0] for b in seeds[1]] if members.any() else []
-            won = sum(a > b for a, b in pairs)
-            found[name] = Difference(name, means[0], means[1], comparisons[column], len(pairs), won)
+            won, pairs = seed_pairs_won(*seeds) if members.any() else (0, 0)
+            found[name] = Difference(name, means[0], means[1], comparisons[column], pairs, won)
     order = [f"{m}@{first.cutoff}/{p}/{g}" for p in first.ranks for g in first.groups for m in METRICS]
     return [found[name] for name in order]
 
@@ -185,7 +183,3 @@ def _setting(manifest: dict[str, Any]) -> dict[str, Any]:
     }
     keys = ("recommender", "features", "vectors", "vectors_version", "vectors_sha256")
     return {"settings": settings, **{key: manifest.get(key) for key in keys}}
-
-
-def _pairs(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterable[tuple[str, Any, Any]]:
-    return ((name, ours.get(name), theirs.get(name)) for name in sorted({*ours, *theirs}))

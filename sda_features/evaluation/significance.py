@@ -9,15 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betainc
 
 from sda_features.errors import RankingError
-
-Floats = NDArray[np.floating[Any]]
+from sda_features.evaluation.metrics import Floats
 
 DRAWS_AT_ONCE = 1 << 20  # bounds the memory of the bootstrap, about 20 bytes a draw
 

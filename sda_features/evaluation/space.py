@@ -23,6 +23,7 @@ from sda_features.evaluation.neighbours import unit_rows
 from sda_features.evaluation.retrieval import recall_at_k
 
 PAIRS_OF = 2048  # rows whose pairs uniformity is taken over
+CUT_OFFS = (1, 10)  # of R@k
 RETRIEVED_AMONG = 20_000  # rows at most that R@k is measured among, because it is of n squared products
 
 
@@ -88,20 +89,17 @@ def one_modality(vectors: Floats, found: NDArray[np.bool_], *, seed: int = 0) ->
     return OneModality(len(present), vectors.shape[1], spread, uniformity, effective_rank(rows))
 
 
-def two_modalities(
-    text: Floats, image: Floats, both: NDArray[np.bool_], *, ks: tuple[int, ...] = (1, 10), seed: int = 0
-) -> TwoModalities:
+def two_modalities(text: Floats, image: Floats, both: NDArray[np.bool_], *, seed: int = 0) -> TwoModalities:
     """Compare the two vectors of each item.
 
     Args:
         text: float [n, d].
         image: float [n, d]; of another width, gap, alignment and R@k are None.
         both: bool [n], items that have both.
-        ks: cut-offs of R@k.
         seed: of the items that R@k is measured among.
     """
     items = int(both.sum())
-    nothing: dict[int, float | None] = dict.fromkeys(ks)
+    nothing: dict[int, float | None] = dict.fromkeys(CUT_OFFS)
     if not items or text.shape[1] != image.shape[1]:
         return TwoModalities(items, 0, None, None, nothing, nothing)
     left, right = text[both], image[both]
@@ -114,8 +112,8 @@ def two_modalities(
         len(some),
         float(np.linalg.norm(gap)),
         float(distance.mean()),
-        {k: recall_at_k(left, right, k) for k in ks},
-        {k: recall_at_k(right, left, k) for k in ks},
+        {k: recall_at_k(left, right, k) for k in CUT_OFFS},
+        {k: recall_at_k(right, left, k) for k in CUT_OFFS},
     )
 
 

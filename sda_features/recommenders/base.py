@@ -93,10 +93,8 @@ class Ranker(nn.Module, ABC):
     def _states(self, history: Interactions, users: NDArray[np.int64], batch: int | None = None) -> Tensor:
         if batch is None:
             read = np.minimum(history.lengths[users], self.settings.max_length).sum()
-            fitting = (
-                READ_AT_ONCE * len(users) // max(1, read) if self.device.type == "cpu" else USERS_AT_ONCE
-            )
-            batch = int(np.clip(fitting, 1, USERS_AT_ONCE))
+            fitting = int(np.clip(READ_AT_ONCE * len(users) // max(1, read), 1, USERS_AT_ONCE))
+            batch = fitting if self.device.type == "cpu" else USERS_AT_ONCE
         states = []
         for start in range(0, max(len(users), 1), batch):
             some = users[start : start + batch]
@@ -145,6 +143,10 @@ class SequenceRecommender(Recommender):
     def adapter_parameters(self) -> list[nn.Parameter]:
         """The adapter of `items`."""
         return self.items.adapter_parameters()
+
+    def item_table(self) -> Tensor:
+        """Item representations, float32 [I + 1, K]."""
+        return self.items.table()
 
     @abstractmethod
     def state_after(self, representations: Tensor) -> Tensor:

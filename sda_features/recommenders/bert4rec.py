@@ -191,23 +191,12 @@ class BERT4Rec(SequenceRecommender):
         packing = pack(torch.ones(1, len(recent) + 1, dtype=torch.bool, device=recent.device))
         return self._packed_states(torch.cat([recent, self.mask[None]]), packing, last=True)[0]
 
-    def item_table(self) -> Tensor:
-        """Item representations, float32 [I + 1, d]."""
-        return self.items.table()
-
     def _packed_states(
         self, inputs: Tensor, packing: Packing, wanted: Tensor | None = None, *, last: bool = False
     ) -> Tensor:
-        """LN(GELU(h W^P + b^P)) of some rows (paper, Eq. 7, left of E^T).
+        """LN(GELU(h W^P + b^P)) (paper, Eq. 7, left of E^T), float [M, d].
 
-        Args:
-            inputs: float [N, d], representations of items and of [MASK].
-            packing: of the N rows.
-            wanted: int64 [M], the rows.
-            last: the rows are `packing.last`.
-
-        Returns:
-            float [M, d].
+        Of `inputs`, float [N, d], the rows `wanted`, int64 [M], or with `last` those of `packing.last`.
         """
         # The last column always takes the last position, however long the padding is.
         positions = self.positions[packing.column + len(self.positions) - packing.shape[1]]

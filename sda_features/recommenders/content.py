@@ -24,14 +24,13 @@ from sda_features.evaluation.metrics import ndcg_at_k, ranks_of_targets
 from sda_features.evaluation.protocols import SCORES_AT_ONCE, Scorer, without_seen
 from sda_features.logs.interactions import Interactions
 from sda_features.logs.splits import Split
-from sda_features.recommenders.base import Ranker
+from sda_features.recommenders.base import USERS_AT_ONCE, Ranker
 from sda_features.recommenders.representations import ItemVectors
 
 MEASURED_AS = VectorEvaluationSettings()  # a history is read as `evaluate-vectors` reads it
 RECENT, DECAY = MEASURED_AS.history, MEASURED_AS.decay  # items, at most the model's `max_length`
 RELATIVE_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # tried, in spreads of the model's scores
 SPREAD_OF = 256  # users whose scores tell the spreads
-USERS_AT_ONCE = 4096
 
 
 def content_units(values: Tensor, widths: Sequence[int]) -> Tensor:
@@ -111,9 +110,8 @@ def choose_weight(model: Ranker, vectors: ItemVectors, split: Split, evaluation:
     held = split.validation
     content = WithContent(model, vectors, 0.0).content_scorer(held.history)
     learned = model.scorer(held.history, held.users)
-    weights = np.array(RELATIVE_WEIGHTS, np.float32) * _spread_of_scores(
-        learned, content, held.users[:SPREAD_OF]
-    )
+    spreads = [score(held.users[:SPREAD_OF])[:, 1:].std(axis=1).mean() for score in (learned, content)]
+    weights = np.array(RELATIVE_WEIGHTS, np.float32) * np.float32(spreads[0] / max(spreads[1], 1e-12))
     ranks: list[list[NDArray[np.float64]]] = [[] for _ in weights]
     rows = max(1, SCORES_AT_ONCE // (split.train.item_count + 1))
     for start in range(0, len(held.users), rows):  # both scores once, for all weights
@@ -124,9 +122,3 @@ def choose_weight(model: Ranker, vectors: ItemVectors, split: Split, evaluation:
             of_weight.append(ranks_of_targets(scores, targets))
     ndcg = [ndcg_at_k(np.concatenate(of_weight), evaluation.cutoff).mean() for of_weight in ranks]
     return float(weights[int(np.argmax(ndcg))])
-
-
-def _spread_of_scores(learned: Scorer, content: Scorer, users: NDArray[np.int64]) -> np.float32:
-    """How many times as far the scores of `learned` spread over the catalogue as those of `content`."""
-    spreads = [score(users)[:, 1:].std(axis=1).mean() for score in (learned, content)]
-    return np.float32(spreads[0] / max(spreads[1], 1e-12))

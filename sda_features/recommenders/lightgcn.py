@@ -15,7 +15,7 @@ from typing import Any, final
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from sda_features.logs.interactions import Interactions
@@ -39,17 +39,15 @@ class BipartiteGraph(nn.Module):
 
     def __init__(self, train: Interactions) -> None:
         super().__init__()
-        width = train.item_count + 1
-        users, items = np.divmod(np.unique(train.users * width + train.items), width)
-        weights = np.bincount(users)[users] * np.bincount(items)[items].astype(np.float64)
-        values = (1 / np.sqrt(weights)).astype(np.float32)
-        by_item = np.argsort(items, kind="stable")
-        to_users = _compressed_rows(users, items, values, (train.user_count, width))
-        to_items = _compressed_rows(
-            items[by_item], users[by_item], values[by_item], (width, train.user_count)
-        )
-        self.register_buffer("to_users", to_users, persistent=False)
-        self.register_buffer("to_items", to_items, persistent=False)
+        shape = (train.user_count, train.item_count + 1)
+        pairs = (train.users.astype(np.int32), train.items)  # 32 bits are what MKL takes without a copy
+        links = csr_array((np.ones(len(train.items)), pairs), shape)  # each pair once
+        taken = np.diff(links.indptr)
+        weights = np.repeat(taken, taken) * np.bincount(links.indices)[links.indices]
+        links.data = (1 / np.sqrt(weights)).astype(np.float32)
+        for name, matrix in (("to_users", links), ("to_items", links.T.tocsr())):
+            starts, columns, values = map(torch.from_numpy, (matrix.indptr, matrix.indices, matrix.data))
+            self.register_buffer(name, _sparse(starts, columns, values, matrix.shape), persistent=False)
 
     def users_from(self, items: Tensor, rows: Tensor | None = None) -> Tensor:
         """One hop of T tables, R^ X_t: float32 [T, I + 1, d] -> [T, U, d].
@@ -93,19 +91,6 @@ def _propagation(
         current = there_and_back(current)
         before, here = here, here + current
     return here, here if layers % 2 else before
-
-
-def _compressed_rows(
-    rows: NDArray[np.int64], columns: NDArray[np.int64], values: NDArray[np.float32], shape: tuple[int, int]
-) -> Tensor:
-    """Sparse matrix of entries that are sorted by row."""
-    starts = np.searchsorted(rows, np.arange(shape[0] + 1))
-    return _sparse(  # 32 bits are what MKL takes without a copy
-        torch.from_numpy(starts.astype(np.int32)),
-        torch.from_numpy(columns.astype(np.int32)),
-        torch.from_numpy(values),
-        shape,
-    )
 
 
 def _sparse(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
@@ -16,12 +17,15 @@ from sda_features.evaluation.run_files import ITEMS, USERS, read_manifest, run_c
 from sda_features.logs.interactions import Interactions
 from sda_features.logs.splits import split_interactions
 
-SPLIT = (
-    "split",
-    "cold_share",
-    "validation_from",
-    "test_from",
-)  # what was trained on; the rest is how it is ranked
+# What was trained on; the rest is how it is ranked.
+SPLIT = ("split", "cold_share", "validation_from", "test_from")
+
+
+def item_factors(items: pa.Table) -> NDArray[np.float32]:
+    """The item representations in a run's `items.parquet`, float32 [I + 1, K]; row 0 is zero."""
+    column = items["representation"].combine_chunks()
+    rows = column.flatten().to_numpy().reshape(len(column), -1)
+    return np.concatenate([np.zeros((1, rows.shape[1]), np.float32), rows])
 
 
 def rank_again(
@@ -52,28 +56,26 @@ def rank_again(
     with run_content(folder, manifest, [USERS, ITEMS]):
         trained = EvaluationSettings.parse(**manifest["evaluation"])
         states = load_file(folder / USERS)["states"]
-        items = pq.read_table(folder / ITEMS, columns=["representation"])["representation"].combine_chunks()
-        table = items.flatten().to_numpy().reshape(len(items), -1)
+        table = item_factors(pq.read_table(folder / ITEMS, columns=["representation"]))
     if any(getattr(trained, name) != getattr(settings, name) for name in SPLIT):
         raise SettingsError(
             f"{folder} was trained on the split {trained.split}; another one needs another training."
         )
     split = split_interactions(log, settings)
-    if states.shape != (len(split.test.users), table.shape[1]) or len(table) != log.item_count:
+    if states.shape != (len(split.test.users), table.shape[1]) or len(table) != log.item_count + 1:
         raise CheckpointError(
-            f"{folder}: states {list(states.shape)} and items {list(table.shape)} do not fit the log. Train again."
+            f"{folder}: states {list(states.shape)} and items {list(table[1:].shape)} do not fit the log. Train again."
         )
     if content_weight is not None:
         if not manifest.get("content_weight"):
             raise SettingsError(f"{folder} has no content score; train with --content-weight first.")
         width = sum(block["dim"] for block in manifest["vectors"].values())
         states[:, -width:] *= content_weight / manifest["content_weight"]
-    factors = np.concatenate([np.zeros((1, table.shape[1]), np.float32), table]).T
     rows = np.full(log.user_count, -1)
     rows[split.test.users] = np.arange(len(states))
 
     def score(users: NDArray[np.int64]) -> NDArray[np.float32]:
-        scores: NDArray[np.float32] = states[rows[users]] @ factors
+        scores: NDArray[np.float32] = states[rows[users]] @ table.T
         return scores
 
     return evaluate(score, split, settings)

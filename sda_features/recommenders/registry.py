@@ -30,16 +30,13 @@ def find_recommender(name: str) -> type[Recommender]:
     points = _entry_points()
     if name not in points:
         raise SettingsError(f"No recommender {name!r}; there are {', '.join(points)}.")
+    named = f"The recommender {name!r} ({points[name].value})"
     try:
         found = points[name].load()
     except (ImportError, AttributeError) as error:
-        raise SettingsError(
-            f"The recommender {name!r} ({points[name].value}) cannot be loaded: {error}."
-        ) from error
+        raise SettingsError(f"{named} cannot be loaded: {error}.") from error
     if not (isinstance(found, type) and issubclass(found, Recommender) and not inspect.isabstract(found)):
-        raise SettingsError(
-            f"The recommender {name!r} ({points[name].value}) is not a complete subclass of {Recommender.__name__}."
-        )
+        raise SettingsError(f"{named} is not a complete subclass of {Recommender.__name__}.")
     return found
 
 

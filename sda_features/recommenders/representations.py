@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from sda_features.config import RecommenderSettings
 from sda_features.errors import FeatureMismatchError
-
-Floats = NDArray[np.floating[Any]]
+from sda_features.evaluation.metrics import Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,10 +256,7 @@ class ItemEncoder(nn.Module):
         self.register_buffer("candidates", codes_of(trained), persistent=False)
         self.id_dropout = settings.id_dropout if vectors is not None else 0.0
         if vectors is None or settings.fusion == "join":
-            self.ids = nn.Embedding(item_count + 1, hidden, padding_idx=0)
-            nn.init.xavier_normal_(self.ids.weight)
-            with torch.no_grad():
-                self.ids.weight.mul_(rows_with_ids(item_count, trained))
+            self.ids = id_embedding(item_count, hidden, trained)
         if vectors is not None:
             width = vectors.values.shape[1]
             self.values = torch.from_numpy(vectors.values)
@@ -324,6 +320,15 @@ def codes_of(trained: NDArray[np.bool_] | None) -> Tensor | None:
     if trained is None or trained[1:].all():
         return None
     return torch.from_numpy(np.append(0, np.flatnonzero(trained[1:]) + 1))
+
+
+def id_embedding(item_count: int, width: int, trained: NDArray[np.bool_] | None) -> nn.Embedding:
+    """The id part of each item, [I + 1, width]; see `rows_with_ids`."""
+    ids = nn.Embedding(item_count + 1, width, padding_idx=0)
+    nn.init.xavier_normal_(ids.weight)
+    with torch.no_grad():
+        ids.weight.mul_(rows_with_ids(item_count, trained))
+    return ids
 
 
 def rows_with_ids(item_count: int, trained: NDArray[np.bool_] | None) -> Tensor:

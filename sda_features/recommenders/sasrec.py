@@ -164,10 +164,6 @@ class SASRec(SequenceRecommender):
         packing = pack(torch.ones(1, len(recent), dtype=torch.bool, device=recent.device))
         return self._packed_states(recent, packing, last=True)[0]
 
-    def item_table(self) -> Tensor:
-        """Item representations, float32 [I + 1, d]."""
-        return self.items.table()
-
     def _packed_states(self, inputs: Tensor, packing: Packing, *, last: bool = False) -> Tensor:
         """float [N, d] item representations -> float [N, d] states, or with `last` those of `packing.last`."""
         # The last column always takes the last position, however long the padding is.

@@ -25,13 +25,14 @@ from torch import Tensor
 from sda_features.artifacts import sha256_files
 from sda_features.config import RecommenderSettings
 from sda_features.errors import CheckpointError
+from sda_features.evaluation.metrics import Floats
 from sda_features.evaluation.run_files import ITEMS, SCALING, WEIGHTS, read_manifest, run_content
 from sda_features.logs.interactions import Interactions
 from sda_features.recommenders.base import SequenceRecommender
 from sda_features.recommenders.content import content_state, content_units
+from sda_features.recommenders.rank_again import item_factors
 from sda_features.recommenders.registry import find_class
 from sda_features.recommenders.representations import (
-    Floats,
     ItemVectors,
     Scaling,
     join_modalities,
@@ -189,19 +190,16 @@ def load_run(folder: Path, recommender: type[SequenceRecommender] | None = None)
         scalings = load_scalings(folder / SCALING, modalities) if modalities else {}
         width = sum(len(scaling.mean) for scaling in scalings.values())
         vectors = ItemVectors(np.zeros((0, width), np.float32), np.zeros(0, bool), {}, scalings)
+        log = _empty_log(items["item_id"], manifest["data"]["users"])
         with torch.random.fork_rng(devices=[]):
-            model = cls.build(
-                _empty_log(items["item_id"], manifest["data"]["users"]),
-                settings,
-                vectors if scalings else None,
-            )
+            model = cls.build(log, settings, vectors if scalings else None)
         model.load_state_dict(load_file(folder / WEIGHTS))
         return LoadedRecommender(
             model=model.eval().requires_grad_(False),
             item_ids=tuple(items["item_id"].to_pylist()),
             interactions=np.concatenate([[0], items["interactions"].to_numpy()]),
             has_vector=np.concatenate([[False], items["has_vector"].to_numpy()]),
-            table=_table(items["representation"]),
+            table=torch.from_numpy(item_factors(items)),
             scalings=scalings,
             content_weight=float(manifest.get("content_weight", 0.0)),
             version=sha256_files([folder / file for file in files])[:12],
@@ -213,10 +211,3 @@ def _empty_log(item_ids: Any, users: int) -> Interactions:
     """A log with the run's counts of users and items, and nothing else."""
     nobody = pa.array([""] * users)
     return Interactions(nobody, item_ids, np.zeros(users + 1, np.int64), np.zeros(0, np.int32))
-
-
-def _table(column: Any) -> Tensor:
-    """float32 [I + 1, K] of a fixed-size list column; row 0 is zero."""
-    rows = column.combine_chunks()
-    values = rows.flatten().to_numpy().reshape(len(rows), -1)
-    return torch.from_numpy(np.concatenate([np.zeros((1, values.shape[1]), np.float32), values]))

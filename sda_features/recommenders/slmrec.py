@@ -29,7 +29,7 @@ from sda_features.config import RecommenderSettings
 from sda_features.logs.interactions import Interactions
 from sda_features.recommenders.base import Batch, Recommender
 from sda_features.recommenders.lightgcn import BipartiteGraph
-from sda_features.recommenders.representations import ItemVectors, drop_ids, rows_with_ids
+from sda_features.recommenders.representations import ItemVectors, drop_ids, id_embedding
 from sda_features.recommenders.softmax import softmax_loss
 
 
@@ -92,10 +92,7 @@ class ModalityTable(nn.Module):
         self.ids: nn.Embedding | None = None
         self.projections = nn.ModuleList()
         if vectors is None or settings.fusion == "join":
-            self.ids = nn.Embedding(item_count + 1, settings.hidden_dim, padding_idx=0)
-            nn.init.xavier_normal_(self.ids.weight)
-            with torch.no_grad():
-                self.ids.weight.mul_(rows_with_ids(item_count, trained))
+            self.ids = id_embedding(item_count, settings.hidden_dim, trained)
         self.id_dropout = settings.id_dropout if vectors is not None else 0.0
         self.register_buffer("found", None, persistent=False)
         if vectors is not None:
@@ -134,9 +131,8 @@ class FineAndCoarse(nn.Module):
 
     def forward(self, items: Tensor, temperature: float) -> Tensor:
         """Loss of items whose modalities are float32 [M, n, d], each item once."""
-        first, *others = items
+        reached, *others = items
         total = items.new_zeros(())
-        reached = first
         for onward, entry, other in zip(self.onwards, self.entries, others, strict=True):
             entered = entry(other)
             total = total + info_nce(onward(reached), entered, temperature)
@@ -173,11 +169,10 @@ class SLMRec(Recommender):
         self.user_fusion = _linear(self.modalities * hidden, hidden)
         self.item_fusion = _linear(self.modalities * hidden, hidden)
         several = self.modalities > 1
+        fac = settings.ssl_task == "fac" and several
         self.drops = "fd" in settings.ssl_task
         self.masks = "fm" in settings.ssl_task and several
-        self.fine_and_coarse = (
-            FineAndCoarse(self.modalities, hidden) if settings.ssl_task == "fac" and several else None
-        )
+        self.fine_and_coarse = FineAndCoarse(self.modalities, hidden) if fac else None
 
     @classmethod
     def build(cls, train: Interactions, settings: RecommenderSettings, vectors: ItemVectors | None) -> Self:
@@ -248,12 +243,7 @@ class SLMRec(Recommender):
         return self.representations()[0][torch.from_numpy(users).to(self.device)]  # one propagation for all
 
     def _propagate(self, layer_zero: Tensor, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Means over layers for some users and items.
-
-        Args:
-            layer_zero: of the items, float32 [M, I + 1, d].
-            users: int64 [m], distinct.
-            items: int64 [n], distinct.
+        """Means over layers for distinct `users` [m] and `items` [n], from layer 0 [M, I + 1, d] of the items.
 
         Returns:
             users, fused, float32 [m, d].

@@ -50,11 +50,8 @@ class _BlockedSoftmaxLoss(Function):
         items, wanted = table[1:], any(ctx.needs_input_grad)
         rows = max(1, LOGITS_AT_ONCE // len(items))
         buffer = states.new_empty(min(rows, len(states)), len(items))
-        log_sums, of_states, of_table = (
-            torch.empty_like(states[:, 0]),
-            torch.empty_like(states),
-            torch.zeros_like(table),
-        )
+        log_sums = torch.empty_like(states[:, 0])
+        of_states, of_table = torch.empty_like(states), torch.zeros_like(table)
         for start in range(0, len(states), rows):
             block = slice(start, start + rows)
             h = states[block]

@@ -155,7 +155,8 @@ class TrainResult:
         check_folder(folder, RUN_FILES, "an earlier run")
         with atomic_folder(folder) as temporary:
             np.savez_compressed(temporary / RANKS, allow_pickle=False, **arrays)
-            save_file(_weights(self.model), temporary / WEIGHTS)
+            weights = {name: tensor.cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+            save_file(weights, temporary / WEIGHTS)
             pq.write_table(self._items(), temporary / ITEMS, use_dictionary=False)  # no value comes twice
             states = self.ranker.states_after(self.split.test.history, self.test.users)
             save_arrays({"states": states}, temporary / USERS)
@@ -196,7 +197,7 @@ def train(
         interactions: the log; it is split as `evaluation` says.
         settings: architecture, optimisation and seed.
         evaluation: the protocol.
-        vectors: frozen item vectors float [I + 1, D] (see `features.align_vectors`), or several by
+        vectors: frozen item vectors float [I + 1, D] (see `representations.align_vectors`), or several by
             modality name, e.g. {"text": ..., "image": ...}; none: ids alone.
         vectors_version: version of the checkpoint that made them; goes into the manifest.
         recommender: which model.
@@ -302,10 +303,6 @@ def _parameter_groups(model: Recommender, settings: RecommenderSettings) -> list
     others = [p for p in model.parameters() if all(p is not ours for ours in adapter)]
     groups: list[dict[str, Any]] = [{"params": others}]
     return [*groups, {"params": adapter, "lr": settings.adapter_learning_rate}] if adapter else groups
-
-
-def _weights(model: Recommender) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
 
 
 @contextlib.contextmanager

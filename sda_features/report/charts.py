@@ -28,13 +28,13 @@ def line_chart(title: str, lines: Mapping[str, Sequence[Point]]) -> str:
     if high == low:
         low, high = low - 0.5, high + 0.5
 
-    def at(x: float, y: float) -> str:
+    def at(x: float, y: float) -> tuple[str, str]:
         across = (x - left) / ((right - left) or 1) * (WIDTH - LEFT - 10)
         up = (y - low) / (high - low) * (HEIGHT - BOTTOM - 46)
-        return f"{LEFT + across:.1f},{HEIGHT - BOTTOM - up:.1f}"
+        return f"{LEFT + across:.1f}", f"{HEIGHT - BOTTOM - up:.1f}"
 
     parts = [
-        _head(WIDTH, HEIGHT),
+        svg_head(WIDTH, HEIGHT),
         f'<text x="{LEFT}" y="14" font-weight="600">{escape(title)}</text>',
         f'<text x="{LEFT - 6}" y="{HEIGHT - BOTTOM}" text-anchor="end">{low:.3g}</text>',
         f'<text x="{LEFT - 6}" y="50" text-anchor="end">{high:.3g}</text>',
@@ -43,19 +43,16 @@ def line_chart(title: str, lines: Mapping[str, Sequence[Point]]) -> str:
     ]
     for number, (name, points) in enumerate(lines.items()):
         colour = COLOURS[number % len(COLOURS)]
-        path = " ".join(at(x, y) for x, y in points)
+        places = [at(x, y) for x, y in points]
+        path = " ".join(f"{x},{y}" for x, y in places)
+        marked = places if len(places) < SPARSE else []
         parts += [
             f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>',
-            *(_mark(at(x, y), colour) for x, y in points[:SPARSE] if len(points) < SPARSE),
+            *(f'<circle cx="{x}" cy="{y}" r="2.5" fill="{colour}"/>' for x, y in marked),
             f'<circle cx="{LEFT + 4 + 110 * number}" cy="28" r="4" fill="{colour}"/>',
             f'<text x="{LEFT + 12 + 110 * number}" y="32">{escape(name)}</text>',
         ]
     return "".join([*parts, "</svg>"])
-
-
-def _mark(place: str, colour: str) -> str:
-    x, y = place.split(",")
-    return f'<circle cx="{x}" cy="{y}" r="2.5" fill="{colour}"/>'
 
 
 def share_grid(
@@ -70,7 +67,10 @@ def share_grid(
         shares: a number for each row and column.
     """
     width, height = LABEL + CELL_WIDTH * len(columns) + 10, 44 + CELL_HEIGHT * len(rows)
-    parts = [_head(max(width, 240), height), f'<text x="0" y="14" font-weight="600">{escape(title)}</text>']
+    parts = [
+        svg_head(max(width, 240), height),
+        f'<text x="0" y="14" font-weight="600">{escape(title)}</text>',
+    ]
     for number, name in enumerate(columns):
         x = LABEL + CELL_WIDTH * number + CELL_WIDTH / 2
         parts.append(f'<text x="{x:.0f}" y="34" text-anchor="middle">{escape(name)}</text>')
@@ -86,7 +86,8 @@ def share_grid(
     return "".join([*parts, "</svg>"])
 
 
-def _head(width: float, height: float) -> str:
+def svg_head(width: float, height: float) -> str:
+    """Where an SVG document of this size, in pixels, begins."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         'font-family="sans-serif" font-size="11">'

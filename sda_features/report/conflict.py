@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sda_features.artifacts import atomic_file, check_folder, write_json
-from sda_features.report.charts import COLOURS
+from sda_features.report.charts import COLOURS, svg_head
 from sda_features.results import Result, text_table
 
 HEADERS = {
@@ -24,12 +24,8 @@ HEADERS = {
     "norm_ratio": "text/image norm",
     "measurements": "n",
 }
-LABEL, HALF, BAR, TOP = (
-    300,
-    220,
-    18,
-    40,
-)  # pixels: width of labels, of a cosine of 1, height of a bar, of the head
+# Pixels: width of labels, of a cosine of 1, height of a bar, of the head.
+LABEL, HALF, BAR, TOP = 300, 220, 18, 40
 CONFLICT_FILES = ("conflict.json", "conflict.md", "conflict.svg")
 
 Row = Mapping[str, Any]
@@ -64,8 +60,7 @@ def conflict_chart(rows: Sequence[Row]) -> str:
     names = list(dict.fromkeys(row["name"] for row in rows))
     zero, height = LABEL + HALF, TOP + BAR * len(shown) + 10
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{zero + HALF + 10}" height="{height}" '
-        'font-family="sans-serif" font-size="11">',
+        svg_head(zero + HALF + 10, height),
         f'<text x="{zero}" y="16" text-anchor="middle">cosine of text and image gradients, last layer</text>',
         *(
             f'<text x="{zero + value * HALF}" y="32" text-anchor="middle">{value}</text>'
@@ -85,11 +80,6 @@ def conflict_chart(rows: Sequence[Row]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def json_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows as JSON has them: null for NaN."""
-    return [{name: None if value != value else value for name, value in row.items()} for row in rows]
-
-
 @dataclass(frozen=True)
 class Conflicts(Result):
     """What `diagnose` measured; rows as for `conflict_table`."""
@@ -97,8 +87,9 @@ class Conflicts(Result):
     rows: list[dict[str, Any]]
 
     def as_dict(self) -> dict[str, Any]:
-        """See `Result`."""
-        return {"conflict": json_rows(self.rows)}
+        """See `Result`; None for NaN."""
+        rows = [{name: None if value != value else value for name, value in row.items()} for row in self.rows]
+        return {"conflict": rows}
 
     def __str__(self) -> str:
         return conflict_table(self.rows)
@@ -107,7 +98,7 @@ class Conflicts(Result):
 def write_conflict(folder: Path, rows: Sequence[Row]) -> None:
     """Write conflict.json, conflict.md (table) and conflict.svg (chart) to `folder`."""
     check_folder(folder, CONFLICT_FILES, "an earlier diagnosis")
-    write_json(folder / CONFLICT_FILES[0], {"conflict": json_rows(rows)})
+    write_json(folder / CONFLICT_FILES[0], {"conflict": rows})
     texts = conflict_table(rows) + "\n", conflict_chart(rows)
     for name, text in zip(CONFLICT_FILES[1:], texts, strict=True):
         with atomic_file(folder / name) as temporary:

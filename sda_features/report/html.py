@@ -9,13 +9,11 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib.resources import files
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment
-from markupsafe import Markup, escape
+from jinja2 import Environment, PackageLoader
 from numpy.typing import NDArray
 
 from sda_features.report.inspection import change_rows, space_rows
@@ -51,7 +49,7 @@ class Section:
     title: str
     note: str = ""
     charts: Sequence[str] = ()
-    tables: Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]] = field(default=())
+    tables: Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +94,7 @@ def render_report(
     Args:
         title: heading.
         subtitle: a sentence below it.
-        spaces: numbers of each version, see `workflows.inspection`.
+        spaces: numbers of each version, see `workflows.inspect_vectors`.
         change: numbers of the change from the second to the first.
         shown: the items on the page.
         sections: further parts.
@@ -104,42 +102,19 @@ def render_report(
         map_note: a sentence below the map.
         footer: last line.
     """
-    page = files("sda_features.report") / "page"
-    source, style, script = (
-        (page / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")
-    )
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(source).render(
+    pages = PackageLoader("sda_features.report", "page")
+    environment = Environment(loader=pages, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("page.html").render(
         title=title,
         subtitle=subtitle,
-        style=Markup(style),
-        script=Markup(script),
-        data=Markup(_data(shown)),
-        table=_table,
+        data=_data(shown),
         numbers={"headers": ["", *(space["name"] for space in spaces)], "rows": space_rows(spaces)},
         change={"name": change["name"], "rows": change_rows(change)} if change else None,
-        glossary=GLOSSARY.items(),
-        shared_pictures=[{"item": item, "items": items} for item, items in shared_pictures],
-        sections=[
-            {
-                "id": section.id,
-                "title": section.title,
-                "note": section.note,
-                "charts": [Markup(chart) for chart in section.charts],
-                "tables": [{"headers": headers, "rows": rows} for headers, rows in section.tables],
-            }
-            for section in sections
-        ],
+        glossary=GLOSSARY,
+        shared_pictures=shared_pictures,
+        sections=sections,
         map_note=map_note,
         footer=footer,
-    )
-
-
-def _table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> Markup:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in headers)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(value)}</td>' for value in row)}</tr>" for row in rows)
-    return Markup(
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
 
 
@@ -148,10 +123,7 @@ def _data(shown: GalleryData) -> str:
     content = {
         "ids": list(shown.ids),
         "names": list(shown.names),
-        "columns": [
-            {"name": name, "values": values, "codes": codes}
-            for name, (values, codes) in ((name, _coded(column)) for name, column in shown.columns.items())
-        ],
+        "columns": [_coded(name, column) for name, column in shown.columns.items()],
         "pictured": shown.pictured.astype(int).tolist(),
         "side": shown.sheets.side,
         "perRow": PER_ROW,
@@ -167,9 +139,11 @@ def _data(shown: GalleryData) -> str:
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _coded(values: Sequence[str | None]) -> tuple[list[str], list[int]]:
+def _coded(name: str, values: Sequence[str | None]) -> dict[str, Any]:
+    """A column as its distinct values and the position of each item's among them, -1 for none."""
     known = {value: code for code, value in enumerate(dict.fromkeys(filter(None, values)))}
-    return list(known), [known[value] if value else -1 for value in values]
+    codes = [known[value] if value else -1 for value in values]
+    return {"name": name, "values": list(known), "codes": codes}
 
 
 def _packed(matrix: NDArray[Any], dtype: str) -> str:

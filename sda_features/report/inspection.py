@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sda_features.config import MODALITIES
+from sda_features.report.tables import formatted
 from sda_features.results import text_table
 
 Numbers = Mapping[str, Any]
@@ -17,57 +18,47 @@ def space_rows(spaces: Sequence[Numbers]) -> list[list[str]]:
     """One row a measure, one column a space.
 
     Args:
-        spaces: what `workflows.inspection.inspect_space` returns, one a version.
+        spaces: what `workflows.inspect_vectors.inspect_space` returns, one a version.
     """
     rows = [
         ["items", *(f"{space['items']:,}" for space in spaces)],
         ["without text / picture / any vector", *(_without(space["without"]) for space in spaces)],
-        ["dimension, text / picture", *(_pair(spaces_dim(space), "d") for space in spaces)],
     ]
     rows += [
         [title, *(_pair([space[name][measure] for name in MODALITIES], form) for space in spaces)]
         for title, measure, form in (
+            ("dimension, text / picture", "dim", "d"),
             ("spread, text / picture", "spread", ".3f"),
             ("uniformity, text / picture", "uniformity", ".2f"),
             ("effective rank, text / picture", "effective_rank", ".0f"),
         )
     ]
     rows += [
-        [title, *(_number(space["both"][measure], ".3f") for space in spaces)]
+        [title, *(formatted(space["both"][measure], ".3f") for space in spaces)]
         for title, measure in (("modality gap", "modality_gap"), ("alignment", "alignment"))
     ]
     for title, measure in (("text finds picture", "text_to_image"), ("picture finds text", "image_to_text")):
         for k in spaces[0]["both"][measure]:
-            among = f" of {spaces[0]['both']['among']:,}"
-            rows.append(
-                [f"{title}, R@{k}{among}", *(_number(space["both"][measure][k], ".3f") for space in spaces)]
-            )
+            head = f"{title}, R@{k} of {spaces[0]['both']['among']:,}"
+            rows.append([head, *(formatted(space["both"][measure][k], ".3f") for space in spaces)])
     for name in MODALITIES:
         title = f"same {VIEWS[name]} vector as another item / as ten or more"
         rows.append([title, *(_shares(space["identical"][name]) for space in spaces)])
     for column in spaces[0]["purity"]:
-        rows.append(
-            [
-                f"neighbours with the same {column}, {' / '.join(VIEWS.values())} (chance)",
-                *(_purity(space["purity"].get(column)) for space in spaces),
-            ]
-        )
+        title = f"neighbours with the same {column}, {' / '.join(VIEWS.values())} (chance)"
+        rows.append([title, *(_purity(space["purity"].get(column)) for space in spaces)])
     return rows
 
 
 def change_rows(change: Numbers) -> list[list[str]]:
     """What changed against another version, one row a fact."""
-    kept = " / ".join(_number(change["kept"][view], ".3f") for view in VIEWS)
+    kept = " / ".join(formatted(change["kept"][view], ".3f") for view in VIEWS)
     return [
         [f"of {change['neighbours']} neighbours kept, {' / '.join(VIEWS.values())}", kept],
-        [
-            "items that lost a vector, text / picture",
-            _pair([change["lost"][name] for name in MODALITIES], "d"),
-        ],
-        [
-            "items that gained a vector, text / picture",
-            _pair([change["gained"][name] for name in MODALITIES], "d"),
-        ],
+        *(
+            [f"items that {did} a vector, text / picture", _pair(list(change[did].values()), "d")]
+            for did in ("lost", "gained")
+        ),
     ]
 
 
@@ -80,17 +71,8 @@ def inspection_table(spaces: Sequence[Numbers], change: Numbers | None) -> str:
     return f"{table}\n\n{text_table(change_rows(change), ['', 'against ' + change['name']], ['left'] * 2)}"
 
 
-def spaces_dim(space: Numbers) -> list[int]:
-    """Dimension of text and picture vectors."""
-    return [space["text"]["dim"], space["image"]["dim"]]
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
 def _pair(values: Sequence[float | None], form: str) -> str:
-    return " / ".join(_number(value, form) for value in values)
+    return " / ".join(formatted(value, form) for value in values)
 
 
 def _without(counts: Mapping[str, int]) -> str:
@@ -106,5 +88,5 @@ def _purity(measured: Numbers | None) -> str:
     if measured is None:
         return "-"
     chance = next((value["chance"] for value in measured.values() if value), None)
-    shares = " / ".join(_number(value and value["share"], ".2f") for value in measured.values())
-    return f"{shares} ({_number(chance, '.2f')})"
+    shares = " / ".join(formatted(value and value["share"], ".2f") for value in measured.values())
+    return f"{shares} ({formatted(chance, '.2f')})"

@@ -86,9 +86,9 @@ class ScoreTable:
 
     def latex(self) -> str:
         """A `table` that needs the package booktabs."""
-        groups = [(name, len(list(run))) for name, run in groupby(group for group, _ in self.columns)]
         spans, rules, start = [], [], len(self.labels) + 1
-        for name, width in groups:
+        for name, run in groupby(group for group, _ in self.columns):
+            width = len(list(run))
             spans.append(rf"\multicolumn{{{width}}}{{c}}{{{_escape(name)}}}")
             rules.append(rf"\cmidrule(lr){{{start}-{start + width - 1}}}")
             start += width
@@ -97,7 +97,7 @@ class ScoreTable:
             rf"\caption{{{_escape(self.title)}. {_escape(self.note)}}}",
             rf"\begin{{tabular}}{{{'l' * len(self.labels)}{'r' * len(self.columns)}}}",
             r"\toprule",
-            _latex_line(["", *[""] * (len(self.labels) - 1), *spans]),
+            _latex_line([""] * len(self.labels) + spans),
             " ".join(rules),
             _latex_line([*map(_escape, self.labels), *(_escape(metric) for _, metric in self.columns)]),
         ]
@@ -118,11 +118,7 @@ class ScoreTable:
                     **dict(zip(self.labels, row.labels, strict=True)),
                     "scores": {
                         f"{group} {metric}": {
-                            "value": score.value,
-                            "spread": score.spread,
-                            "place": score.place,
-                            "significant": score.significant,
-                            "p_value": score.p_value,
+                            name: value for name, value in vars(score).items() if name != "percent"
                         }
                         for (group, metric), score in zip(self.columns, row.scores, strict=True)
                     },
@@ -197,7 +193,7 @@ def measures_table(metrics: Mapping[str, Mapping[str, float | None]], users: Map
         Markdown.
     """
     rows = [
-        [name, f"{count:,}", *(_plain(of_label[name], ".4f") for of_label in metrics.values())]
+        [name, f"{count:,}", *(formatted(of_label[name], ".4f") for of_label in metrics.values())]
         for name, count in users.items()
         if count
     ]
@@ -226,11 +222,11 @@ def differences_table(
             *(row[label] for label in labels),
             row["metric"],
             f"{row['users']:,}",
-            _plain(row["ours"], ".4f"),
-            _plain(row["theirs"], ".4f"),
-            _plain(row["difference"], "+.4f"),
+            formatted(row["ours"], ".4f"),
+            formatted(row["theirs"], ".4f"),
+            formatted(row["difference"], "+.4f"),
             "-" if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}",
-            _plain(row["p_value"], ".2g")
+            formatted(row["p_value"], ".2g")
             + (r"\*" if is_significant_over_seeds(row["p_value"], row["won"], row["pairs"]) else ""),
             f"{row['won']} of {row['pairs']}" if row["pairs"] else "-",
         ]
@@ -240,7 +236,8 @@ def differences_table(
     return text_table(cells, headers, aligned)
 
 
-def _plain(value: float | None, form: str) -> str:
+def formatted(value: float | None, form: str) -> str:
+    """A number in the format `form`, or a dash."""
     return "-" if value is None else format(value, form)
 
 

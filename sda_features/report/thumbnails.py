@@ -42,30 +42,22 @@ def make_sheets(thumbnails: Iterable[Image.Image | None], side: int, *, max_byte
         side: in pixels.
         max_bytes: largest total length of the data URLs.
     """
+    cells = list(thumbnails)
     urls: list[str] = []
     length = 0
-    sheet, filled = _empty(side), 0
-    for number, picture in enumerate([*thumbnails], start=1):
-        if picture is not None:
-            sheet.paste(picture, (filled % PER_ROW * side, filled // PER_ROW * side))
-        filled += 1
-        last = number % PER_SHEET == 0
-        if last:
-            url = _data_url(sheet)
-            if (length := length + len(url)) > max_bytes:
-                return Sheets(side, urls, length - len(url))
-            urls.append(url)
-            sheet, filled = _empty(side), 0
-    if filled:
-        url = _data_url(sheet.crop((0, 0, PER_ROW * side, -(-filled // PER_ROW) * side)))
-        if length + len(url) <= max_bytes:
-            urls.append(url)
-            length += len(url)
+    for start in range(0, len(cells), PER_SHEET):
+        of_sheet = cells[start : start + PER_SHEET]
+        size = (PER_ROW * side, -(-len(of_sheet) // PER_ROW) * side)
+        sheet = Image.new("RGB", size, "white")
+        for place, picture in enumerate(of_sheet):
+            if picture is not None:
+                sheet.paste(picture, (place % PER_ROW * side, place // PER_ROW * side))
+        url = _data_url(sheet)
+        if length + len(url) > max_bytes:
+            break
+        urls.append(url)
+        length += len(url)
     return Sheets(side, urls, length)
-
-
-def _empty(side: int) -> Image.Image:
-    return Image.new("RGB", (PER_ROW * side, PER_ROW * side), "white")
 
 
 def _data_url(sheet: Image.Image) -> str:

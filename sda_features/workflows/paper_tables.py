@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from sda_features.artifacts import atomic_file, check_folder, source_commit, write_json
 from sda_features.config import EvaluationSettings, LogSettings, RecommenderSettings
 from sda_features.errors import SettingsError
-from sda_features.evaluation.metrics import mean
-from sda_features.evaluation.runs import METRICS, Difference, Run, compare_runs, read_seeds
+from sda_features.evaluation.metrics import METRICS, mean
+from sda_features.evaluation.runs import Difference, Run, compare_runs, read_seeds
 from sda_features.evaluation.significance import mean_over_seeds, paired_t_test, seed_pairs_won
 from sda_features.report.tables import (
     Row,

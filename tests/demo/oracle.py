@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from sda_features.demo.catalogue import Catalogue
 from sda_features.demo.factors import FACTORS
+from sda_features.evaluation.metrics import hit_at_k, ranks_of_targets
 
 
 def sequences(log: pa.Table, item_ids: tuple[str, ...]) -> list[NDArray[np.int64]]:
@@ -63,12 +64,8 @@ def hit_at_10(
     scores: NDArray[np.float64], histories: list[NDArray[np.int64]], users: NDArray[np.bool_] | None = None
 ) -> float:
     """Share of users whose last item is among the ten best of the catalogue, seen items excluded."""
-    hits = []
+    ranked = scores.copy()
     for row, history in enumerate(histories):
-        if users is not None and not users[row]:
-            continue
-        ranked = scores[row].copy()
-        ranked[history[:-1]] = -np.inf
-        target = ranked[history[-1]]
-        hits.append((ranked > target).sum() + (ranked == target).sum() / 2 <= 10)
-    return float(np.mean(hits))
+        ranked[row, history[:-1]] = -np.inf
+    hits = hit_at_k(ranks_of_targets(ranked, np.array([history[-1] for history in histories])), 10)
+    return float((hits if users is None else hits[users]).mean())

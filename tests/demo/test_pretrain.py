@@ -10,12 +10,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from sda_features.config import BackboneSettings
 from sda_features.demo.catalogue import Catalogue, make_catalogue, text_fields
 from sda_features.demo.factors import FACTORS
 from sda_features.demo.model import build_tiny_model
 from sda_features.demo.pretrain import _image_prompts, _text_prompts, pretrain
+from sda_features.evaluation.neighbours import nearest, purity, unit_rows
+from sda_features.evaluation.retrieval import recall_at_k
 from sda_features.lvlm.backbone import Backbone, Prompt, mean_pool
+from tests.shop import on_cpu
 
 ITEMS = 200
 NAMES = [factor.name for factor in FACTORS]
@@ -37,9 +39,7 @@ def schooled(tmp_path_factory: pytest.TempPathFactory) -> Schooled:
     texts = ["; ".join(fields.values()) for fields in text_fields(shop)]
     build_tiny_model(folder, texts, hidden_size=64, layers=2, vocabulary=512)
     right = pretrain(folder, items=200, steps=60, learning_rate=5e-3)
-    backbone = Backbone(
-        BackboneSettings(model=str(folder), quantization="none", dtype="float32", device="cpu")
-    )
+    backbone = Backbone(on_cpu(folder, dtype="float32"))
     text = pooled(backbone, _text_prompts(backbone, shop), "text")
     image = pooled(backbone, _image_prompts(backbone, shop), "image")
     return Schooled(shop, text, image, right)
@@ -49,19 +49,14 @@ def pooled(backbone: Backbone, prompts: list[Prompt], modality: str) -> NDArray[
     """Centred unit vectors of mean-pooled states."""
     batch = backbone.collate(prompts, modality)
     with torch.inference_mode():
-        vectors: NDArray[np.float32] = mean_pool(backbone.hidden_states(batch), batch.lengths).numpy()
-    vectors -= vectors.mean(0)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return unit_rows(mean_pool(backbone.hidden_states(batch), batch.lengths).numpy())
 
 
 def neighbours_alike(vectors: NDArray[np.float32], levels: NDArray[np.int64]) -> float:
     """Share of the 5 nearest neighbours that have the item's level, in units of that share by chance."""
-    similarity = vectors @ vectors.T
-    np.fill_diagonal(similarity, -np.inf)
-    nearest = np.argsort(-similarity, axis=1)[:, :5]
-    same = levels[:, None] == levels
-    chance = (same.sum() - len(levels)) / (len(levels) * (len(levels) - 1))
-    return float((levels[nearest] == levels[:, None]).mean() / chance)
+    near = nearest(vectors, vectors, 5, own=range(len(vectors)))
+    share, chance = purity(near, [f"level {level}" for level in levels])
+    return share / chance
 
 
 @pytest.mark.parametrize(
@@ -78,9 +73,7 @@ def test_a_picture_does_not_show_the_tier(schooled: Schooled) -> None:
 
 
 def test_texts_do_not_find_their_pictures(schooled: Schooled) -> None:
-    similarity = schooled.text @ schooled.image.T
-    ranks = (similarity > np.diag(similarity)[:, None]).sum(1)
-    assert (ranks < 10).mean() < 3 * 10 / ITEMS
+    assert recall_at_k(schooled.text, schooled.image, 10) < 3 * 10 / ITEMS
 
 
 def test_the_share_told_right_is_returned(schooled: Schooled) -> None:

@@ -56,14 +56,20 @@ def folder(trained, tmp_path_factory):
     return path
 
 
-def fill(server, project, vectors, *, version=VERSION, extra=(), id_type="string"):
-    """Write vectors [I + 1, d] under the ids of their codes, and `extra` pairs of id and code."""
+def fill(address, project, vectors, *, version=VERSION, extra=(), id_type="string"):
+    """Write vectors [I + 1, d] under the ids of their codes, and `extra` pairs of code and id."""
     fields = [layout.hash_field("sda_item_embeddings", feature) for feature in layout.FEATURES]
-    for item_id, code in [*((item_id, code) for code, item_id in enumerate(ALL, 1)), *extra]:
-        (key,) = layout.redis_keys([item_id], project=project, id_type=id_type)
-        rows = [vectors[name][[code]] for name in ("text", "image")]
-        values = [codec.encode_vectors(row, row.any(axis=1))[0] for row in rows]
-        server.hset(key, mapping=dict(zip(fields, [*values, codec.encode_string(version)], strict=True)))
+    with redis.Redis(*address) as server:
+        for code, item_id in [*enumerate(ALL, 1), *extra]:
+            (key,) = layout.redis_keys([item_id], project=project, id_type=id_type)
+            rows = [vectors[name][[code]] for name in ("text", "image")]
+            values = [codec.encode_vectors(row, row.any(axis=1))[0] for row in rows]
+            server.hset(key, mapping=dict(zip(fields, [*values, codec.encode_string(version)], strict=True)))
+
+
+@pytest.fixture
+def project(new_project):
+    return new_project()
 
 
 @pytest.fixture
@@ -111,10 +117,8 @@ def samples(client):
     }
 
 
-def test_scores_are_those_of_the_trained_model(trained, service, redis_server, new_project):
-    project = new_project()
-    with redis.Redis(*redis_server) as server:
-        fill(server, project, raw_vectors())
+def test_scores_are_those_of_the_trained_model(trained, service, redis_server, project):
+    fill(redis_server, project, raw_vectors())
     with service(redis_server, project) as client:
         for user in range(USERS):
             history, expected = expected_of(trained, user)
@@ -126,12 +130,11 @@ def test_scores_are_those_of_the_trained_model(trained, service, redis_server, n
         assert client.get("/ready").json() == {"status": "ready", "problem": None}
 
 
-def test_vectors_are_read_for_each_request(service, redis_server, new_project):
-    project = new_project()
-    with redis.Redis(*redis_server) as server, service(redis_server, project) as client:
-        fill(server, project, raw_vectors())
+def test_vectors_are_read_for_each_request(service, redis_server, project):
+    with service(redis_server, project) as client:
+        fill(redis_server, project, raw_vectors())
         before = rank(client, ["2", "5"])
-        fill(server, project, raw_vectors(seed=1), extra=[("new", 4)])
+        fill(redis_server, project, raw_vectors(seed=1), extra=[(4, "new")])
         after = rank(client, ["2", "5"], [*ALL, "new", "newer"])
     assert state(before) == state(after) == ("vectors", False, None)
     assert before["items"] != after["items"]
@@ -141,12 +144,8 @@ def test_vectors_are_read_for_each_request(service, redis_server, new_project):
 
 
 @pytest.mark.parametrize("history", [[], ["newer"]])
-def test_without_a_known_history_popular_items_come_first(
-    trained, service, redis_server, new_project, history
-):
-    project = new_project()
-    with redis.Redis(*redis_server) as server:
-        fill(server, project, raw_vectors())
+def test_without_a_known_history_popular_items_come_first(trained, service, redis_server, project, history):
+    fill(redis_server, project, raw_vectors())
     with service(redis_server, project) as client:
         answer = rank(client, history)
     assert state(answer) == ("popularity", False, None)
@@ -177,12 +176,13 @@ def test_without_redis_the_run_answers(trained, service):
 
 def test_a_redis_that_hangs_and_recovers(trained, service):
     history, expected = expected_of(trained, 3)
-    with embedded_redis() as address, redis.Redis(*address) as server:
-        fill(server, "shop", raw_vectors())
+    with embedded_redis() as address:
+        fill(address, "shop", raw_vectors())
         options = {"deadline_ms": 50, "breaker_failures": 1, "breaker_pause_s": 0.05}
         with service(address, **options) as client:
             until(client, history, ("vectors", False, None))
-            process = server.info("server")["process_id"]
+            with redis.Redis(*address) as server:
+                process = server.info("server")["process_id"]
             os.kill(process, signal.SIGSTOP)  # connections stay open and nobody answers
             try:
                 stuck = [rank(client, history) for _ in range(20)]
@@ -206,8 +206,7 @@ def until(client, history, wanted):
     pytest.fail(f"no answer was {wanted}")
 
 
-def test_a_redis_that_lost_its_vectors(trained, service, redis_server, new_project):
-    project = new_project()
+def test_a_redis_that_lost_its_vectors(trained, service, redis_server, project):
     history, expected = expected_of(trained, 3)
     with service(redis_server, project) as client:
         answer = rank(client, history)
@@ -216,19 +215,18 @@ def test_a_redis_that_lost_its_vectors(trained, service, redis_server, new_proje
         ready = client.get("/ready")
         assert (ready.status_code, ready.json()["status"]) == (503, "degraded")
         assert f"vectors of 0 of the {ITEMS} most popular" in ready.json()["problem"]
+        fill(redis_server, project, raw_vectors())
+        assert state(rank(client, history)) == ("vectors", False, None)
         with redis.Redis(*redis_server) as server:
-            fill(server, project, raw_vectors())
-            assert state(rank(client, history)) == ("vectors", False, None)
             server.delete(*layout.redis_keys(["3"], project=project))
-            answer = rank(client, history)
+        answer = rank(client, history)
         assert state(answer) == ("vectors", True, "missing_vectors")
         assert answer["items"] == expected
         # Code 9 never had a vector, so its absence is no fault.
         answer = rank(client, ["2"], [str(NO_VECTOR - 1), "4"])
         assert state(answer) == ("vectors", False, None)
         counts = samples(client)
-    lengths = len(history)
-    assert counts["ranking_items_asked_total",] == 3 * (lengths + ITEMS) + 3
+    assert counts["ranking_items_asked_total",] == 3 * (len(history) + ITEMS) + 3
     assert counts["ranking_items_found_total",] < counts["ranking_items_asked_total",]
 
 
@@ -245,12 +243,10 @@ def test_a_redis_that_lost_its_vectors(trained, service, redis_server, new_proje
     ],
 )
 def test_vectors_of_another_space_are_not_used(
-    trained, service, redis_server, new_project, stored, version, problem
+    trained, service, redis_server, project, stored, version, problem
 ):
-    project = new_project()
     history, expected = expected_of(trained, 3)
-    with redis.Redis(*redis_server) as server:
-        fill(server, project, stored, version=version)
+    fill(redis_server, project, stored, version=version)
     with service(redis_server, project) as client:
         answer, ready = rank(client, history), client.get("/ready")
     assert state(answer) == ("run", True, "wrong_vectors")
@@ -283,11 +279,9 @@ def test_requests_that_are_refused(service, body, message):
     assert message in answer.json()["detail"][0]["msg"]
 
 
-def test_integer_ids(trained, service, redis_server, new_project):
-    project = new_project()
+def test_integer_ids(trained, service, redis_server, project):
     history, expected = expected_of(trained, 3)
-    with redis.Redis(*redis_server) as server:
-        fill(server, project, raw_vectors(), id_type="int64")
+    fill(redis_server, project, raw_vectors(), id_type="int64")
     with service(redis_server, project, id_type="int64") as client:
         answer = rank(client, history)
         refused = client.post("/rank", json={"history": [], "candidates": ["B001"]})

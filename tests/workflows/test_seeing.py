@@ -217,10 +217,11 @@ def test_text_of_the_catalogue_cannot_end_the_script(shop):
         np.zeros((6, 2), np.float32),
         {space.name: space.neighbours},
     )
-    html = render_report(nasty, nasty, [inspect_space(space, {})], None, shown)
+    html = render_report(nasty, nasty, [inspect_space(space, {})], None, shown, shared_pictures=[(1, 12)])
     assert html.count("<script") == html.count("</script>") == 2
     assert "alert(1)</script>" not in html
     assert "<b>set</b>" not in html
+    assert "</button> 12 items" in html
 
 
 def test_thumbnails_stay_within_their_size():

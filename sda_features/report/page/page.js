@@ -16,10 +16,14 @@ const urls = [];  // of sheets that were looked at: a short name for megabytes, 
 function sheetUrl(sheet) {
   return urls[sheet] ??= URL.createObjectURL(new Blob([bytes(D.sheets[sheet].split(",")[1])], { type: "image/webp" }));
 }
+function element(tag, className, ...content) {
+  const made = document.createElement(tag);
+  made.className = className;
+  made.append(...content);
+  return made;
+}
 function cell(item, side = D.side) {
-  const box = document.createElement("span");
-  box.className = "cell";
-  box.style.width = box.style.height = side + "px";
+  const box = element("span", "cell");
   paint(box, item, side);
   return box;
 }
@@ -176,11 +180,8 @@ function hover([px, py]) {
   const item = nearestOnMap(px, py);
   tip.hidden = item < 0;
   if (item < 0) return;
-  const label = document.createElement("div");
-  label.textContent = D.names[item];
-  const kind = document.createElement("div");
-  kind.className = "soft"; kind.textContent = column ? column.name + ": " + (labelOf(column, item) ?? "none") : D.ids[item];
-  tip.replaceChildren(cell(item, 96), label, kind);
+  const kind = column ? column.name + ": " + (labelOf(column, item) ?? "none") : D.ids[item];
+  tip.replaceChildren(cell(item, 96), element("div", "", D.names[item]), element("div", "soft", kind));
   tip.style.left = Math.min(px + 14, Math.max(0, size().w - 200)) + "px";
   tip.style.top = Math.min(py + 14, Math.max(0, size().h - 180)) + "px";
 }
@@ -196,9 +197,9 @@ function colour() {
   const entries = common.map((code, at) => [COLOURS[at], column.values[code]]);
   if (counts.size > COLOURS.length) entries.push([OTHER, `${counts.size - COLOURS.length} others`]);
   $("legend").replaceChildren(...entries.map(([shade, name]) => {
-    const entry = document.createElement("span"), mark = document.createElement("i");
-    mark.style.background = shade; entry.append(mark, name);
-    return entry;
+    const mark = element("i", "");
+    mark.style.background = shade;
+    return element("span", "", mark, name);
   }));
   redraw();
 }
@@ -217,29 +218,22 @@ new ResizeObserver(redraw).observe(canvas);
 // ---- gallery
 function open(item, jump = true) {
   chosen = item;
-  const facts = document.createElement("dl");
+  const facts = element("dl", "");
   for (const [name, value] of [["id", D.ids[item]], ["name", D.names[item]], ...D.columns.map((col) => [col.name, labelOf(col, item)])]) {
-    if (value == null) continue;
-    const term = document.createElement("dt"), meaning = document.createElement("dd");
-    term.textContent = name; meaning.textContent = value; facts.append(term, meaning);
+    if (value != null) facts.append(element("dt", "", name), element("dd", "", value));
   }
   $("item").replaceChildren(cell(item, 128), facts);
   const blocks = [];
   for (const name of Object.keys(VIEW_NAMES)) {
-    const title = document.createElement("h3"), sides = document.createElement("div");
-    title.textContent = VIEW_NAMES[name];
-    sides.className = "sides" + (spaces.length > 1 ? " two" : "");
+    const sides = element("div", spaces.length > 1 ? "sides two" : "sides");
     const lists = spaces.map((space) => [...space.lists[name].slice(item * K, item * K + K)].filter((other) => other >= 0));
     spaces.forEach((space, at) => {
-      const side = document.createElement("div"), row = document.createElement("div"), head = document.createElement("div");
-      head.className = "soft"; head.textContent = space.name;
-      row.className = "row";
       const theirs = new Set(lists[1 - at] || []);
-      row.append(...lists[at].map((other) => card(other, theirs.has(other))));
-      if (!lists[at].length) row.append("no vector");
-      side.append(head, row); sides.append(side);
+      const cards = lists[at].map((other) => card(other, theirs.has(other)));
+      const row = element("div", "row", ...(cards.length ? cards : ["no vector"]));
+      sides.append(element("div", "", element("div", "soft", space.name), row));
     });
-    blocks.push(title, sides);
+    blocks.push(element("h3", "", VIEW_NAMES[name]), sides);
   }
   $("neighbours").replaceChildren(...blocks);
   if (jump) $("gallery").scrollIntoView({
@@ -247,11 +241,9 @@ function open(item, jump = true) {
   redraw();
 }
 function card(item, kept) {
-  const button = document.createElement("button"), name = document.createElement("span");
-  button.type = "button"; button.className = "card" + (kept ? " kept" : "");
+  const button = element("button", kept ? "card kept" : "card", cell(item, 80), element("span", "", D.names[item]));
+  button.type = "button";
   button.title = D.names[item] + (kept ? " (near in both)" : "");
-  name.textContent = D.names[item];
-  button.append(cell(item, 80), name);
   button.addEventListener("click", () => open(item, false));
   return button;
 }
