@@ -1,7 +1,5 @@
 """Tiny real checkpoints of the three architectures, and what most tests of the encoder need."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from pathlib import Path

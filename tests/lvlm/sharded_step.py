@@ -1,7 +1,5 @@
 """One optimiser step's gradients for every loss, by this process's share of a batch: run by test_processes.py."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """`adapt` from catalogue to vectors, through real files and a real tiny model."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A batch as one sequence gives the states that each prompt has alone."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """Only the chat template makes control tokens: whatever a catalogue holds is text. Prompts have a bound."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """CLIP and SigLIP, held against transformers' own forward pass of one text and one picture."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import shutil

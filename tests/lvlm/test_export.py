@@ -1,7 +1,5 @@
 """Exported adapters and merged models give the vectors of the checkpoint they come from."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable

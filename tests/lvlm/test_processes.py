@@ -1,7 +1,5 @@
 """Two processes on the CPU (gloo), started by `accelerate launch`, against one with the whole batch."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

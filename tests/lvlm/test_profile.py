@@ -1,7 +1,5 @@
 """Operator counts of a training step and of an encode step by torch's profiler: nothing asks a GPU layer by layer."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """Kill a real `adapt` at random moments; the resumed run must end in the very same weights."""
 
-from __future__ import annotations
-
 import json
 import random
 import signal

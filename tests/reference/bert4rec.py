@@ -1,7 +1,5 @@
 """A slow plain twin of BERT4Rec: one user, one position at a time, no padding, no fused operation."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 

@@ -1,7 +1,5 @@
 """CMSA (Eq. 1-3) entry by entry, in Python floats. Slow; an oracle only."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Slow twins of evaluation/item_vectors.py: loops over users, pairs and candidates."""
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise, product
 

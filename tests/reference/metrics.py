@@ -1,7 +1,5 @@
 """Slow plain twins of the evaluation: one user, one candidate at a time."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """MoDA as the paper writes it: a loop over experts (Eq. 6 and 7). Slow; an oracle only."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """A slow plain twin of SASRec: one user, one position at a time, no padding, no fused operation."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 

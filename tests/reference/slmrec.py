@@ -3,8 +3,6 @@
 It reads the parameters of the fast model by name and shares no code with it.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -3,8 +3,6 @@
 They read the parameters of the fast models by name and share no code with them. Dropout is left out.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
