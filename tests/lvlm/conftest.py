@@ -23,6 +23,7 @@ TEXTS = [
 ARCHITECTURES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 PROMPTS = PromptSettings()
 
+Models = dict[str, Path]  # by architecture
 MakeBackbone = Callable[..., Backbone]
 MakeEncoder = Callable[..., PromptEncoder]
 
@@ -36,13 +37,13 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny_models: dict[str, Path]) -> Path:
+def tiny_model(tiny_models: Models) -> Path:
     """The one for tests that hold for any architecture."""
     return tiny_models["qwen2_5_vl"]
 
 
 @pytest.fixture(scope="session")
-def make_backbone(tiny_models: dict[str, Path]) -> MakeBackbone:
+def make_backbone(tiny_models: Models) -> MakeBackbone:
     def make(architecture: str = "qwen2_5_vl", quantization: str = "none") -> Backbone:
         return Backbone(on_cpu(tiny_models[architecture], quantization=quantization))
 

@@ -34,14 +34,10 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def write_catalogue(path: Path, count: int = 14) -> Path:
-    rows: list[dict[str, Any]] = [
-        {
-            "item_id": f"i{n}",
-            "title": f"item {'long ' * (n % 4)}{n}",
-            "image": png(picture(n, (56 + 28 * (n % 3), 56))),
-        }
-        for n in range(count)
-    ]
+    rows: list[dict[str, Any]] = []
+    for n in range(count):
+        image = png(picture(n, (56 + 28 * (n % 3), 56)))
+        rows.append({"item_id": f"i{n}", "title": f"item {'long ' * (n % 4)}{n}", "image": image})
     rows[3]["image"] = b"broken"
     rows[4]["title"] = None
     return write_rows(path, rows)
@@ -106,19 +102,12 @@ def test_texts_that_the_model_reads_in_part_are_counted(
 
 def test_run_folder_holds_log_report_and_a_complete_checkpoint(run: AdaptResult) -> None:
     folder = run.checkpoint.parent
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "catalog_report.jsonl",
-        "checkpoint",
-        "training_log.jsonl",
-    ]
-    assert sorted(path.name for path in run.checkpoint.iterdir()) == [
-        "README.md",
-        "adapter.safetensors",
-        "manifest.json",
-        "preprocessing.json",
-        "rotation.safetensors",
-        "settings.json",
-    ]
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"catalog_report.jsonl", "checkpoint", "training_log.jsonl"}
+    assert {path.name for path in run.checkpoint.iterdir()} == {
+        *("README.md", "manifest.json", "settings.json", "preprocessing.json"),
+        *("adapter.safetensors", "rotation.safetensors"),
+    }
     log = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
     assert [record["step"] for record in log] == [0, 1, 2, 3]
     assert all(0 <= record["teacher_entropy"] <= 1 for record in log)

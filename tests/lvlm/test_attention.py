@@ -14,22 +14,22 @@ from tests.lvlm.conftest import ARCHITECTURES, MakeBackbone, MakeEncoder, image_
 PICTURE = 6
 
 
+@pytest.fixture(params=[0, 256], ids=["block by block", "dense"])
+def short(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "SHORT", request.param)
+
+
 def real_states(backbone: Backbone, batch: PromptBatch) -> Tensor:
     states = backbone.hidden_states(batch)
     return torch.cat([row[:length] for row, length in zip(states, batch.lengths, strict=True)])
 
 
-@pytest.mark.parametrize("short", [0, 256], ids=["block by block", "dense"])
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("make_batch", [text_batch, image_batch])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_states_are_those_of_the_padded_batch(
-    make_backbone: MakeBackbone,
-    monkeypatch: pytest.MonkeyPatch,
-    architecture: str,
-    make_batch: Callable[[Backbone], PromptBatch],
-    short: int,
+    make_backbone: MakeBackbone, architecture: str, make_batch: Callable[[Backbone], PromptBatch]
 ) -> None:
-    monkeypatch.setattr(attention, "SHORT", short)
     backbone = make_backbone(architecture)
     batch = make_batch(backbone)
     assert len(set(batch.lengths.tolist())) > 1
@@ -42,12 +42,11 @@ def test_states_are_those_of_the_padded_batch(
     torch.testing.assert_close(shared, padded, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("short", [0, 256], ids=["block by block", "dense"])
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_windows_of_one_size_attend_together_as_they_do_one_by_one(
-    make_backbone: MakeBackbone, monkeypatch: pytest.MonkeyPatch, architecture: str, short: int
+    make_backbone: MakeBackbone, architecture: str
 ) -> None:
-    monkeypatch.setattr(attention, "SHORT", short)
     backbone = make_backbone(architecture)
     batch = image_batch(backbone, 4)
     visual = backbone.model.visual

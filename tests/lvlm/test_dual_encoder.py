@@ -19,7 +19,7 @@ from sda_features.lvlm.backbone import Backbone
 from sda_features.lvlm.checkpoint import LoadedEncoder, pretrained
 from sda_features.lvlm.dual_encoder import DualEncoder
 from sda_features.lvlm.encode import encode_items
-from tests.lvlm.conftest import PROMPTS, picture
+from tests.lvlm.conftest import PROMPTS, Models, picture
 from tests.lvlm.dual_models import KINDS, TEXT_LIMIT, build_dual_model, published_vectors
 from tests.shop import on_cpu
 
@@ -36,7 +36,7 @@ def dual_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def clip(dual_models: dict[str, Path]) -> Path:
+def clip(dual_models: Models) -> Path:
     """The one for tests that hold for any kind."""
     return dual_models["clip"]
 
@@ -47,7 +47,7 @@ def copy_of_clip(clip: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(params=KINDS)
-def encoder(request: pytest.FixtureRequest, dual_models: dict[str, Path]) -> DualEncoder:
+def encoder(request: pytest.FixtureRequest, dual_models: Models) -> DualEncoder:
     return load_dual(dual_models[request.param])
 
 
@@ -69,7 +69,7 @@ def make_items() -> list[Item]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_batching_gives_the_published_vectors(dual_models: dict[str, Path], kind: str) -> None:
+def test_any_batching_gives_the_published_vectors(dual_models: Models, kind: str) -> None:
     encoder, items = load_dual(dual_models[kind]), make_items()
     texts = [caption(item.fields, PROMPTS) for item in items]
     if kind != "clip":
@@ -87,7 +87,7 @@ def test_any_batching_gives_the_published_vectors(dual_models: dict[str, Path], 
             np.testing.assert_allclose(got, vectors, rtol=0, atol=1e-5)
 
 
-def test_siglip_reads_lower_case_whatever_its_tokenizer_does(dual_models: dict[str, Path]) -> None:
+def test_siglip_reads_lower_case_whatever_its_tokenizer_does(dual_models: Models) -> None:
     encoder = load_dual(dual_models["siglip2-fixed"])
     cased, lower = (encoder.tokenizer(text)["input_ids"] for text in ("Oak", "oak"))
     assert cased != lower, "vacuous: the tokenizer sees to it"
@@ -107,7 +107,7 @@ def test_a_missing_modality_is_not_made_up(encoder: DualEncoder) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_texts_are_cut_where_the_model_ends(dual_models: dict[str, Path], kind: str) -> None:
+def test_texts_are_cut_where_the_model_ends(dual_models: Models, kind: str) -> None:
     """On both sides of the limit, as the tokenizer itself cuts, and the end token stays."""
     encoder, limit = load_dual(dual_models[kind]), TEXT_LIMIT[kind.removesuffix("2-fixed")]
     assert encoder.text_limit == limit
@@ -142,7 +142,7 @@ def test_the_end_token_is_found_under_its_old_wrong_id(clip: Path, copy_of_clip:
 
 
 def test_a_version_follows_weights_preprocessing_and_the_length_of_fields(
-    dual_models: dict[str, Path], clip: Path, tmp_path: Path
+    dual_models: Models, clip: Path, tmp_path: Path
 ) -> None:
     version = load_dual(clip).version
     assert load_dual(clip).version == version
@@ -170,7 +170,7 @@ def test_vectors_are_float32_of_length_one_under_bfloat16(clip: Path) -> None:
     assert (shard.image * full.image).sum(axis=1).min() > 0.99
 
 
-def test_a_qwen_is_loaded_as_before(tiny_models: dict[str, Path]) -> None:
+def test_a_qwen_is_loaded_as_before(tiny_models: Models) -> None:
     assert isinstance(pretrained(on_cpu(tiny_models["qwen2_vl"]), PROMPTS), LoadedEncoder)
 
 

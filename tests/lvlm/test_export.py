@@ -20,7 +20,7 @@ from sda_features.lvlm.checkpoint import load_checkpoint, save_checkpoint, unada
 from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.export import LOADER, export_checkpoint, modality_lora
 from sda_features.lvlm.moda import MODALITIES
-from tests.lvlm.conftest import ARCHITECTURES, image_batch, randomise, text_batch
+from tests.lvlm.conftest import ARCHITECTURES, Models, image_batch, randomise, text_batch
 from tests.reference.moda import expert_loop
 from tests.shop import on_cpu, run
 
@@ -41,7 +41,7 @@ def write_checkpoint(folder: Path, model: Path, **settings: dict[str, Any]) -> P
 
 
 @pytest.fixture
-def make_checkpoint(tmp_path: Path, tiny_models: dict[str, Path]) -> MakeCheckpoint:
+def make_checkpoint(tmp_path: Path, tiny_models: Models) -> MakeCheckpoint:
     def make(architecture: str = "qwen2_5_vl", **settings: dict[str, Any]) -> Path:
         return write_checkpoint(tmp_path / "checkpoint", tiny_models[architecture], **settings)
 
@@ -84,11 +84,7 @@ def distance(first: Tensor, second: Tensor) -> float:
 @pytest.mark.parametrize("target", LOADER)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_stock_peft_gives_the_vectors_of_the_checkpoint(
-    make_checkpoint: MakeCheckpoint,
-    tiny_models: dict[str, Path],
-    tmp_path: Path,
-    architecture: str,
-    target: Any,
+    make_checkpoint: MakeCheckpoint, tiny_models: Models, tmp_path: Path, architecture: str, target: Any
 ) -> None:
     checkpoint = make_checkpoint(architecture)
     adapters = export_checkpoint(checkpoint, tmp_path / "export", target).adapters
@@ -159,15 +155,7 @@ def test_the_exported_factors_equal_the_sum_over_experts() -> None:
         for layer, name in enumerate("ab"):
             up, down = lora[f"{name}.lora_B.weight"], lora[f"{name}.lora_A.weight"]
             x = torch.randn(2, 3, down.shape[1])
-            expected = expert_loop(
-                x,
-                tensors[f"{name}.A"],
-                tensors[f"{name}.B"],
-                tensors["gates.embedding"][position],
-                tensors["gates.weight"][layer],
-                tensors["gates.bias"][layer],
-                alpha=12.0,
-            )
+            expected = expert_loop(x, tensors, name, layer, position, alpha=12.0)
             torch.testing.assert_close(x @ down.T @ up.T, expected)
 
 
@@ -245,7 +233,7 @@ def test_a_checkpoint_without_an_adapter_is_refused(make_checkpoint: MakeCheckpo
 
 
 def test_what_is_no_checkpoint_or_has_another_base_model_is_refused(
-    make_checkpoint: MakeCheckpoint, tiny_models: dict[str, Path], tmp_path: Path
+    make_checkpoint: MakeCheckpoint, tiny_models: Models, tmp_path: Path
 ) -> None:
     with pytest.raises(CheckpointError, match="is not a checkpoint"):
         export_checkpoint(tmp_path, tmp_path / "export")

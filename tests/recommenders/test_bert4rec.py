@@ -6,6 +6,7 @@ from sda_features.config import RecommenderSettings
 from sda_features.errors import SettingsError
 from sda_features.logs.interactions import index_interactions
 from sda_features.recommenders.bert4rec import BERT4Rec, cloze_mask
+from sda_features.recommenders.sasrec import SASRec
 from tests.contracts.recommender import ITEMS, RecommenderContract, assert_gradients, small_log
 from tests.recommenders.conftest import left_padded, perturbed, variant_of
 from tests.reference import bert4rec as reference
@@ -139,6 +140,7 @@ def test_users_with_one_training_item_are_left_out_of_the_loss():
     assert batch["histories"].shape == (1, 2)
 
 
-def test_heads_must_divide_the_width():
+@pytest.mark.parametrize("model", [BERT4Rec, SASRec])
+def test_heads_must_divide_the_width(model):
     with pytest.raises(SettingsError, match="hidden_dim 50 does not split over 3 heads"):
-        BERT4Rec(ITEMS, RecommenderSettings(heads=3), None)
+        model(ITEMS, RecommenderSettings(heads=3), None)

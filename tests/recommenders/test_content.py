@@ -30,9 +30,10 @@ def trained(model: str, **settings: object) -> TrainResult:
     return train(small_log(), chosen, EVALUATION, raw_vectors(), recommender=recommender, progress=False)
 
 
-def ranked(run: TrainResult, ranker: Recommender | WithContent) -> dict[str, float | None]:
-    """Metrics of the test interactions."""
-    return evaluate(ranker.scorer(run.split.test.history), run.split, EVALUATION).metrics()
+def ranked(run: TrainResult, ranker: Recommender | WithContent, holdout: str = "test") -> dict[str, float]:
+    """Metrics of the held interactions."""
+    score = ranker.scorer(getattr(run.split, holdout).history)
+    return evaluate(score, run.split, EVALUATION, holdout=holdout).metrics()
 
 
 def plain_content(history: list[int]) -> np.ndarray:
@@ -73,9 +74,7 @@ def test_the_weight_is_the_best_of_those_tried_on_the_validation(model: str) -> 
     measure = f"ndcg@{EVALUATION.cutoff}/full/all"
 
     def validation(weight: float) -> float:
-        ranker = WithContent(run.model, run.item_vectors, weight)
-        score = ranker.scorer(run.split.validation.history)
-        return evaluate(score, run.split, EVALUATION, holdout="validation").metrics()[measure]
+        return ranked(run, WithContent(run.model, run.item_vectors, weight), "validation")[measure]
 
     chosen = run.content_weight
     assert chosen == choose_weight(run.model, run.item_vectors, run.split, EVALUATION)

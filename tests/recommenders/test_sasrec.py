@@ -3,7 +3,6 @@ import pytest
 import torch
 
 from sda_features.config import RecommenderSettings
-from sda_features.errors import SettingsError
 from sda_features.logs.interactions import index_interactions
 from sda_features.recommenders.sasrec import SASRec
 from tests.contracts.recommender import ITEMS, RecommenderContract, assert_gradients, small_log
@@ -114,8 +113,3 @@ def test_users_with_one_training_item_are_left_out_of_the_loss():
     log = index_interactions(["a", "b", "b"], ["x", "x", "y"], catalogue=["x", "y", "z"])
     (batch,) = build().batches(log, np.random.default_rng(0))
     assert batch["histories"].shape == (1, 1)
-
-
-def test_heads_must_divide_the_width():
-    with pytest.raises(SettingsError, match="hidden_dim 50 does not split over 3 heads"):
-        SASRec(ITEMS, RecommenderSettings(heads=3), None)

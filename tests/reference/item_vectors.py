@@ -38,12 +38,8 @@ def rank(units, state, target, others):
 
 
 def pair_rank(units, query, target, products):
-    others = [
-        item
-        for item in range(1, len(units))
-        if item not in (query, target) and (products is None or products[item] != products[query])
-    ]
-    return rank(units, units[query], target, others)
+    """The query is a history of one item."""
+    return next_rank(units, [query], target, 1, 1, products)
 
 
 def next_rank(units, history, target, length, decay, products):
