@@ -23,20 +23,16 @@ PROTOCOL = EvaluationSettings(cutoff=4, tail_below=2)
 def make_log(seed=0, users=25):
     """Users with 1 to 10 items on five days, some taken twice; items 27 to 29 are never taken."""
     random = np.random.default_rng(seed)
-    rows = [
-        (u, random.integers(27), random.integers(5))
-        for u in range(users)
-        for _ in range(random.integers(1, 11))
-    ]
-    who, what, when = (list(column) for column in zip(*rows, strict=True))
-    days = np.datetime64("2020-02-27T08:00:00") + np.array(when) * np.timedelta64(1, "D")
-    return index_interactions(who, what, days, catalogue=[str(i) for i in range(ITEMS)])
+    who = [u for u in range(users) for _ in range(random.integers(1, 11))]
+    what, when = random.integers([[27], [5]], size=(2, len(who)))
+    days = np.datetime64("2020-02-27T08:00:00") + when * np.timedelta64(1, "D")
+    return index_interactions(who, what, days, catalogue=range(ITEMS))
 
 
-def make_vectors(seed=0, missing=(3, 28)):
+def make_vectors(seed=0):
+    """Items 3 and 28 have none."""
     vectors = np.random.default_rng(seed).normal(size=(2, ITEMS + 1, 5)).astype(np.float32)
-    vectors[:, 0] = 0
-    vectors[:, missing] = 0
+    vectors[:, [0, 3, 28]] = 0
     return {"text": vectors[0], "image": vectors[1]}
 
 
@@ -125,31 +121,19 @@ def test_items_are_also_ranked_among_a_sample_where_there_are_enough():
 
 def test_fractions_by_hand():
     """Four items on a square; u took a, b, c in one session, v took a and then d, w only a."""
-    rows = [
-        ("u", "a", 1),
-        ("u", "b", 1),
-        ("u", "c", 1),
-        ("v", "a", 1),
-        ("v", "a", 2),
-        ("v", "d", 3),
-        ("w", "a", 1),
-    ]
-    split = leave_one_out(index_interactions(*zip(*rows, strict=True)))
+    split = leave_one_out(index_interactions(list("uuuvvvw"), list("abcaada"), [1, 1, 1, 1, 2, 3, 1]))
     near = np.array([[0, 0], [1, 0], [1, 0.1], [-1, -1], [-1, 0.1]], np.float32)  # a is near b, c near d
     settings = VectorEvaluationSettings(neighbours=1, decay=1, pairs="all")
     found = evaluate_vectors({"text": near}, split, settings, EvaluationSettings(cutoff=1))
     assert values(found, "recall@1/session/all") == {0: pytest.approx(2 / 6)}  # ab and ba of six pairs
     assert values(found, "recall@1/next/all") == {0: 1 / 2, 1: 0}  # ab, not bc; not ad
     assert values(found, "hit@1/full/all") == {0: 0, 1: 0}  # d is nearer to a and b than c; b to a than d
-    held = evaluate_vectors({"text": near}, split, replace_pairs(settings), EvaluationSettings(cutoff=1))
+    of_test = settings.model_copy(update={"pairs": "test"})
+    held = evaluate_vectors({"text": near}, split, of_test, EvaluationSettings(cutoff=1))
     assert values(held, "recall@1/session/all") == {0: 0}  # ac and bc
     assert values(held, "recall@1/session/cold") == {0: 0}
     popular = evaluate_popularity(split, settings, EvaluationSettings(cutoff=1))
     assert values(popular, "recall@1/session/all") == {0: pytest.approx(2 / 6)}  # a follows b and c
-
-
-def replace_pairs(settings):
-    return settings.model_copy(update={"pairs": "test"})
 
 
 def test_users_are_drawn_once_for_all_vectors():

@@ -22,9 +22,7 @@ def test_ranks_match_the_slow_twin(data):
     scores[np.arange(shape[0]), targets] = np.clip(scores[np.arange(shape[0]), targets], -3, 3)
     ranks = ranks_of_targets(scores, targets)
     assert ranks.dtype == np.float64
-    assert ranks.tolist() == [
-        reference.rank_of_target(row, t) for row, t in zip(scores, targets, strict=True)
-    ]
+    assert ranks.tolist() == list(map(reference.rank_of_target, scores, targets))
     for k in (1, 2, 10):
         assert hit_at_k(ranks, k).tolist() == [reference.hit(rank, k) for rank in ranks]
         np.testing.assert_allclose(ndcg_at_k(ranks, k), [reference.ndcg(rank, k) for rank in ranks])

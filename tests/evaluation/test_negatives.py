@@ -12,6 +12,11 @@ from sda_features.logs.interactions import index_interactions
 CATALOGUE = [f"i{n}" for n in range(9)]
 
 
+def taken(log):
+    """The items of each user."""
+    return [set(items.tolist()) for items in np.split(log.items, log.offsets[1:-1])]
+
+
 def log(rows):
     users, items = zip(*rows, strict=True)
     return index_interactions(users, [CATALOGUE[item] for item in items], catalogue=CATALOGUE)
@@ -24,8 +29,7 @@ ROWS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 7)), min_size=1, max
 def test_numbers_enumerate_the_unseen_items(rows):
     seen = log(rows)
     unseen = UnseenItems(seen)
-    for user in range(seen.user_count):
-        own = set(seen.items[seen.offsets[user] : seen.offsets[user + 1]].tolist())
+    for user, own in enumerate(taken(seen)):
         expected = [code for code in range(1, 10) if code not in own]
         assert unseen.counts[user] == len(expected)
         found = unseen.numbered(np.full(len(expected), user), np.arange(len(expected)))
@@ -40,11 +44,10 @@ def test_drawn_sets_are_distinct_and_unseen(rows, seed):
     size = int(unseen.counts.min())  # the hardest case: one user gets all that is left
     drawn = unseen.draw_distinct(users, size, np.random.default_rng(seed))
     assert drawn.shape == (len(users), size)
-    for user, row in enumerate(drawn):
-        own = set(seen.items[seen.offsets[user] : seen.offsets[user + 1]].tolist())
-        assert len(set(row.tolist())) == size
-        assert not own & set(row.tolist())
-        assert ((row >= 1) & (row <= 9)).all()
+    for own, row in zip(taken(seen), map(set, drawn.tolist()), strict=True):
+        assert len(row) == size
+        assert not own & row
+        assert row <= set(range(1, 10))
 
 
 def test_draws_are_uniform():
@@ -79,10 +82,9 @@ def test_items_that_training_lacks_are_never_drawn(seed):
     )
     trained = np.flatnonzero(log.item_counts)
     unseen = UnseenItems.of_training(log)
-    taken = [set(log.items[log.offsets[u] : log.offsets[u + 1]].tolist()) for u in range(log.user_count)]
-    if any(own.issuperset(trained.tolist()) for own in taken):  # then all are drawn from the catalogue
+    if any(own.issuperset(trained.tolist()) for own in taken(log)):  # then all are drawn from the catalogue
         trained = np.arange(1, log.item_count + 1)
-    for user, own in enumerate(taken):
+    for user, own in enumerate(taken(log)):
         left = [item for item in trained.tolist() if item not in own]
         assert unseen.counts[user] == len(left)
         users = np.full(len(left), user)

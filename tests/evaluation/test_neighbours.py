@@ -16,11 +16,8 @@ def test_nearest_is_a_full_sort(seed: int, n: int, k: int, excluded: bool) -> No
     found = nearest(base, base, k, own=range(n) if excluded else None)
     for row in range(n):
         scores = base @ base[row]
-        candidates = (
-            [other for other in range(n) if base[other].any() and not (excluded and other == row)]
-            if base[row].any()
-            else []
-        )
+        others = [other for other in range(n) if base[other].any() and not (excluded and other == row)]
+        candidates = others if base[row].any() else []
         best = sorted(candidates, key=lambda other: (-scores[other], other))[:k]
         got = [other for other in found[row] if other >= 0]
         assert [scores[other] for other in got] == [scores[other] for other in best]
@@ -42,7 +39,7 @@ def test_kept_share_by_hand() -> None:
 
 def test_purity_by_hand() -> None:
     neighbours = np.array([[1, 2], [0, 3], [3, -1], [2, 0]], np.int32)
-    share, chance = purity(neighbours, ["a", "a", "b", None]) or (0, 0)
+    share, chance = purity(neighbours, ["a", "a", "b", None])
     assert share == pytest.approx(2 / 3)  # 0->1 yes, 0->2 no, 1->0 yes; the last item has no label
     assert chance == pytest.approx(2 / 6)
     assert purity(neighbours, [None] * 4) is None
@@ -62,15 +59,11 @@ def test_a_collapsed_space_shows() -> None:
     rng = np.random.default_rng(0)
     spread = rng.normal(size=(200, 16)).astype(np.float32)
     collapsed = 100 + 0.01 * spread
-    everything = np.ones(200, bool)
-    assert one_modality(collapsed, everything).spread == pytest.approx(1, abs=1e-4)
-    assert (one_modality(spread, everything).spread or 1) < 0.3
     one_way = np.outer(np.arange(200) - 99.5, np.ones(16)).astype(np.float32)
-    assert (
-        (one_modality(one_way, everything).effective_rank or 9)
-        < 1.1
-        < (one_modality(spread, everything).effective_rank or 0)
-    )
+    wide, point, line = (one_modality(space, np.ones(200, bool)) for space in (spread, collapsed, one_way))
+    assert point.spread == pytest.approx(1, abs=1e-4)
+    assert wide.spread < 0.3
+    assert line.effective_rank < 1.1 < wide.effective_rank
 
 
 def test_equal_vectors_are_aligned() -> None:

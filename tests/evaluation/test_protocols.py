@@ -1,5 +1,6 @@
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,8 +21,7 @@ def make_split(seed=0, users=50):
     """Users with 1 to 12 items, some of them taken twice; items 0..3 are never taken."""
     random = np.random.default_rng(seed)
     rows = [(u, random.integers(4, ITEMS)) for u in range(users) for _ in range(random.integers(1, 13))]
-    who, what = zip(*rows, strict=True)
-    return leave_one_out(index_interactions(who, what, catalogue=[str(i) for i in range(ITEMS)]))
+    return leave_one_out(index_interactions(*zip(*rows, strict=True), catalogue=range(ITEMS)))
 
 
 def noisy_scorer(seed=0, levels=9):
@@ -42,33 +42,27 @@ def row(log, user):
 def test_full_ranking_matches_the_slow_twin(holdout):
     split, score = make_split(), noisy_scorer()
     result = evaluate(score, split, SETTINGS, holdout=holdout, protocols=("full",))
-    held = split.test if holdout == "test" else split.validation
+    held, place = (split.test, -1) if holdout == "test" else (split.validation, -2)
     own = [row(split.interactions, user) for user in held.users]
-    assert held.targets.tolist() == [items[-1 if holdout == "test" else -2] for items in own]
+    assert held.targets.tolist() == [items[place] for items in own]
     assert any(len(set(items)) < len(items) for items in own)  # a repeated item is among them
     expected = [
-        reference.full_rank(score([user])[0].tolist(), target, items[: -1 if holdout == "test" else -2])
-        for user, target, items in zip(held.users, held.targets.tolist(), own, strict=True)
+        reference.full_rank(score([user])[0].tolist(), items[place], items[:place])
+        for user, items in zip(held.users, own, strict=True)
     ]
     assert result.ranks["full"].tolist() == expected
 
 
 def test_sampled_candidates_are_unseen_and_distinct(monkeypatch):
     split = make_split()
-    candidates = []
-    real = protocols.ranks_of_targets
-
-    def spy(scores, targets):
-        candidates.append(scores)
-        return real(scores, targets)
-
+    spy = Mock(wraps=protocols.ranks_of_targets)
     monkeypatch.setattr(protocols, "ranks_of_targets", spy)
 
     def by_code(users):
         return np.tile(np.arange(ITEMS + 1, dtype=np.float32), (len(users), 1))
 
     evaluate(by_code, split, SETTINGS, protocols=("sampled",))
-    codes = np.concatenate(candidates).astype(int)
+    codes = np.concatenate([call.args[0] for call in spy.call_args_list]).astype(int)
     assert codes.shape == (len(split.test.users), 8)
     for user, target, own in zip(split.test.users, split.test.targets, codes.tolist(), strict=True):
         assert own[0] == target
@@ -87,13 +81,9 @@ def test_the_result_does_not_depend_on_the_batch_size():
 
 def test_negatives_follow_their_seed_alone():
     split = make_split()
-    ranks = [
-        evaluate(noisy_scorer(), split, SETTINGS.model_copy(update={"seed": seed}))
-        .ranks["sampled-7"]
-        .tolist()
-        for seed in (0, 0, 1)
-    ]
-    assert ranks[0] == ranks[1] != ranks[2]
+    seeds = [SETTINGS.model_copy(update={"seed": seed}) for seed in (0, 0, 1)]
+    results = [evaluate(noisy_scorer(), split, settings).ranks["sampled-7"].tolist() for settings in seeds]
+    assert results[0] == results[1] != results[2]
 
 
 def test_an_oracle_a_constant_and_a_random_scorer():
@@ -107,9 +97,7 @@ def test_an_oracle_a_constant_and_a_random_scorer():
     assert {best["hit@5/full/all"], best["ndcg@5/sampled-7/all"]} == {1.0}
     constant = evaluate(lambda users: np.zeros((len(users), ITEMS + 1), np.float32), split, SETTINGS)
     assert set(constant.ranks["sampled-7"]) == {4.5}
-    candidates = [
-        ITEMS - len(set(row(split.test.history, user)) - {held[user]}) for user in split.test.users.tolist()
-    ]
+    candidates = [ITEMS - len(set(row(split.test.history, user)) - {held[user]}) for user in held]
     assert constant.ranks["full"].tolist() == [(count + 1) / 2 for count in candidates]
     random = evaluate(noisy_scorer(levels=10**6), split, SETTINGS).metrics()
     assert random["hit@5/sampled-7/all"] == pytest.approx(5 / 8, abs=0.08)

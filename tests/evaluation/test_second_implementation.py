@@ -14,13 +14,6 @@ from sda_features.evaluation.metrics import hit_at_k, ndcg_at_k, ranks_of_target
 RUNS, CANDIDATES, K = 300, 40, 10
 
 
-def runs(levels, seed=0):
-    """Scores float32 [RUNS, CANDIDATES], and the target's column."""
-    random = np.random.default_rng(seed)
-    scores = random.integers(0, levels, (RUNS, CANDIDATES)).astype(np.float32)
-    return scores, random.integers(0, CANDIDATES, RUNS)
-
-
 def second(scores, targets, before):
     """Hit@K and NDCG@K of ir_measures, float64 [RUNS] each.
 
@@ -52,7 +45,9 @@ def test_runs_without_ties_agree():
 
 @pytest.mark.parametrize("levels", [2, 5, 12, 40])
 def test_ties_stand_in_their_middle(levels):
-    scores, targets = runs(levels)
+    random = np.random.default_rng(0)
+    scores = random.integers(0, levels, (RUNS, CANDIDATES)).astype(np.float32)
+    targets = random.integers(0, CANDIDATES, RUNS)
     ranks = ranks_of_targets(scores, targets)
     hit, ndcg = second(scores, targets, lambda ties: ties // 2)
     whole = ranks % 1 == 0
@@ -60,16 +55,16 @@ def test_ties_stand_in_their_middle(levels):
     np.testing.assert_array_equal(hit_at_k(ranks, K)[whole], hit[whole])
     np.testing.assert_allclose(ndcg_at_k(ranks, K)[whole], ndcg[whole], rtol=1e-6)
     # Half a rank lies between two places.
-    after_hit, after_ndcg = second(scores, targets, lambda ties: (ties + 1) // 2)
-    assert (after_hit <= hit_at_k(ranks, K)).all()
-    assert (hit_at_k(ranks, K) <= hit).all()
-    assert (after_ndcg <= ndcg_at_k(ranks, K) + 1e-6).all()
-    assert (ndcg_at_k(ranks, K) <= ndcg + 1e-6).all()
+    after = second(scores, targets, lambda ties: (ties + 1) // 2)
+    for low, ours, high in zip(after, (hit_at_k(ranks, K), ndcg_at_k(ranks, K)), (hit, ndcg), strict=True):
+        assert (low <= ours + 1e-6).all()
+        assert (ours <= high + 1e-6).all()
 
 
 def test_a_constant_scorer_is_neither_first_nor_last():
     scores, targets = np.zeros((RUNS, CANDIDATES), np.float32), np.zeros(RUNS, np.int64)
     (best, _), (worst, _) = second(scores, targets, lambda _: 0), second(scores, targets, lambda ties: ties)
     assert (best.mean(), worst.mean()) == (1, 0)
-    assert hit_at_k(ranks_of_targets(scores, targets), K).mean() == 0
-    assert hit_at_k(ranks_of_targets(scores, targets), CANDIDATES // 2).mean() == 1
+    ranks = ranks_of_targets(scores, targets)
+    assert hit_at_k(ranks, K).mean() == 0
+    assert hit_at_k(ranks, CANDIDATES // 2).mean() == 1

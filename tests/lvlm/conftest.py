@@ -1,17 +1,17 @@
 """Tiny real checkpoints of the three architectures, and what most tests of the encoder need."""
 
-from __future__ import annotations
-
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sda_features.config import AdapterSettings, ProjectionSettings, PromptSettings
 from sda_features.demo.model import build_tiny_model
-from sda_features.lvlm.backbone import Backbone, PromptBatch
+from sda_features.lvlm.backbone import Backbone, Prompt, PromptBatch
 from sda_features.lvlm.encoder import PromptEncoder
 from tests.shop import on_cpu
 
@@ -23,6 +23,10 @@ TEXTS = [
 ARCHITECTURES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 PROMPTS = PromptSettings()
 
+Models = dict[str, Path]  # by architecture
+MakeBackbone = Callable[..., Backbone]
+MakeEncoder = Callable[..., PromptEncoder]
+
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
@@ -32,24 +36,39 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {architecture: folder / architecture for architecture in ARCHITECTURES}
 
 
-@pytest.fixture
-def make_backbone(tiny_models: dict[str, Path]) -> Callable[..., Backbone]:
+@pytest.fixture(scope="session")
+def tiny_model(tiny_models: Models) -> Path:
+    """The one for tests that hold for any architecture."""
+    return tiny_models["qwen2_5_vl"]
+
+
+@pytest.fixture(scope="session")
+def make_backbone(tiny_models: Models) -> MakeBackbone:
     def make(architecture: str = "qwen2_5_vl", quantization: str = "none") -> Backbone:
         return Backbone(on_cpu(tiny_models[architecture], quantization=quantization))
 
     return make
 
 
-@pytest.fixture
-def make_encoder(make_backbone: Callable[..., Backbone]) -> Callable[..., PromptEncoder]:
+@pytest.fixture(scope="session")
+def make_encoder(make_backbone: MakeBackbone) -> MakeEncoder:
     def make(
         architecture: str = "qwen2_5_vl", quantization: str = "none", **adapter: object
     ) -> PromptEncoder:
-        return PromptEncoder(
-            make_backbone(architecture, quantization), AdapterSettings.parse(**adapter), ProjectionSettings()
-        )
+        backbone = make_backbone(architecture, quantization)
+        return PromptEncoder(backbone, AdapterSettings.parse(**adapter), ProjectionSettings())
 
     return make
+
+
+def randomise(encoder: PromptEncoder) -> PromptEncoder:
+    """Give B values, as training would: at B = 0 most properties hold vacuously."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in encoder.trainable().items():
+            if name.endswith(".B"):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return encoder
 
 
 def picture(seed: int, size: tuple[int, int] = (70, 56)) -> Image.Image:
@@ -57,11 +76,24 @@ def picture(seed: int, size: tuple[int, int] = (70, 56)) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def text_batch(backbone: Backbone, count: int = 3) -> PromptBatch:
-    return backbone.collate([backbone.text_tokens(TEXTS[i % 3] * (1 + i % 2)) for i in range(count)], "text")
+def png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def text_prompts(backbone: Backbone) -> list[Prompt]:
+    return [backbone.text_tokens(text * (1 + i % 2)) for i, text in enumerate(TEXTS)]
+
+
+def image_prompts(backbone: Backbone, count: int = 3) -> list[Prompt]:
+    sizes = [(70, 56), (56, 84), (112, 56)]
+    return [backbone.image_tokens(picture(i, sizes[i % 3]), PROMPTS) for i in range(count)]
+
+
+def text_batch(backbone: Backbone) -> PromptBatch:
+    return backbone.collate(text_prompts(backbone), "text")
 
 
 def image_batch(backbone: Backbone, count: int = 3) -> PromptBatch:
-    sizes = [(70, 56), (56, 84), (112, 56)]
-    prompts = [backbone.image_tokens(picture(i, sizes[i % 3]), PROMPTS) for i in range(count)]
-    return backbone.collate(prompts, "image")
+    return backbone.collate(image_prompts(backbone, count), "image")

@@ -1,11 +1,10 @@
 """Tiny CLIP and SigLIP checkpoints, and what their own forward pass makes of texts and pictures."""
 
-from __future__ import annotations
-
 import io
 import json
 import string
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,19 +41,13 @@ WORDS = [
 
 
 def build_dual_model(folder: Path, kind: str, seed: int = 0) -> None:
-    """Write a randomly initialised checkpoint with the files of a published one.
-
-    Args:
-        folder: where it goes.
-        kind: one of KINDS.
-        seed: of the initialisation.
-    """
+    """Write a randomly initialised checkpoint with the files of a published one; `kind` is one of KINDS."""
     folder.mkdir(parents=True)
     tokenizer = {
         "clip": _clip_tokenizer,
         "siglip": _siglip_tokenizer,
         "siglip2-fixed": _gemma_tokenizer,
-        "siglip2": _siglip2_tokenizer,
+        "siglip2": partial(_gemma_tokenizer, kind=Siglip2Tokenizer),
     }[kind](folder)
     model_type = kind.removesuffix("2-fixed")
     tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -62,12 +55,10 @@ def build_dual_model(folder: Path, kind: str, seed: int = 0) -> None:
     text = tower | ids | {"vocab_size": len(tokenizer)}
     vision = tower | {"patch_size": 8} | ({"num_patches": 16} if kind == "siglip2" else {"image_size": 32})
     if kind == "clip":
-        vision |= {"hidden_size": 48}
-        sizes = {"projection_dim": 24}
+        sizes = {"text_config": text, "vision_config": vision | {"hidden_size": 48}, "projection_dim": 24}
     else:
-        text |= {"projection_size": 32}
-        sizes = {}
-    config = AutoConfig.for_model(model_type, text_config=text, vision_config=vision, **sizes)
+        sizes = {"text_config": text | {"projection_size": 32}, "vision_config": vision}
+    config = AutoConfig.for_model(model_type, **sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModel.from_config(config)
@@ -93,18 +84,17 @@ def published_vectors(
     image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     kind = model.config.model_type
     padding = False if kind == "clip" else "max_length"
-    made: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+    made = []
     for text, picture in zip(texts, pictures, strict=True):
         tokens = tokenizer(
             [text], truncation=True, max_length=TEXT_LIMIT[kind], padding=padding, return_tensors="pt"
         )
+        pixels = image_processor(images=[picture], return_tensors="pt")
         with torch.no_grad():
-            output = model(
-                input_ids=tokens["input_ids"], **image_processor(images=[picture], return_tensors="pt")
-            )
-        made[0].append(output.text_embeds[0])
-        made[1].append(output.image_embeds[0])
-    return torch.stack(made[0]).numpy(), torch.stack(made[1]).numpy()
+            output = model(input_ids=tokens["input_ids"], **pixels)
+        made.append((output.text_embeds[0].numpy(), output.image_embeds[0].numpy()))
+    text_vectors, image_vectors = zip(*made, strict=True)
+    return np.stack(text_vectors), np.stack(image_vectors)
 
 
 def _clip_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -141,12 +131,8 @@ def _siglip_tokenizer(folder: Path) -> SiglipTokenizer:
     return SiglipTokenizer(str(folder / "spiece.model"))
 
 
-def _gemma_tokenizer(folder: Path, kind: type[GemmaTokenizer | Siglip2Tokenizer] = GemmaTokenizer) -> Any:
+def _gemma_tokenizer(folder: Path, kind: type = GemmaTokenizer) -> Any:
     """Every character a token."""
     tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", *sorted(set(string.printable) - {" "})]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     return kind(vocab=vocabulary, merges=[], add_bos_token=False, add_eos_token=True, padding_side="right")
-
-
-def _siglip2_tokenizer(folder: Path) -> Siglip2Tokenizer:
-    return _gemma_tokenizer(folder, Siglip2Tokenizer)

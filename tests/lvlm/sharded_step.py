@@ -1,7 +1,5 @@
 """One optimiser step's gradients for every loss, by this process's share of a batch: run by test_processes.py."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,11 +15,10 @@ from sda_features.config import AdapterSettings, LossSettings, ProjectionSetting
 from sda_features.lvlm.backbone import Backbone
 from sda_features.lvlm.cmsa import LossOutput, alignment_loss
 from sda_features.lvlm.encoder import PromptEncoder
-from sda_features.lvlm.gradient_cache import accumulate_gradients, passes
+from sda_features.lvlm.gradient_cache import accumulate_gradients
 from sda_features.lvlm.processes import Processes
-from tests.lvlm.conftest import PROMPTS, TEXTS, picture
-from tests.lvlm.test_gradient_cache import EVERY_TERM, known
-from tests.lvlm.test_moda import randomise
+from tests.lvlm.conftest import randomise
+from tests.lvlm.test_gradient_cache import EVERY_TERM, batches, known, planned
 from tests.shop import on_cpu
 
 LOSSES = {
@@ -32,11 +29,9 @@ LOSSES = {
     "behaviour": LossSettings.parse(kind="infonce", behaviour_weight=0.5),
     "every term": EVERY_TERM,
 }
-# quantisation, loss, items encoded at a time: fewer than a process has means gradient caching
-CASES = [
-    *((quantization, loss, 8) for quantization in ("none", "nf4") for loss in LOSSES),
-    *((quantization, "every term", 3) for quantization in ("none", "nf4")),
-]
+# loss, items encoded at a time: fewer than a process has means gradient caching
+CASES = [*((loss, 8) for loss in LOSSES), ("every term", 3)]
+QUANTIZATIONS = ("none", "nf4")
 ITEMS = 8
 
 
@@ -47,40 +42,24 @@ def key(quantization: str, loss: str, micro: int) -> str:
 def steps(model: Path) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Case -> loss, number of processes, and the gradient of every trained parameter."""
     processes = Processes("cpu")
-    for quantization in ("none", "nf4"):
+    for quantization in QUANTIZATIONS:
         torch.manual_seed(0)
         settings = on_cpu(model, quantization=quantization, dtype="float32")
         encoder = PromptEncoder(Backbone(settings), AdapterSettings.parse(dropout=0.0), ProjectionSettings())
-        randomise(encoder)
-        encoder.train()
-        mine = processes.share(np.arange(ITEMS))
-        prompts = {
-            "text": [encoder.backbone.text_tokens(TEXTS[i % 3] + f" number {i}") for i in mine],
-            "image": [encoder.backbone.image_tokens(picture(int(i)), PROMPTS) for i in mine],
-        }
-        for case in CASES:
-            if case[0] != quantization:
-                continue
-            _, loss, micro = case
-            batches = [
-                encoder.backbone.collate(made[start : start + micro], modality)
-                for modality, made in prompts.items()
-                for start in range(0, len(mine), micro)
-            ]
+        randomise(encoder).train()
+        for loss, micro in CASES:
             encoder.zero_grad()
             result = accumulate_gradients(
                 encoder,
-                iter(batches * passes(len(batches))),
-                len(batches),
+                *planned(batches(encoder, micro, processes.share(np.arange(ITEMS)))),
                 partial(_loss, loss),
                 globally=processes.all_gather_with_grad,
             )
             processes.sum_gradients(encoder.trainable().values())
-            found = {
-                name: value.grad for name, value in encoder.trainable().items() if value.grad is not None
-            }
+            found = {name: value.grad for name, value in encoder.trainable().items()}
             measured = {"loss": result.loss, "entropy": result.teacher_entropy, "spread": result.spread}
-            yield key(*case), {**measured, "count": torch.tensor(processes.count), **found}
+            measured["count"] = torch.tensor(processes.count)
+            yield key(quantization, loss, micro), measured | found
 
 
 def _loss(name: str, text: Tensor, image: Tensor) -> LossOutput:
@@ -92,9 +71,11 @@ def _loss(name: str, text: Tensor, image: Tensor) -> LossOutput:
 
 if __name__ == "__main__":
     made = {
-        f"{case}|{name}": value for case, step in steps(Path(sys.argv[1])) for name, value in step.items()
+        f"{case}|{name}": value.clone().contiguous()
+        for case, step in steps(Path(sys.argv[1]))
+        for name, value in step.items()
     }
     processes = Processes("cpu")
     if processes.is_main:
-        save_file({name: value.clone().contiguous() for name, value in made.items()}, sys.argv[2])
+        save_file(made, sys.argv[2])
     processes.wait()

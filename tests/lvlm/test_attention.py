@@ -1,7 +1,5 @@
 """A batch as one sequence gives the states that each prompt has alone."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest
@@ -11,10 +9,14 @@ from torch import Tensor
 from sda_features.lvlm import attention
 from sda_features.lvlm.attention import Layout, common_prefix
 from sda_features.lvlm.backbone import Backbone, PromptBatch
-from sda_features.lvlm.encoder import PromptEncoder
-from tests.lvlm.conftest import ARCHITECTURES, image_batch, text_batch
+from tests.lvlm.conftest import ARCHITECTURES, MakeBackbone, MakeEncoder, image_batch, randomise, text_batch
 
 PICTURE = 6
+
+
+@pytest.fixture(params=[0, 256], ids=["block by block", "dense"])
+def short(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "SHORT", request.param)
 
 
 def real_states(backbone: Backbone, batch: PromptBatch) -> Tensor:
@@ -22,17 +24,12 @@ def real_states(backbone: Backbone, batch: PromptBatch) -> Tensor:
     return torch.cat([row[:length] for row, length in zip(states, batch.lengths, strict=True)])
 
 
-@pytest.mark.parametrize("short", [0, 256], ids=["block by block", "dense"])
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("make_batch", [text_batch, image_batch])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_states_are_those_of_the_padded_batch(
-    make_backbone: Callable[..., Backbone],
-    monkeypatch: pytest.MonkeyPatch,
-    architecture: str,
-    make_batch: Callable[[Backbone], PromptBatch],
-    short: int,
+    make_backbone: MakeBackbone, architecture: str, make_batch: Callable[[Backbone], PromptBatch]
 ) -> None:
-    monkeypatch.setattr(attention, "SHORT", short)
     backbone = make_backbone(architecture)
     batch = make_batch(backbone)
     assert len(set(batch.lengths.tolist())) > 1
@@ -45,37 +42,33 @@ def test_states_are_those_of_the_padded_batch(
     torch.testing.assert_close(shared, padded, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("short", [0, 256], ids=["block by block", "dense"])
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_windows_of_one_size_attend_together_as_they_do_one_by_one(
-    make_backbone: Callable[..., Backbone], monkeypatch: pytest.MonkeyPatch, architecture: str, short: int
+    make_backbone: MakeBackbone, architecture: str
 ) -> None:
-    monkeypatch.setattr(attention, "SHORT", short)
     backbone = make_backbone(architecture)
     batch = image_batch(backbone, 4)
     visual = backbone.model.visual
 
     def vision() -> tuple[Tensor, Tensor]:
-        patches = batch.patches.clone().requires_grad_()  # type: ignore[union-attr]
-        states = visual(patches, grid_thw=batch.grids).last_hidden_state  # type: ignore[operator]
+        patches = batch.patches.clone().requires_grad_()
+        states = visual(patches, grid_thw=batch.grids).last_hidden_state
         states.square().sum().backward()
-        return states.detach(), patches.grad  # type: ignore[return-value]
+        return states.detach(), patches.grad
 
-    assert visual.config._attn_implementation == attention.WINDOWS  # type: ignore[union-attr]
+    assert visual.config._attn_implementation == attention.WINDOWS
     together = vision()
-    visual.config._attn_implementation = "sdpa"  # type: ignore[union-attr]
+    visual.config._attn_implementation = "sdpa"
     for found, expected in zip(together, vision(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["moda", "lora"])
 def test_adapters_see_the_shared_sequence_as_they_see_the_padded_batch(
-    make_encoder: Callable[..., PromptEncoder], kind: str
+    make_encoder: MakeEncoder, kind: str
 ) -> None:
-    encoder = make_encoder(kind=kind, rank=4, experts=2, dropout=0.0)
-    for name, parameter in encoder.trainable().items():
-        if name.endswith(".B"):
-            torch.nn.init.normal_(parameter, std=0.1)
+    encoder = randomise(make_encoder(kind=kind, rank=4, experts=2, dropout=0.0))
     for batch in (text_batch(encoder.backbone), image_batch(encoder.backbone)):
         padded = encoder(batch).detach()
         with torch.inference_mode():
@@ -109,7 +102,7 @@ def test_a_layout_joins_and_splits() -> None:
 def count_tokens(backbone: Backbone) -> list[int]:
     """Number of positions of each later pass through the language model."""
     counts: list[int] = []
-    backbone.model.language_model.norm.register_forward_hook(  # type: ignore[union-attr]
+    backbone.model.language_model.norm.register_forward_hook(
         lambda module, inputs, output: counts.append(output.shape[0] * output.shape[1])
     )
     return counts

@@ -1,21 +1,17 @@
-from __future__ import annotations
-
 import json
 import math
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sda_features.cli.make import diagnose as command
-from sda_features.config import AdapterSettings, BackboneSettings, LossSettings, PromptSettings
+from sda_features.config import AdapterSettings, LossSettings, PromptSettings
 from sda_features.errors import SettingsError
 from sda_features.lvlm.backbone import PromptBatch
 from sda_features.lvlm.cmsa import BaseRelations, LossOutput, alignment_loss
@@ -31,14 +27,11 @@ from sda_features.lvlm.diagnostics import (
 )
 from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.report.conflict import conflict_chart, conflict_table
+from tests.lvlm.conftest import MakeEncoder, Models, randomise
 from tests.lvlm.test_adapt import write_catalogue
 from tests.lvlm.test_export import write_checkpoint
 from tests.lvlm.test_gradient_cache import EVERY_TERM, ITEMS, batches, every_term, known
-from tests.lvlm.test_moda import randomise
-
-
-def pair_loss(text: Tensor, image: Tensor) -> LossOutput:
-    return every_term(text, image)
+from tests.shop import on_cpu, run
 
 
 @pytest.mark.parametrize(
@@ -92,42 +85,40 @@ def test_paths_of_their_own_are_orthogonal_and_opposed_losses_are_opposite() -> 
     def entangled(batch: PromptBatch) -> Tensor:
         return batch.input_ids * shared[:, 0]
 
-    def product(text: Tensor, image: Tensor) -> LossOutput:
+    def scalar_product(text: Tensor, image: Tensor) -> LossOutput:
         return LossOutput((text * image).sum(), math.nan, math.nan)
-
-    found = modality_gradients(disentangled, steps, [shared], product)
-    text, image = found["text"][0], found["image"][0]
-    assert text.norm() > 0
-    assert image.norm() > 0
-    assert gradient_cosine(text, image) == 0
 
     def opposed(text: Tensor, image: Tensor) -> LossOutput:
         return LossOutput(text.sum() - 2 * image.sum(), math.nan, math.nan)
 
+    (text,), (image,) = modality_gradients(disentangled, steps, [shared], scalar_product).values()
+    assert text.norm() > 0
+    assert image.norm() > 0
+    assert gradient_cosine(text, image) == 0
+
     found = modality_gradients(entangled, steps, [shared], opposed)
-    assert found["text"][0].tolist() == [[3.0, 0.0], [3.0, 0.0]]
-    assert found["image"][0].tolist() == [[-6.0, 0.0], [-6.0, 0.0]]
-    assert gradient_cosine(found["text"][0], found["image"][0]) == pytest.approx(-1)
-    assert norm_ratio([(found["text"][0], found["image"][0])]) == pytest.approx(0.5)
+    (text,), (image,) = found["text"], found["image"]
+    assert text.tolist() == [[3.0, 0.0], [3.0, 0.0]]
+    assert image.tolist() == [[-6.0, 0.0], [-6.0, 0.0]]
+    assert gradient_cosine(text, image) == pytest.approx(-1)
+    assert norm_ratio([(text, image)]) == pytest.approx(0.5)
 
 
 def detached_pass(encoder: PromptEncoder, modality: str, parameters: list[Tensor], loss: Any) -> list[Tensor]:
     """The paper's procedure word for word: one backward pass with the other modality's vectors detached."""
-    text, image = (encoder(batch) for batch in batches(encoder, ITEMS))
-    output = loss(
-        text.detach() if modality == "image" else text, image.detach() if modality == "text" else image
-    )
-    return list(torch.autograd.grad(output.loss, parameters))
+    vectors = [encoder(batch) for batch in batches(encoder, ITEMS)]
+    other = 1 if modality == "text" else 0
+    vectors[other] = vectors[other].detach()
+    return list(torch.autograd.grad(loss(*vectors).loss, parameters))
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 @pytest.mark.parametrize("kind", ["moda", "lora"])
 @pytest.mark.parametrize("detach_teacher", [True, False])
 def test_gradients_are_those_of_two_passes_with_the_other_modality_detached(
-    make_encoder: Callable[..., PromptEncoder], kind: str, quantization: str, detach_teacher: bool
+    make_encoder: MakeEncoder, kind: str, quantization: str, detach_teacher: bool
 ) -> None:
-    encoder = make_encoder(quantization=quantization, kind=kind, dropout=0.0).train()
-    randomise(encoder)
+    encoder = randomise(make_encoder(quantization=quantization, kind=kind, dropout=0.0)).train()
     parameters = [value for name, value in encoder.trainable().items() if name.endswith("_proj.B")]
 
     def loss(text: Tensor, image: Tensor) -> LossOutput:
@@ -136,9 +127,8 @@ def test_gradients_are_those_of_two_passes_with_the_other_modality_detached(
 
     found = modality_gradients(encoder, batches(encoder, 3), parameters, loss)
     for modality in ("text", "image"):
-        for got, expected in zip(
-            found[modality], detached_pass(encoder, modality, parameters, loss), strict=True
-        ):
+        slow = detached_pass(encoder, modality, parameters, loss)
+        for got, expected in zip(found[modality], slow, strict=True):
             assert expected.norm() > 0, "vacuous: no gradient"
             assert (got - expected).norm() < 1e-3 * expected.norm()
 
@@ -154,22 +144,15 @@ def by_place(found: list[Conflict]) -> dict[tuple[str, str, str], Conflict]:
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_diagnosis_is_what_the_detached_passes_give_in_the_last_layer(
-    make_encoder: Callable[..., PromptEncoder], quantization: str
+    make_encoder: MakeEncoder, quantization: str
 ) -> None:
     """Dropout is set in the adapter and must play no part; 4-bit kernels must see training mode."""
-    encoder = make_encoder(quantization=quantization, dropout=0.5)
-    randomise(encoder)
+    encoder = randomise(make_encoder(quantization=quantization, dropout=0.5))
     found = by_place(diagnose(subject(encoder), [(batches(encoder, 2), known())]))
-    assert set(found) == {
-        (module, columns, layers)
-        for module in ("q_proj", "k_proj")
-        for columns in ("first expert", "all")
-        for layers in ("last", "all")
-    }
+    assert set(found) == set(product(("q_proj", "k_proj"), ("first expert", "all"), ("last", "all")))
     trainable = encoder.trainable()
-    names = [f"language_model.layers.{layer}.self_attn.k_proj.B" for layer in (0, 1)]
-    parameters: list[Tensor] = [trainable[name] for name in names]
-    text, image = (detached_pass(encoder, modality, parameters, pair_loss) for modality in ("text", "image"))
+    parameters = [trainable[f"language_model.layers.{layer}.self_attn.k_proj.B"] for layer in (0, 1)]
+    text, image = (detached_pass(encoder, modality, parameters, every_term) for modality in ("text", "image"))
     flat = [(t.flatten(), i.flatten()) for t, i in zip(text, image, strict=True)]
     cosines = [torch.cosine_similarity(t, i, dim=0).item() for t, i in flat]
     first = torch.cosine_similarity(text[1][:, :2].flatten(), image[1][:, :2].flatten(), dim=0).item()
@@ -183,9 +166,8 @@ def test_diagnosis_is_what_the_detached_passes_give_in_the_last_layer(
     assert math.isnan(every.standard_error)
 
 
-def test_the_standard_error_is_over_batches(make_encoder: Callable[..., PromptEncoder]) -> None:
-    encoder = make_encoder()
-    randomise(encoder)
+def test_the_standard_error_is_over_batches(make_encoder: MakeEncoder) -> None:
+    encoder = randomise(make_encoder())
     made = batches(encoder, 3)  # three of text, then three of pictures
     halves = [([made[0], made[3]], known(3)), ([made[1], made[4]], known(3))]
     first, second = (by_place(diagnose(subject(encoder), [half]))["q_proj", "all", "all"] for half in halves)
@@ -195,11 +177,9 @@ def test_the_standard_error_is_over_batches(make_encoder: Callable[..., PromptEn
     assert both.standard_error == pytest.approx(abs(first.cosine - second.cosine) / 2)
 
 
-def test_experts_of_their_own_leave_no_conflict(make_encoder: Callable[..., PromptEncoder]) -> None:
+def test_experts_of_their_own_leave_no_conflict(make_encoder: MakeEncoder) -> None:
     """Gates so sharp that text uses expert 0 and pictures expert 1: their gradients share no column."""
-    encoder = make_encoder(experts=2)
-    randomise(encoder)
-    assert encoder.gates is not None
+    encoder = randomise(make_encoder(experts=2))
     with torch.no_grad():
         encoder.gates.embedding.zero_()
         encoder.gates.embedding[0, 0] = encoder.gates.embedding[1, 1] = 1
@@ -212,17 +192,14 @@ def test_experts_of_their_own_leave_no_conflict(make_encoder: Callable[..., Prom
     assert math.isnan(found["q_proj", "first expert", "last"].cosine)
 
 
-def test_plain_lora_has_no_experts_and_a_fresh_adapter_has_gradients(tiny_models: dict[str, Path]) -> None:
-    backbone = BackboneSettings.parse(model=str(tiny_models["qwen3_vl"]), quantization="none", device="cpu")
-    made = fresh(AdapterSettings(kind="lora"), backbone)
+def test_plain_lora_has_no_experts_and_a_fresh_adapter_has_gradients(tiny_models: Models) -> None:
+    made = fresh(AdapterSettings(kind="lora"), on_cpu(tiny_models["qwen3_vl"]))
     found = diagnose(made, [(batches(made.encoder, 4), known())], modules=["up_proj"])
     assert [(conflict.columns, conflict.layers) for conflict in found] == [("all", "last"), ("all", "all")]
     assert all(conflict.norm_ratio > 0 and conflict.cosine != 0 for conflict in found)
 
 
-def test_an_unknown_module_is_refused_with_those_there_are(
-    make_encoder: Callable[..., PromptEncoder],
-) -> None:
+def test_an_unknown_module_is_refused_with_those_there_are(make_encoder: MakeEncoder) -> None:
     encoder = make_encoder(target_modules=("q_proj", "v_proj"))
     with pytest.raises(SettingsError, match="no linear named k_proj; --modules can be q_proj, v_proj"):
         diagnose(subject(encoder), [])
@@ -239,12 +216,8 @@ ROWS = [
 def test_the_table_puts_runs_below_each_other() -> None:
     lines = conflict_table(ROWS).splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
-    assert [(row[2], row[3], row[4]) for row in cells] == [
-        ("last", "a", "-0.250"),
-        ("last", "<b>", "0.500"),
-        ("all", "a", "-0.250"),
-        ("all", "<b>", "0.500"),
-    ]
+    runs = [["a", "-0.250"], ["<b>", "0.500"]]
+    assert [row[2:5] for row in cells] == [[layers, *run] for layers in ("last", "all") for run in runs]
 
 
 def test_bars_of_the_chart_start_at_zero_and_are_as_long_as_the_cosine() -> None:
@@ -261,23 +234,17 @@ def test_bars_of_the_chart_start_at_zero_and_are_as_long_as_the_cosine() -> None
     assert any("<b>" in (text.text or "") for text in root.iter(f"{space}text"))
 
 
-def test_the_command_compares_checkpoints_and_fresh_adapters(
-    tmp_path: Path, tiny_models: dict[str, Path]
-) -> None:
-    catalogue, model = write_catalogue(tmp_path / "items.parquet"), tiny_models["qwen2_5_vl"]
-    checkpoint = write_checkpoint(tmp_path / "checkpoint", model)
-    arguments = [str(checkpoint), "--catalog", str(catalogue), "--max-bad-rows", "0.5"]
-    arguments += ["--items", "12", "--batch-size", "6", "--micro-batch-size", "4"]
-    more = ["--adapter", "lora", "--model", str(model), "--quantization", "none", "--device", "cpu", "--json"]
-    done = CliRunner().invoke(command, [*arguments, *more], catch_exceptions=False)
-    rows = json.loads(done.stdout)["conflict"]
+def test_the_command_compares_checkpoints_and_fresh_adapters(tmp_path: Path, tiny_model: Path) -> None:
+    catalogue = write_catalogue(tmp_path / "items.parquet")
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", tiny_model)
+    arguments = ["diagnose", checkpoint, "--catalog", catalogue, "--max-bad-rows", 0.5]
+    arguments += ["--items", 12, "--batch-size", 6, "--micro-batch-size", 4]
+    more = ["--adapter", "lora", "--model", tiny_model, "--quantization", "none", "--device", "cpu", "--json"]
+    rows = json.loads(run(*arguments, *more))["conflict"]
     assert {row["name"] for row in rows} == {str(checkpoint), "fresh lora"}
     assert all(-1 <= row["cosine"] <= 1 and row["norm_ratio"] > 0 for row in rows)
     assert {row["measurements"] for row in rows} == {2, 4}
-    done = CliRunner().invoke(
-        command, [*arguments, "--output", str(tmp_path / "out")], catch_exceptions=False
-    )
-    assert "| q_proj   | first expert" in done.stdout
+    assert "| q_proj   | first expert" in run(*arguments, "--output", tmp_path / "out")
     again = json.loads((tmp_path / "out" / "conflict.json").read_text())["conflict"]
     assert again == [pytest.approx(row) for row in rows if row["name"] == str(checkpoint)]
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -290,4 +257,4 @@ def test_the_command_compares_checkpoints_and_fresh_adapters(
 )
 def test_the_command_says_what_is_missing(arguments: list[str], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        CliRunner().invoke(command, ["--catalog", "items.parquet", *arguments], catch_exceptions=False)
+        run("diagnose", "--catalog", "items.parquet", *arguments)

@@ -1,10 +1,8 @@
 """CLIP and SigLIP, held against transformers' own forward pass of one text and one picture."""
 
-from __future__ import annotations
-
+import itertools
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +19,9 @@ from sda_features.lvlm.backbone import Backbone
 from sda_features.lvlm.checkpoint import LoadedEncoder, pretrained
 from sda_features.lvlm.dual_encoder import DualEncoder
 from sda_features.lvlm.encode import encode_items
-from tests.lvlm.conftest import PROMPTS, picture
+from tests.lvlm.conftest import PROMPTS, Models, picture
 from tests.lvlm.dual_models import KINDS, TEXT_LIMIT, build_dual_model, published_vectors
+from tests.shop import on_cpu
 
 SIZES = [(70, 56), (56, 84), (112, 56), (300, 30), (20, 24)]
 LONG = {f"fact {number}": f"Walnut {number} " * 9 for number in range(3)}
@@ -36,9 +35,20 @@ def dual_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind: folder / kind for kind in KINDS}
 
 
+@pytest.fixture(scope="session")
+def clip(dual_models: Models) -> Path:
+    """The one for tests that hold for any kind."""
+    return dual_models["clip"]
+
+
 @pytest.fixture
-def load(dual_models: dict[str, Path]) -> Callable[[str], DualEncoder]:
-    return lambda kind: load_dual(dual_models[kind])
+def copy_of_clip(clip: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(clip, tmp_path / "model"))
+
+
+@pytest.fixture(params=KINDS)
+def encoder(request: pytest.FixtureRequest, dual_models: Models) -> DualEncoder:
+    return load_dual(dual_models[request.param])
 
 
 def load_dual(folder: Path, **prompts: int) -> DualEncoder:
@@ -59,14 +69,12 @@ def make_items() -> list[Item]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_batching_gives_the_published_vectors(
-    dual_models: dict[str, Path], load: Callable[[str], DualEncoder], kind: str
-) -> None:
-    encoder, items = load(kind), make_items()
-    texts = [caption(item.fields, PROMPTS) or "" for item in items]
+def test_any_batching_gives_the_published_vectors(dual_models: Models, kind: str) -> None:
+    encoder, items = load_dual(dual_models[kind]), make_items()
+    texts = [caption(item.fields, PROMPTS) for item in items]
     if kind != "clip":
         texts = [text.lower() for text in texts]
-    expected = published_vectors(dual_models[kind], texts, [item.image for item in items if item.image])
+    expected = published_vectors(dual_models[kind], texts, [item.image for item in items])
     for vectors in expected:
         nearest = (vectors @ vectors.T - 2 * np.eye(len(vectors))).max()
         assert nearest < 0.9999, "vacuous: two items are alike"
@@ -79,19 +87,18 @@ def test_any_batching_gives_the_published_vectors(
             np.testing.assert_allclose(got, vectors, rtol=0, atol=1e-5)
 
 
-def test_siglip_reads_lower_case_whatever_its_tokenizer_does(load: Callable[[str], DualEncoder]) -> None:
-    encoder = load("siglip2-fixed")
+def test_siglip_reads_lower_case_whatever_its_tokenizer_does(dual_models: Models) -> None:
+    encoder = load_dual(dual_models["siglip2-fixed"])
     cased, lower = (encoder.tokenizer(text)["input_ids"] for text in ("Oak", "oak"))
     assert cased != lower, "vacuous: the tokenizer sees to it"
     assert encoder.prompt({"brand": "Oak", "colour": "Red"}) == "oak, red"
-    assert load("clip").prompt({"brand": "Oak", "colour": ""}) == "Oak"
+    assert load_dual(dual_models["clip"]).prompt({"brand": "Oak", "colour": ""}) == "Oak"
     assert encoder.prompt({}) is None
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_missing_modality_is_not_made_up(load: Callable[[str], DualEncoder], kind: str) -> None:
+def test_a_missing_modality_is_not_made_up(encoder: DualEncoder) -> None:
     bare = [Item(1, "a", {}, picture(1), "h1"), Item(2, "b", {"title": "Oak"}, None, "h2")]
-    (shard,) = encode_items(load(kind), [*bare, Item(3, "c", {}, None, "h3")])
+    (shard,) = encode_items(encoder, [*bare, Item(3, "c", {}, None, "h3")])
     assert shard.item_ids == ["a", "b"]
     assert shard.text_found.tolist() == [False, True]
     assert shard.image_found.tolist() == [True, False]
@@ -100,24 +107,18 @@ def test_a_missing_modality_is_not_made_up(load: Callable[[str], DualEncoder], k
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_texts_are_cut_where_the_model_ends(load: Callable[[str], DualEncoder], kind: str) -> None:
+def test_texts_are_cut_where_the_model_ends(dual_models: Models, kind: str) -> None:
     """On both sides of the limit, as the tokenizer itself cuts, and the end token stays."""
-    encoder, limit = load(kind), TEXT_LIMIT[kind.removesuffix("2-fixed")]
+    encoder, limit = load_dual(dual_models[kind]), TEXT_LIMIT[kind.removesuffix("2-fixed")]
     assert encoder.text_limit == limit
-    words = 1
-    while not encoder.text_tokens("oak " * words).cut:
-        words += 1
+    words = next(n for n in itertools.count(1) if encoder.text_tokens("oak " * n).cut)
     fitting, cut = encoder.text_tokens("oak " * (words - 1)), encoder.text_tokens("oak " * words)
     assert len(cut.token_ids) == limit
     assert limit - 4 <= len(fitting.token_ids) <= limit
     assert cut.token_ids[-1] == encoder.tokenizer.eos_token_id
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_picture_waits_at_the_models_size_and_loses_nothing(
-    load: Callable[[str], DualEncoder], kind: str
-) -> None:
-    encoder = load(kind)
+def test_a_picture_waits_at_the_models_size_and_loses_nothing(encoder: DualEncoder) -> None:
     for size in SIZES:
         image = picture(7, size)
         waiting = encoder.shrink(image)
@@ -130,97 +131,81 @@ def test_a_picture_waits_at_the_models_size_and_loses_nothing(
     assert encoder.shrink(Image.new("RGB", (9000, 1))).width <= 32 * 32  # not scaled up to gigabytes
 
 
-def test_the_end_token_is_found_under_its_old_wrong_id(dual_models: dict[str, Path], tmp_path: Path) -> None:
+def test_the_end_token_is_found_under_its_old_wrong_id(clip: Path, copy_of_clip: Path) -> None:
     """OpenAI's configurations call it 2, and transformers looks for the largest id then."""
-    shutil.copytree(dual_models["clip"], tmp_path / "old")
-    config = json.loads((tmp_path / "old" / "config.json").read_text())
+    config = json.loads((clip / "config.json").read_text())
     assert config["text_config"]["eos_token_id"] > 2
     config["text_config"]["eos_token_id"] = 2
-    (tmp_path / "old" / "config.json").write_text(json.dumps(config))
-    new, old = (
-        next(encode_items(load_dual(f), make_items())) for f in (dual_models["clip"], tmp_path / "old")
-    )
+    (copy_of_clip / "config.json").write_text(json.dumps(config))
+    (new,), (old,) = (encode_items(load_dual(folder), make_items()) for folder in (clip, copy_of_clip))
     np.testing.assert_array_equal(new.text, old.text)
 
 
 def test_a_version_follows_weights_preprocessing_and_the_length_of_fields(
-    dual_models: dict[str, Path], tmp_path: Path
+    dual_models: Models, clip: Path, tmp_path: Path
 ) -> None:
-    version = load_dual(dual_models["clip"]).version
-    assert load_dual(dual_models["clip"]).version == version
-    build_dual_model(tmp_path / "weights", "clip", seed=1)
-    shutil.copytree(dual_models["clip"], tmp_path / "picture")
-    processor = tmp_path / "picture" / "preprocessor_config.json"
+    version = load_dual(clip).version
+    assert load_dual(clip).version == version
+    weights, pictures, tokens = folders = [tmp_path / name for name in ("weights", "pictures", "tokens")]
+    build_dual_model(weights, "clip", seed=1)
+    shutil.copytree(clip, pictures)
+    processor = pictures / "preprocessor_config.json"
     processor.write_text(processor.read_text().replace('"resample": 3', '"resample": 2'))
-    shutil.copytree(dual_models["clip"], tmp_path / "tokens")
-    tokens = tmp_path / "tokens" / "tokenizer.json"
-    content = json.loads(tokens.read_text())
+    shutil.copytree(clip, tokens)
+    content = json.loads((tokens / "tokenizer.json").read_text())
     content["model"]["merges"].pop()
-    tokens.write_text(json.dumps(content))
-    others = [load_dual(tmp_path / name).version for name in ("weights", "picture", "tokens")]
-    others += [load_dual(dual_models["clip"], max_field_chars=50).version]
-    others += [load_dual(dual_models[kind]).version for kind in KINDS if kind != "clip"]
+    (tokens / "tokenizer.json").write_text(json.dumps(content))
+    folders += [dual_models[kind] for kind in KINDS if kind != "clip"]
+    others = [load_dual(folder).version for folder in folders] + [load_dual(clip, max_field_chars=50).version]
     assert len({version, *others}) == 1 + len(others)
-    assert load_dual(dual_models["clip"], max_image_side=100).version == version  # is for LVMs
+    assert load_dual(clip, max_image_side=100).version == version  # is for LVMs
 
 
-def test_vectors_are_float32_of_length_one_under_bfloat16(dual_models: dict[str, Path]) -> None:
-    settings = BackboneSettings.parse(model=str(dual_models["clip"]), dtype="bfloat16", device="cpu")
-    (shard,) = encode_items(pretrained(settings, PROMPTS), make_items())
-    (full,) = encode_items(load_dual(dual_models["clip"]), make_items())
+def test_vectors_are_float32_of_length_one_under_bfloat16(clip: Path) -> None:
+    (shard,) = encode_items(pretrained(on_cpu(clip, dtype="bfloat16"), PROMPTS), make_items())
+    (full,) = encode_items(load_dual(clip), make_items())
     assert shard.text.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(shard.image, axis=1), 1, atol=1e-6)
     assert (shard.text * full.text).sum(axis=1).min() > 0.99
     assert (shard.image * full.image).sum(axis=1).min() > 0.99
 
 
-def test_a_qwen_is_loaded_as_before(tiny_models: dict[str, Path]) -> None:
-    settings = BackboneSettings.parse(model=str(tiny_models["qwen2_vl"]), quantization="none", device="cpu")
-    assert isinstance(pretrained(settings, PROMPTS), LoadedEncoder)
+def test_a_qwen_is_loaded_as_before(tiny_models: Models) -> None:
+    assert isinstance(pretrained(on_cpu(tiny_models["qwen2_vl"]), PROMPTS), LoadedEncoder)
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_quantisation_is_refused_where_it_is_asked_for(
-    dual_models: dict[str, Path], quantization: str
-) -> None:
-    asked = BackboneSettings.parse(model=str(dual_models["clip"]), quantization=quantization)
+def test_quantisation_is_refused_where_it_is_asked_for(clip: Path, quantization: str) -> None:
     with pytest.raises(SettingsError, match=f"'clip' model, which is not quantised; got .* {quantization}"):
-        pretrained(asked, PROMPTS)
+        pretrained(on_cpu(clip, quantization=quantization), PROMPTS)
 
 
-def test_adapting_such_a_model_is_refused(dual_models: dict[str, Path]) -> None:
+def test_adapting_such_a_model_is_refused(clip: Path) -> None:
     with pytest.raises(BackboneError, match="is a 'clip' model; expected one of qwen2_vl, "):
-        Backbone(BackboneSettings.parse(model=str(dual_models["clip"])))
+        Backbone(BackboneSettings.parse(model=str(clip)))
 
 
 def test_another_architecture_is_refused_with_all_that_are_known(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(
-        BackboneError, match="'bert' model; expected one of qwen2_vl, .*, clip, siglip, siglip2"
-    ):
+    known = "qwen2_vl, .*, clip, siglip, siglip2"
+    with pytest.raises(BackboneError, match=f"'bert' model; expected one of {known}"):
         pretrained(BackboneSettings.parse(model=str(tmp_path)), PROMPTS)
 
 
 @pytest.mark.parametrize("missing", ["model.safetensors", "preprocessor_config.json"])
-def test_an_incomplete_checkpoint_is_refused(
-    dual_models: dict[str, Path], tmp_path: Path, missing: str
-) -> None:
-    shutil.copytree(dual_models["clip"], tmp_path / "model")
+def test_an_incomplete_checkpoint_is_refused(copy_of_clip: Path, missing: str) -> None:
     if missing == "model.safetensors":  # pickled weights are never read
-        weights = load_file(tmp_path / "model" / missing)
-        torch.save(weights, tmp_path / "model" / "pytorch_model.bin")
-    (tmp_path / "model" / missing).unlink()
+        torch.save(load_file(copy_of_clip / missing), copy_of_clip / "pytorch_model.bin")
+    (copy_of_clip / missing).unlink()
     with pytest.raises(BackboneError, match="cannot be loaded: "):
-        load_dual(tmp_path / "model")
+        load_dual(copy_of_clip)
 
 
-def test_half_a_model_is_refused(dual_models: dict[str, Path], tmp_path: Path) -> None:
-    shutil.copytree(dual_models["clip"], tmp_path / "model")
-    weights = load_file(tmp_path / "model" / "model.safetensors")
+def test_half_a_model_is_refused(copy_of_clip: Path) -> None:
+    weights = load_file(copy_of_clip / "model.safetensors")
     pictures = {name: value for name, value in weights.items() if not name.startswith("text_")}
     assert 0 < len(pictures) < len(weights)
-    save_file(pictures, tmp_path / "model" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(
-        BackboneError, match=rf"lacks {len(weights) - len(pictures)} weights .*, text_model\."
-    ):
-        load_dual(tmp_path / "model")
+    save_file(pictures, copy_of_clip / "model.safetensors", {"format": "pt"})
+    lost = len(weights) - len(pictures)
+    with pytest.raises(BackboneError, match=rf"lacks {lost} weights .*, text_model\."):
+        load_dual(copy_of_clip)

@@ -1,14 +1,11 @@
-from __future__ import annotations
-
 import io
 import itertools
 import signal
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,88 +18,62 @@ from torch import nn
 
 from sda_features.catalog.prompts import text_prompt
 from sda_features.catalog.rows import Item
-from sda_features.config import BackboneSettings, PromptSettings
-from sda_features.lvlm.backbone import Backbone, mean_pool
+from sda_features.config import PromptSettings
+from sda_features.lvlm.backbone import Prompt, mean_pool
 from sda_features.lvlm.checkpoint import LoadedEncoder, unadapted
 from sda_features.lvlm.encode import BATCHES_AHEAD, TYPICAL_TOKENS, EncodedItems, _plan, encode_items
 from sda_features.lvlm.prefetch import prefetch
-from tests.lvlm.conftest import ARCHITECTURES, PROMPTS, TEXTS, picture
+from tests.lvlm.conftest import ARCHITECTURES, PROMPTS, TEXTS, MakeBackbone, Models, picture, png
+from tests.shop import on_cpu
 
 SIZES = [(70, 56), (56, 84), (112, 56), (300, 30)]
 
 
 @pytest.fixture(scope="module")
-def load(tiny_models: dict[str, Path]) -> Callable[[str], LoadedEncoder]:
-    def load(architecture: str = "qwen2_5_vl") -> LoadedEncoder:
-        settings = BackboneSettings(
-            model=str(tiny_models[architecture]), quantization="none", dtype="float32", device="cpu"
-        )
-        return unadapted(settings, PROMPTS)
-
-    return load
-
-
-@pytest.fixture(scope="module")
-def loaded(load: Callable[[], LoadedEncoder]) -> LoadedEncoder:
-    return load()
+def loaded(tiny_model: Path) -> LoadedEncoder:
+    return unadapted(on_cpu(tiny_model, dtype="float32"), PROMPTS)
 
 
 def make_item(number: int) -> Item:
     """Lengths and pictures vary; item 3 has no picture, item 5 no text, item 7 neither."""
-    fields = {"title": f"{TEXTS[number % 3]} {'long ' * (number % 5)}{number}"}
-    image = picture(number, SIZES[number % len(SIZES)])
-    return Item(
-        number + 1,
-        f"i{number}",
-        {} if number in (5, 7) else fields,
-        None if number in (3, 7) else image,
-        f"hash{number}",
-    )
-
-
-def joined(shards: list[EncodedItems]) -> dict[str, Any]:
-    return {
-        "ids": [item_id for shard in shards for item_id in shard.item_ids],
-        "hashes": [content for shard in shards for content in shard.content_hashes],
-        **{
-            name: np.concatenate([getattr(shard, name) for shard in shards])
-            for name in ("text", "image", "text_found", "image_found")
-        },
-    }
+    title = f"{TEXTS[number % 3]} {'long ' * (number % 5)}{number}"
+    told = {} if number in (5, 7) else {"title": title}
+    image = None if number in (3, 7) else picture(number, SIZES[number % len(SIZES)])
+    return Item(number + 1, f"i{number}", told, image, f"hash{number}")
 
 
 def one_by_one(loaded: LoadedEncoder, items: list[Item]) -> dict[str, np.ndarray]:
     """The plain twin: each sequence alone in its batch."""
-    backbone, dim = loaded.encoder.backbone, loaded.encoder.dim
-    made: dict[str, list[np.ndarray]] = {"text": [], "image": []}
-    for item in items:
-        text = text_prompt(item.fields, loaded.prompts)
-        prompts = {
-            "text": None if text is None else backbone.text_tokens(text),
-            "image": None if item.image is None else backbone.image_tokens(item.image, loaded.prompts),
-        }
-        for modality, prompt in prompts.items():
-            vector = torch.zeros(1, dim)
-            if prompt is not None:
-                with torch.no_grad():
-                    vector = F.normalize(loaded.encoder(backbone.collate([prompt], modality)), dim=1)
-            made[modality].append(vector[0].numpy())
-    return {modality: np.stack(vectors) for modality, vectors in made.items()}
+    backbone = loaded.encoder.backbone
+
+    def vector(prompt: Prompt, modality: str) -> np.ndarray:
+        with torch.no_grad():
+            return F.normalize(loaded.encoder(backbone.collate([prompt], modality)), dim=1)[0].numpy()
+
+    text, image = np.zeros((2, len(items), loaded.encoder.dim), np.float32)
+    for row, item in enumerate(items):
+        if item.fields:
+            text[row] = vector(backbone.text_tokens(text_prompt(item.fields, loaded.prompts)), "text")
+        if item.image:
+            image[row] = vector(backbone.image_tokens(item.image, loaded.prompts), "image")
+    return {"text": text, "image": image}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_any_batching_gives_the_vectors_of_single_sequences_in_catalogue_order(
-    load: Callable[[str], LoadedEncoder], architecture: str
+    tiny_models: Models, architecture: str
 ) -> None:
-    loaded = load(architecture)
+    loaded = unadapted(on_cpu(tiny_models[architecture], dtype="float32"), PROMPTS)
     items = [make_item(number) for number in range(20)]
     kept = [item for item in items if item.item_id != "i7"]
     expected = one_by_one(loaded, kept)
     assert np.abs(expected["text"][0] - expected["text"][1]).max() > 1e-2, "vacuous: vectors are alike"
     for batch_size, shard_rows in ((32, 1024), (4, 1024), (3, 7), (1, 1)):
-        got = joined(list(encode_items(loaded, items, batch_size, shard_rows)))
-        assert got["ids"] == [item.item_id for item in kept]
-        assert got["hashes"] == [item.content_hash for item in kept]
+        shards = list(encode_items(loaded, items, batch_size, shard_rows))
+        names = [field.name for field in fields(EncodedItems) if field.name != "texts_cut"]
+        got = {name: np.concatenate([getattr(shard, name) for shard in shards]) for name in names}
+        assert got["item_ids"].tolist() == [item.item_id for item in kept]
+        assert got["content_hashes"].tolist() == [item.content_hash for item in kept]
         assert [kept[row].item_id for row in np.flatnonzero(~got["image_found"])] == ["i3"]
         assert [kept[row].item_id for row in np.flatnonzero(~got["text_found"])] == ["i5"]
         for modality in ("text", "image"):
@@ -112,9 +83,7 @@ def test_any_batching_gives_the_vectors_of_single_sequences_in_catalogue_order(
 
 def test_vectors_keep_their_length_when_training_did_not_normalise(loaded: LoadedEncoder) -> None:
     items = [make_item(number) for number in range(3)]
-    (unit,), (raw,) = (
-        list(encode_items(replace(loaded, normalize=normalize), items)) for normalize in (True, False)
-    )
+    (unit,), (raw,) = (encode_items(replace(loaded, normalize=each), items) for each in (True, False))
     lengths = np.linalg.norm(raw.text, axis=1, keepdims=True)
     assert np.abs(lengths - 1).min() > 0.1
     np.testing.assert_allclose(raw.text / lengths, unit.text, atol=1e-6)
@@ -193,9 +162,7 @@ def test_an_error_of_the_catalogue_arrives_after_the_shards_before_it(loaded: Lo
 
 
 def test_an_error_while_preparing_arrives_as_itself(loaded: LoadedEncoder) -> None:
-    stream = io.BytesIO()
-    picture(0, (600, 600)).save(stream, "PNG")
-    truncated = Image.open(io.BytesIO(stream.getvalue()[:500]))
+    truncated = Image.open(io.BytesIO(png(picture(0, (600, 600)))[:500]))
     items = [make_item(0), replace(make_item(1), image=truncated)]
     with pytest.raises(OSError, match="truncated"):
         list(encode_items(loaded, items))
@@ -244,25 +211,16 @@ def test_an_interrupt_does_not_wait_for_a_slow_catalogue(loaded: LoadedEncoder) 
 
 @given(st.lists(st.integers(), max_size=20), st.integers(1, 5), st.integers(0, 20))
 def test_ahead_keeps_order_and_depth(values: list[int], depth: int, stop: int) -> None:
-    pulled = 0
-
-    def source() -> Iterator[int]:
-        nonlocal pulled
-        for value in values:
-            pulled += 1
-            yield value
-
-    with prefetch(source(), depth) as ready:
-        taken = list(itertools.islice(ready, stop))
-        assert taken == values[:stop]
-        assert pulled <= stop + depth
+    source = iter(values)
+    with prefetch(source, depth) as ready:
+        assert list(itertools.islice(ready, stop)) == values[:stop]
+    left = list(source)
+    assert len(values) - len(left) <= stop + depth
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_picture_has_the_length_that_was_planned(
-    load: Callable[[str], LoadedEncoder], architecture: str
-) -> None:
-    backbone = load(architecture).encoder.backbone
+def test_a_picture_has_the_length_that_was_planned(make_backbone: MakeBackbone, architecture: str) -> None:
+    backbone = make_backbone(architecture)
     sizes = [(1, 1), (28, 28), (61, 250), (640, 480), (300, 2), (2, 700), (1000, 1000)]
     lengths = set()
     for size in sizes:
@@ -275,10 +233,8 @@ def test_a_picture_has_the_length_that_was_planned(
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_patches_are_embedded_as_by_the_convolution(
-    make_backbone: Callable[..., Backbone], architecture: str
-) -> None:
-    embed = make_backbone(architecture).model.visual.patch_embed  # type: ignore[union-attr]
+def test_patches_are_embedded_as_by_the_convolution(make_backbone: MakeBackbone, architecture: str) -> None:
+    embed = make_backbone(architecture).model.visual.patch_embed
     convolution = embed.proj
     assert isinstance(convolution, nn.Conv3d)
     size = (convolution.in_channels, *convolution.kernel_size)

@@ -1,29 +1,30 @@
-from __future__ import annotations
-
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from sda_features.config import LossSettings
+from sda_features.lvlm.backbone import PromptBatch
 from sda_features.lvlm.cmsa import BaseRelations, LossOutput, alignment_loss
 from sda_features.lvlm.encoder import PromptEncoder
 from sda_features.lvlm.gradient_cache import accumulate_gradients, passes
-from tests.lvlm.conftest import PROMPTS, TEXTS, picture
-from tests.lvlm.test_moda import randomise
+from tests.lvlm.conftest import PROMPTS, TEXTS, MakeEncoder, picture, randomise
 
 ITEMS = 7
 
 
-def batches(encoder: PromptEncoder, micro: int) -> list:  # type: ignore[type-arg]
+def batches(encoder: PromptEncoder, micro: int, items: Sequence[int] = range(ITEMS)) -> list[PromptBatch]:
+    """Texts and then pictures of `items`, `micro` at a time."""
     backbone = encoder.backbone
-    text = [backbone.text_tokens(TEXTS[i % 3] + f" number {i}") for i in range(ITEMS)]
-    image = [backbone.image_tokens(picture(i), PROMPTS) for i in range(ITEMS)]
+    prompts = {
+        "text": [backbone.text_tokens(TEXTS[i % 3] + f" number {i}") for i in items],
+        "image": [backbone.image_tokens(picture(i), PROMPTS) for i in items],
+    }
     return [
-        backbone.collate(prompts[start : start + micro], modality)
-        for modality, prompts in (("text", text), ("image", image))
-        for start in range(0, ITEMS, micro)
+        backbone.collate(made[start : start + micro], modality)
+        for modality, made in prompts.items()
+        for start in range(0, len(items), micro)
     ]
 
 
@@ -32,9 +33,8 @@ def known(count: int = ITEMS) -> BaseRelations:
     random = torch.Generator().manual_seed(0)
     text, image = (F.normalize(torch.randn(count, 12, generator=random), dim=1) for _ in range(2))
     partners = torch.rand(count, count, generator=random) < 0.2
-    return BaseRelations(
-        count, text, image, 0.3, (0.2, 0.4), (partners | partners.T) & ~torch.eye(count).bool()
-    )
+    partners = (partners | partners.T) & ~torch.eye(count).bool()
+    return BaseRelations(count, text, image, 0.3, (0.2, 0.4), partners)
 
 
 EVERY_TERM = LossSettings.parse(
@@ -47,7 +47,7 @@ def every_term(text: torch.Tensor, image: torch.Tensor) -> LossOutput:
     return alignment_loss(text, image, EVERY_TERM, 0.07, known(len(text)))
 
 
-def planned(micro_batches: list) -> tuple:  # type: ignore[type-arg]
+def planned(micro_batches: list[PromptBatch]) -> tuple[Iterator[PromptBatch], int]:
     """The arguments that name the batches of a step."""
     count = len(micro_batches)
     return iter(micro_batches * passes(count)), count
@@ -61,21 +61,13 @@ def gradients(encoder: PromptEncoder, micro: int) -> tuple[float, dict[str, torc
         *planned(batches(encoder, micro)),
         lambda text, image: alignment_loss(text, image, EVERY_TERM, log_temperature.exp() * 0.07, known()),
     )
-    assert log_temperature.grad is not None
-    found = {"temperature": log_temperature.grad}
-    for name, parameter in encoder.trainable().items():
-        assert parameter.grad is not None
-        found[name] = parameter.grad.clone()
-    return result.loss.item(), found
+    found = {name: parameter.grad for name, parameter in encoder.trainable().items()}
+    return result.loss.item(), {"temperature": log_temperature.grad, **found}
 
 
 @pytest.mark.parametrize("micro", [1, 2, 3, 6])
-def test_cached_gradients_equal_those_of_one_step(
-    make_encoder: Callable[..., PromptEncoder], micro: int
-) -> None:
-    encoder = make_encoder(dropout=0.0)
-    randomise(encoder)
-    encoder.train()
+def test_cached_gradients_equal_those_of_one_step(make_encoder: MakeEncoder, micro: int) -> None:
+    encoder = randomise(make_encoder(dropout=0.0)).train()
     plain_loss, plain = gradients(encoder, ITEMS)
     cached_loss, cached = gradients(encoder, micro)
     assert cached_loss == pytest.approx(plain_loss, rel=1e-5)
@@ -85,17 +77,14 @@ def test_cached_gradients_equal_those_of_one_step(
         assert error < 1e-4, f"{name}: relative error {error:.1e}"
 
 
-def test_dropout_is_replayed(make_encoder: Callable[..., PromptEncoder]) -> None:
+def test_dropout_is_replayed(make_encoder: MakeEncoder) -> None:
     """With dropout the two encodings of a micro batch must agree, or the gradient belongs to no loss."""
-    encoder = make_encoder(dropout=0.5)
-    randomise(encoder)
-    encoder.train()
-    seen: list[torch.Tensor] = []
+    encoder = randomise(make_encoder(dropout=0.5)).train()
+    seen = []
 
-    def recording(batch):  # type: ignore[no-untyped-def]
-        vectors = encoder(batch)
-        seen.append(vectors.detach().clone())
-        return vectors
+    def recording(batch: PromptBatch) -> torch.Tensor:
+        seen.append(encoder(batch))
+        return seen[-1]
 
     micro_batches = batches(encoder, 2)
     count = len(micro_batches)
@@ -107,12 +96,9 @@ def test_dropout_is_replayed(make_encoder: Callable[..., PromptEncoder]) -> None
     assert not torch.equal(torch.rand(3), torch.rand(3))
 
 
-def test_random_state_moves_on_after_a_replay(make_encoder: Callable[..., PromptEncoder]) -> None:
-    encoder = make_encoder(dropout=0.5)
-    encoder.train()
-    torch.manual_seed(0)
-    states = []
-    for _ in range(2):
-        gradients(encoder, 2)
-        states.append(torch.get_rng_state())
-    assert not torch.equal(states[0], states[1])
+def test_random_state_moves_on_after_a_replay(make_encoder: MakeEncoder) -> None:
+    encoder = make_encoder(dropout=0.5).train()
+    gradients(encoder, 2)
+    state = torch.get_rng_state()
+    gradients(encoder, 2)
+    assert not torch.equal(state, torch.get_rng_state())

@@ -1,29 +1,23 @@
 """The patches against transformers' own image processor."""
 
-from collections.abc import Callable
-
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from sda_features.lvlm.backbone import MODEL_TYPES, Backbone
+from sda_features.lvlm.backbone import MODEL_TYPES
 from sda_features.lvlm.patches import Patcher
+from tests.lvlm.conftest import MakeBackbone, picture
 
 
 class Foreign(Qwen2VLImageProcessorPil):
     """A processor that comes with a checkpoint's own code."""
 
 
-def noise(width: int, height: int) -> Image.Image:
-    levels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(levels)
-
-
 def assert_same(processor: object, size: tuple[int, int], dtype: torch.dtype = torch.float32) -> None:
-    expected = processor(images=[noise(*size)], return_tensors="pt")  # type: ignore[operator]
-    patches, grid = Patcher(processor, dtype)(noise(*size))
+    image = picture(0, size)
+    expected = processor(images=[image], return_tensors="pt")
+    patches, grid = Patcher(processor, dtype)(image)
     assert torch.equal(patches, expected["pixel_values"].to(dtype))
     assert torch.equal(grid, expected["image_grid_thw"][0])
 
@@ -32,7 +26,7 @@ def assert_same(processor: object, size: tuple[int, int], dtype: torch.dtype = t
 @pytest.mark.parametrize("size", [(1, 1), (28, 28), (61, 250), (640, 480), (300, 6), (257, 255)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_patches_are_those_of_the_processor(
-    make_backbone: Callable[..., Backbone], architecture: str, size: tuple[int, int], dtype: torch.dtype
+    make_backbone: MakeBackbone, architecture: str, size: tuple[int, int], dtype: torch.dtype
 ) -> None:
     processor = make_backbone(architecture).image_processor
     assert type(processor) is Qwen2VLImageProcessorPil  # else both sides would be the same code

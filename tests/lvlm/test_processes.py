@@ -1,7 +1,5 @@
 """Two processes on the CPU (gloo), started by `accelerate launch`, against one with the whole batch."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -12,29 +10,26 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.lvlm.sharded_step import CASES, key, steps
+from tests.lvlm.sharded_step import CASES, LOSSES, QUANTIZATIONS, key, steps
 
 ROOT = Path(__file__).parents[2]
 Results = dict[str, Tensor]
 
 
 @pytest.fixture(scope="module")
-def one(tiny_models: dict[str, Path]) -> dict[str, Results]:
-    return {
-        case: {name: value.clone() for name, value in found.items()}
-        for case, found in steps(tiny_models["qwen2_5_vl"])
-    }
+def one(tiny_model: Path) -> dict[str, Results]:
+    return dict(steps(tiny_model))
 
 
 @pytest.fixture(scope="module")
-def two(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Results:
+def two(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
     target = tmp_path_factory.mktemp("two") / "found.safetensors"
     # On a CPU `accelerate launch` wants MPI; under --multi_gpu it starts torchrun, and gloo does the rest.
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     launch += ["--main_process_port", "0", "-m", "tests.lvlm.sharded_step"]
     done = subprocess.run(
-        [*launch, str(tiny_models["qwen2_5_vl"]), str(target)],
+        [*launch, str(tiny_model), str(target)],
         capture_output=True,
         text=True,
         check=False,
@@ -46,7 +41,7 @@ def two(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [key(*case) for case in CASES])
+@pytest.mark.parametrize("case", [key(name, *case) for name in QUANTIZATIONS for case in CASES])
 def test_two_processes_take_the_step_of_one(case: str, one: dict[str, Results], two: Results) -> None:
     expected = dict(one[case])
     found = {name: two[f"{case}|{name}"] for name in expected}
@@ -67,4 +62,4 @@ def test_losses_differ(one: dict[str, Results]) -> None:
         for case, found in one.items()
         if case.startswith("none") and case.endswith("8")
     }
-    assert len(losses) == len({loss for _, loss, _ in CASES})
+    assert len(losses) == len(LOSSES)

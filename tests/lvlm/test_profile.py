@@ -1,10 +1,8 @@
 """Operator counts of a training step and of an encode step by torch's profiler: nothing asks a GPU layer by layer."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
@@ -37,7 +35,7 @@ def encoders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """The same architecture with two and with four layers."""
     made = []
     for layers in LAYERS:
-        folder: Path = tmp_path_factory.mktemp("deep") / "model"
+        folder = tmp_path_factory.mktemp("deep") / "model"
         build_tiny_model(folder, TEXTS, architecture=request.param, hidden_size=64, layers=layers)
         backbone = Backbone(on_cpu(folder, dtype="float32"))
         made.append(PromptEncoder(backbone, AdapterSettings(), ProjectionSettings()))
@@ -54,32 +52,22 @@ def counted(job: Callable[[], object]) -> Counter[str]:
 def training_step(encoder: PromptEncoder) -> Counter[str]:
     """All but AdamW: its fused kernel for CPUs reads the step numbers, which are on the card where there is one."""
     batches = [text_batch(encoder.backbone), image_batch(encoder.backbone)]
-    told = known(3)
+    loss = partial(alignment_loss, settings=EVERY_TERM, temperature=0.07, known=known(3))
     encoder.train()
 
     def step() -> None:
         encoder.zero_grad()
-        accumulate_gradients(
-            encoder,
-            iter(batches),
-            2,
-            lambda text, image: alignment_loss(text, image, EVERY_TERM, 0.07, told),
-        )
+        accumulate_gradients(encoder, iter(batches), 2, loss)
         torch.nn.utils.clip_grad_norm_(encoder.trainable().values(), 1.0)
 
     return counted(step)
 
 
+@torch.inference_mode()
 def encode_step(encoder: PromptEncoder) -> Counter[str]:
     batches = [text_batch(encoder.backbone), image_batch(encoder.backbone)]
     encoder.eval()
-
-    def step() -> None:
-        with torch.inference_mode():
-            for batch in batches:
-                encoder(batch)
-
-    return counted(step)
+    return counted(lambda: [encoder(batch) for batch in batches])
 
 
 @pytest.mark.parametrize("step", [training_step, encode_step])

@@ -1,7 +1,5 @@
 """Kill a real `adapt` at random moments; the resumed run must end in the very same weights."""
 
-from __future__ import annotations
-
 import json
 import random
 import signal
@@ -37,52 +35,47 @@ def logged_steps(output: Path) -> int:
     return len(log.read_text().splitlines()) if log.exists() else 0
 
 
+def logged(output: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (output / "training_log.jsonl").read_text().splitlines()]
+
+
 @pytest.mark.slow
 def test_a_run_killed_three_times_ends_in_the_weights_of_an_undisturbed_one(
-    tmp_path: Path, tiny_models: dict[str, Path]
+    tmp_path: Path, tiny_model: Path
 ) -> None:
     catalogue = write_catalogue(tmp_path / "items.parquet", 60)
-    model, whole, broken = tiny_models["qwen2_5_vl"], tmp_path / "whole", tmp_path / "broken"
-    subprocess.run(arguments(catalogue, model, whole), check=True, capture_output=True)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    subprocess.run(arguments(catalogue, tiny_model, whole), check=True, capture_output=True)
+    command = arguments(catalogue, tiny_model, broken)
 
     moments = sorted(random.SystemRandom().sample(range(2, STEPS - 1), 3))
     resume: list[str] = []
     for moment in moments:
-        with subprocess.Popen(
-            [*arguments(catalogue, model, broken), *resume], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        ) as run:
+        with subprocess.Popen([*command, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as run:
             while logged_steps(broken) < moment and run.poll() is None:
                 time.sleep(0.01)
             assert run.poll() is None, run.stderr.read().decode() if run.stderr else ""
             run.send_signal(signal.SIGKILL)
         resume = ["--resume"]
         assert not (broken / "checkpoint").exists()
-    done = subprocess.run(
-        [*arguments(catalogue, model, broken), "--resume"], check=True, capture_output=True, text=True
-    )
+    done = subprocess.run([*command, "--resume"], check=True, capture_output=True, text=True)
     assert json.loads(done.stdout)["steps"] == STEPS
 
     expected, found = (load_file(folder / "checkpoint" / "adapter.safetensors") for folder in (whole, broken))
     assert expected.keys() == found.keys()
     different = [name for name in expected if not np.array_equal(expected[name], found[name])]
     assert not different, f"killed after steps {moments}: {different}"
-    logs = [
-        [
-            {name: value for name, value in json.loads(line).items() if name != "items_per_second"}
-            for line in (folder / "training_log.jsonl").read_text().splitlines()
-        ]
-        for folder in (whole, broken)
-    ]
+    logs = [[{**record, "items_per_second": None} for record in logged(folder)] for folder in (whole, broken)]
     assert logs[0] == logs[1]
     assert sorted(path.name for path in broken.iterdir()) == sorted(path.name for path in whole.iterdir())
 
 
 def test_an_unfinished_run_is_neither_overwritten_nor_resumed_with_other_settings(
-    tmp_path: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    catalogue = write_catalogue(tmp_path / "items.parquet")
+    catalogue, more = (write_catalogue(tmp_path / f"{count}.parquet", count) for count in (14, 15))
     train = {"steps": 4, "batch_size": 6, "save_every": 2}
-    settings = adapt_settings(catalogue, tiny_models["qwen2_5_vl"], train=train)
+    settings = adapt_settings(catalogue, tiny_model, train=train)
 
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
@@ -93,14 +86,11 @@ def test_an_unfinished_run_is_neither_overwritten_nor_resumed_with_other_setting
             adapt(settings, tmp_path / "run", progress=False)
     with pytest.raises(SettingsError, match="unfinished run. Go on with --resume"):
         adapt(settings, tmp_path / "run", progress=False)
-    other = adapt_settings(catalogue, tiny_models["qwen2_5_vl"], train={**train, "learning_rate": 0.5})
-    with pytest.raises(CheckpointError, match="cannot be resumed: its settings differ"):
-        adapt(other, tmp_path / "run", progress=False, resume=True)
-    changed = adapt_settings(
-        write_catalogue(tmp_path / "more.parquet", 15), tiny_models["qwen2_5_vl"], train=train
-    )
-    with pytest.raises(CheckpointError, match="cannot be resumed: its data differ"):
-        adapt(changed, tmp_path / "run", progress=False, resume=True)
+    other = adapt_settings(catalogue, tiny_model, train={**train, "learning_rate": 0.5})
+    changed = adapt_settings(more, tiny_model, train=train)
+    for differing, what in ((other, "settings"), (changed, "data")):
+        with pytest.raises(CheckpointError, match=f"cannot be resumed: its {what} differ"):
+            adapt(differing, tmp_path / "run", progress=False, resume=True)
     assert adapt(settings, tmp_path / "run", progress=False, resume=True).steps == 4
     assert not (tmp_path / "run" / "states").exists()
 
@@ -113,12 +103,10 @@ BEST_AT: dict[str, Callable[[dict[str, float]], float]] = {
 
 
 @pytest.mark.parametrize("validate_on", BEST_AT)
-def test_early_stopping_keeps_the_best_weights(
-    tmp_path: Path, tiny_models: dict[str, Path], validate_on: str
-) -> None:
+def test_early_stopping_keeps_the_best_weights(tmp_path: Path, tiny_model: Path, validate_on: str) -> None:
     settings = adapt_settings(
         write_catalogue(tmp_path / "items.parquet", 60),
-        tiny_models["qwen2_5_vl"],
+        tiny_model,
         train={
             "steps": 40,
             "batch_size": 8,
@@ -130,8 +118,7 @@ def test_early_stopping_keeps_the_best_weights(
         },
     )
     result = adapt(settings, tmp_path / "run", progress=False)
-    log = [json.loads(line) for line in (tmp_path / "run" / "training_log.jsonl").read_text().splitlines()]
-    scores = [BEST_AT[validate_on](record) for record in log]
+    scores = [BEST_AT[validate_on](record) for record in logged(tmp_path / "run")]
     assert result.steps < 40
     assert result.recall["step"] == scores.index(max(scores)) + 1
     assert BEST_AT[validate_on](result.recall) == pytest.approx(max(scores))

@@ -1,20 +1,16 @@
-from __future__ import annotations
-
-import io
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from sda_features.catalog.rows import Catalog
-from sda_features.config import CatalogSettings, PromptSettings
 from sda_features.lvlm.finetune import warmup_cosine
 from sda_features.lvlm.training_data import ROWS_A_BATCH, TrainingPairs, step_indices, write_pairs
+from tests.lvlm.conftest import PROMPTS, picture, png
+from tests.lvlm.test_adapt import write_rows
+from tests.shop import catalog
 
 
 @given(items=st.integers(2, 60), batch=st.integers(2, 70), seed=st.integers(0, 99), epoch=st.integers(0, 3))
@@ -47,20 +43,14 @@ def test_learning_rate_warms_up_then_falls_to_zero() -> None:
 
 def test_pairs_come_back_from_disk_by_position(tmp_path: Path) -> None:
     """More pairs than a record batch holds, with rows in between that are no pairs."""
-    stream = io.BytesIO()
-    Image.new("RGB", (8, 8), "red").save(stream, "PNG")
-    count = ROWS_A_BATCH + 44
-    rows = [
-        {"item_id": f"i{n}", "title": None if n == 5 else f"title {n}", "image": stream.getvalue()}
-        for n in range(count)
-    ]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "items.parquet")
-    catalog = Catalog(CatalogSettings.parse(path=tmp_path / "items.parquet"))
-    write_pairs(catalog, PromptSettings(), tmp_path / "pairs.arrow", progress=False)
+    count, image = ROWS_A_BATCH + 44, png(picture(0, (8, 8)))
+    rows = [{"item_id": f"i{n}", "title": f"title {n}", "image": image} for n in range(count)]
+    rows[5]["title"] = None
+    path = write_rows(tmp_path / "items.parquet", rows)
+    write_pairs(Catalog(catalog(path)), PROMPTS, tmp_path / "pairs.arrow", progress=False)
     pairs = TrainingPairs(tmp_path / "pairs.arrow")
     assert len(pairs) == count - 1
     positions = [0, 4, 5, ROWS_A_BATCH - 1, ROWS_A_BATCH, count - 2]
-    assert [pairs._row(position)["item_id"] for position in positions] == [
-        f"i{position + (position >= 5)}" for position in positions
-    ]
+    numbers = [0, 4, 6, ROWS_A_BATCH, ROWS_A_BATCH + 1, count - 1]
+    assert [pairs._row(position)["item_id"] for position in positions] == [f"i{n}" for n in numbers]
     assert pairs._row(0)["prompt"].endswith("title is title 0")

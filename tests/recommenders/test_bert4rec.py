@@ -6,8 +6,11 @@ from sda_features.config import RecommenderSettings
 from sda_features.errors import SettingsError
 from sda_features.logs.interactions import index_interactions
 from sda_features.recommenders.bert4rec import BERT4Rec, cloze_mask
-from tests.contracts.recommender import ITEMS, RecommenderContract, assert_gradients, small_log, small_vectors
+from sda_features.recommenders.sasrec import SASRec
+from tests.contracts.recommender import ITEMS, RecommenderContract, assert_gradients, small_log
+from tests.recommenders.conftest import left_padded, perturbed, variant_of
 from tests.reference import bert4rec as reference
+from tests.reference.transformer import item_vector
 
 SETTINGS = RecommenderSettings(hidden_dim=6, heads=2, blocks=2, inner_dim=10, max_length=20, dropout=0.0)
 
@@ -16,36 +19,28 @@ class TestContract(RecommenderContract):
     recommender = BERT4Rec
 
 
-def build(settings=SETTINGS, vectors=None, seed=0):
-    torch.manual_seed(seed)
-    model = BERT4Rec(ITEMS, settings, vectors).double()
-    for (
-        parameter
-    ) in model.parameters():  # large enough to tell terms apart, biases and norms away from 0 and 1
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    if model.items.ids is not None:
-        model.items.ids.weight.data[0] = 0
-    return model
+def build(variant="ids", **changes):
+    torch.manual_seed(0)
+    return perturbed(BERT4Rec(ITEMS, *variant_of(SETTINGS, variant, **changes)), 0.3)
 
 
-def sequences(lengths, seed=0):
+def sequences(lengths):
     """Items of each user, the positions that are masked, and both left-padded."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     items = [random.integers(1, ITEMS + 1, n).tolist() for n in lengths]
     masked = [(random.random(n) < 0.5).tolist() for n in lengths]
     masked[0][-1] = True
     width = max(lengths)
-    padded = {
-        "histories": torch.tensor([[0] * (width - len(row)) + row for row in items]),
-        "masked": torch.tensor([[False] * (width - len(row)) + row for row in masked]),
-    }
-    return items, masked, padded
+    return (
+        items,
+        masked,
+        {"histories": left_padded(items, width), "masked": left_padded(masked, width).bool()},
+    )
 
 
-@pytest.mark.parametrize("fusion", ["ids", "replace", "join"])
-def test_loss_and_gradients_match_the_slow_twin(fusion):
-    settings = SETTINGS.model_copy(update={"fusion": fusion if fusion != "ids" else "join"})
-    model = build(settings, None if fusion == "ids" else small_vectors(dim=7))
+@pytest.mark.parametrize("variant", ["ids", "replace", "join"])
+def test_loss_and_gradients_match_the_slow_twin(variant):
+    model = build(variant)
     # Lengths on both sides of the group limits 8 and 16, and the longest that there is.
     items, masked, batch = sequences([1, 8, 9, 3, 17, 21])
     assert 0 < batch["masked"].sum() < (batch["histories"] > 0).sum()
@@ -66,14 +61,14 @@ def test_a_mask_after_the_history_ranks_the_catalogue():
     scores = model.score(torch.arange(4), batch["histories"])
     for row, history in zip(scores, items, strict=True):
         state = reference.sequence_states(model, [*history, reference.MASK])[-1]
-        expected = torch.stack([state @ reference.item_vector(model, code) for code in range(ITEMS + 1)])
+        expected = torch.stack([state @ item_vector(model, code) for code in range(ITEMS + 1)])
         torch.testing.assert_close(row, expected, atol=1e-10, rtol=1e-10)
         alone = model.state_after(model.items(torch.tensor(history)))
         torch.testing.assert_close(alone, state, atol=1e-10, rtol=1e-10)
 
 
 def test_only_the_latest_items_are_read():
-    model = build(SETTINGS.model_copy(update={"max_length": 4})).eval()
+    model = build(max_length=4).eval()
     _, _, batch = sequences([9, 6])
     users, longer = torch.arange(2), batch["histories"]
     torch.testing.assert_close(model.user_states(users, longer), model.user_states(users, longer[:, -4:]))
@@ -93,7 +88,7 @@ def test_every_state_sees_both_sides():
 
 
 def test_dropout_acts_in_training_alone():
-    model = build(SETTINGS.model_copy(update={"dropout": 0.5}))
+    model = build(dropout=0.5)
     _, _, batch = sequences([6, 20])
     assert (model.train().loss(batch) - model.loss(batch)).abs() > 1e-3
     model.eval()
@@ -121,22 +116,20 @@ def test_the_cloze_mask():
 
 
 def test_batches_hold_each_user_once():
-    log, model = small_log(), build(SETTINGS.model_copy(update={"batch_size": 5}))
+    log, model = small_log(), build(batch_size=5)
     batches = list(model.batches(log, np.random.default_rng(0)))
     assert [len(batch["histories"]) for batch in batches] == [5, 5, 5, 2]
     found = sorted([code for code in row if code] for batch in batches for row in batch["histories"].tolist())
-    expected = [log.items[log.offsets[u] : log.offsets[u + 1]].tolist() for u in range(log.user_count)]
-    assert found == sorted(expected)
+    assert found == sorted(items.tolist() for items in np.split(log.items, log.offsets[1:-1]))
     assert all((batch["masked"].any(dim=1)).all() for batch in batches)
 
 
 def test_a_long_history_is_read_through_a_moving_window():
     log = index_interactions(["a"] * 9, [str(item) for item in range(9)])
-    model = build(SETTINGS.model_copy(update={"max_length": 3}))
+    model = build(max_length=3)
     random = np.random.default_rng(0)
-    windows = {
-        tuple(batch["histories"][0].tolist()) for _ in range(60) for batch in model.batches(log, random)
-    }
+    batches = [batch for _ in range(60) for batch in model.batches(log, random)]
+    windows = {tuple(batch["histories"][0].tolist()) for batch in batches}
     codes = log.items.tolist()
     assert windows == {tuple(codes[start : start + 4]) for start in range(6)}
 
@@ -147,6 +140,7 @@ def test_users_with_one_training_item_are_left_out_of_the_loss():
     assert batch["histories"].shape == (1, 2)
 
 
-def test_heads_must_divide_the_width():
+@pytest.mark.parametrize("model", [BERT4Rec, SASRec])
+def test_heads_must_divide_the_width(model):
     with pytest.raises(SettingsError, match="hidden_dim 50 does not split over 3 heads"):
-        BERT4Rec(ITEMS, RecommenderSettings(heads=3), None)
+        model(ITEMS, RecommenderSettings(heads=3), None)

@@ -41,10 +41,8 @@ def test_a_saved_run_ranks_as_its_model_does(run, changes):
 def test_another_log_or_split_is_refused(run):
     with pytest.raises(SettingsError, match="was trained on another log"):
         rank_again(run[0], small_log(seed=1), TRAINED)
-    reordered = small_log()
-    other = index_interactions(
-        reordered.users, reordered.items - 1, catalogue=[str(item) for item in range(ITEMS)][::-1]
-    )
+    log = small_log()
+    other = index_interactions(log.users, log.items - 1, catalogue=range(ITEMS)[::-1])
     with pytest.raises(SettingsError, match="was trained on another log"):
         rank_again(run[0], other, TRAINED)
     with pytest.raises(SettingsError, match="was trained on the split leave-one-out"):

@@ -13,22 +13,11 @@ from sda_features.recommenders.base import SequenceRecommender
 from sda_features.recommenders.saved import load_run
 from sda_features.recommenders.training import train
 from tests.contracts.recommender import ITEMS, USERS, small_log
+from tests.recommenders.conftest import NO_VECTOR, raw_vectors
 
 SETTINGS = RecommenderSettings(
     hidden_dim=8, max_length=6, epochs=4, validate_every=2, learning_rate=0.05, threads=1, device="cpu"
 )
-NO_TEXT, NO_VECTOR = 4, 9  # item codes
-
-
-def raw_vectors(seed=0):
-    """Two modalities as a language model gives them; code 4 lacks its text, code 9 both."""
-    random = np.random.default_rng(seed)
-    vectors = {name: random.normal(20, 1, (ITEMS + 1, dim)) for name, dim in (("text", 6), ("image", 5))}
-    for matrix in vectors.values():
-        matrix[[0, NO_VECTOR]] = 0
-    vectors["text"][NO_TEXT] = 0
-    return {name: matrix.astype(np.float32) for name, matrix in vectors.items()}
-
 
 KINDS = {
     "ids": {},
@@ -64,8 +53,8 @@ def test_a_loaded_run_scores_as_the_trained_model(run):
     loaded, log = load_run(folder), trained.split.interactions
     expected = trained.ranker.scorer(log)(np.arange(USERS))[:, 1:]
     assert np.ptp(expected, axis=1).min() > 0.01
-    for user in range(USERS):
-        history = [loaded.item_ids[code - 1] for code in log.items[log.offsets[user] : log.offsets[user + 1]]]
+    for user, codes in enumerate(np.split(log.items, log.offsets[1:-1])):
+        history = [loaded.item_ids[code - 1] for code in codes]
         ids = [*history, *loaded.item_ids]
         for vectors in (None, rows_of(loaded, ids, raw_vectors())):
             found = loaded.score(history, loaded.item_ids, vectors)
@@ -80,9 +69,8 @@ def test_the_vectors_of_the_call_decide(run):
     loaded = load_run(run[1])
     history, candidates = ["2", "5"], ["3", "7", "11"]
     before = loaded.score(history, candidates).scores
-    after = loaded.score(
-        history, candidates, rows_of(loaded, history + candidates, raw_vectors(seed=1))
-    ).scores
+    vectors = rows_of(loaded, history + candidates, raw_vectors(seed=1))
+    after = loaded.score(history, candidates, vectors).scores
     assert np.array_equal(before, after) == (not loaded.scalings)
 
 
@@ -118,11 +106,10 @@ def test_histories_of_any_kind(run):
     loaded, candidates = load_run(run[1]), ["3", "7"]
     short = ["8", "2", "5", "6", "1", "0"]
     long = ["11", "12", *short]
-    np.testing.assert_array_equal(
-        loaded.score(long, candidates).scores, loaded.score(short, candidates).scores
-    )
+    expected = loaded.score(short, candidates).scores
+    np.testing.assert_array_equal(loaded.score(long, candidates).scores, expected)
     skipped = loaded.score(["new", *short[:3], "newer", *short[3:]], candidates)
-    np.testing.assert_array_equal(skipped.scores, loaded.score(short, candidates).scores)
+    np.testing.assert_array_equal(skipped.scores, expected)
     assert skipped.usable_history == 6
     assert not np.allclose(loaded.score(short[:2], candidates).scores, skipped.scores)
     for history in ([], ["new"]):

@@ -8,6 +8,7 @@ from sda_features.recommenders.lightgcn import BipartiteGraph
 from sda_features.recommenders.representations import prepare_vectors
 from sda_features.recommenders.slmrec import FineAndCoarse, SLMRec, feature_dropout, feature_masks, info_nce
 from tests.contracts.recommender import ITEMS, USERS, RecommenderContract, assert_gradients, small_log
+from tests.recommenders.conftest import NO_TEXT, NO_VECTOR, perturbed, raw_vectors
 from tests.reference import slmrec as reference
 
 SETTINGS = RecommenderSettings(
@@ -25,26 +26,11 @@ class TestContractOfViews(RecommenderContract):
     settings = RecommenderContract.settings.model_copy(update={"ssl_task": "fd+fm", "graph_layers": 2})
 
 
-def two_modalities(seed=0):
-    """Text first, as a caller may give them; code 4 lacks its text, code 9 both."""
-    random = np.random.default_rng(seed)
-    vectors = {name: random.normal(20, 1, (ITEMS + 1, dim)) for name, dim in (("text", 6), ("image", 4))}
-    for matrix in vectors.values():
-        matrix[[0, 9]] = 0
-    vectors["text"][4] = 0
-    return prepare_vectors(vectors, ITEMS)
-
-
-def build(seed=0, **changes):
-    """A model in float64 with biases away from zero, and its vectors in the order of its modalities."""
-    settings = SETTINGS.model_copy(update=changes)
-    vectors = None if changes.get("fusion") == "ids" else two_modalities()
-    torch.manual_seed(seed)
-    model = SLMRec(small_log(), settings, vectors).double()
-    for parameter in model.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)
-    if model.items.ids is not None:
-        model.items.ids.weight.data[0] = 0
+def build(**changes):
+    """A model, and its vectors in the order of its modalities."""
+    vectors = None if changes.get("fusion") == "ids" else prepare_vectors(raw_vectors(), ITEMS)
+    torch.manual_seed(0)
+    model = perturbed(SLMRec(small_log(), SETTINGS.model_copy(update=changes), vectors), 0.2)
     if vectors is None:
         return model, {}
     values = torch.from_numpy(vectors.values).double()
@@ -89,9 +75,8 @@ def test_scores_are_products_of_the_slow_twins_rows():
     with torch.no_grad():
         means = reference.propagate(model, reference.adjacency(log), reference.layer_zero(model, raw))
         users = torch.stack([reference.fuse(model.user_fusion, means, row) for row in range(USERS)])
-        items = torch.stack(
-            [reference.fuse(model.item_fusion, means, USERS + code) for code in range(ITEMS + 1)]
-        )
+        rows = range(USERS, USERS + ITEMS + 1)
+        items = torch.stack([reference.fuse(model.item_fusion, means, row) for row in rows])
         expected = users @ items.T
     np.testing.assert_allclose(scores, expected.numpy(), atol=1e-6)
     assert np.ptp(scores, axis=1).min() > 0.1
@@ -149,19 +134,19 @@ def test_the_task_decides_what_views_lose(task, values):
 
 
 def test_modalities_stand_in_the_order_of_the_chain():
-    for fusion, names in (
-        ("join", ("id", "image", "text")),
-        ("replace", ("image", "text")),
-        ("ids", ("id",)),
-    ):
+    for fusion, names in {
+        "join": ("id", "image", "text"),
+        "replace": ("image", "text"),
+        "ids": ("id",),
+    }.items():
         model, _ = build(fusion=fusion)
         assert model.items.names == names
         gone = (model.items() == 0).all(dim=2).T
         assert gone[0].all()
         if len(names) > 1:
-            assert dict(zip(names, gone[4].tolist(), strict=True)) == {name: name == "text" for name in names}
-            assert gone[9].tolist() == [name != "id" for name in names]
-        others = np.setdiff1d(np.arange(ITEMS + 1), [0, 4, 9])
+            assert gone[NO_TEXT].tolist() == [name == "text" for name in names]
+            assert gone[NO_VECTOR].tolist() == [name != "id" for name in names]
+        others = np.setdiff1d(np.arange(ITEMS + 1), [0, NO_TEXT, NO_VECTOR])
         assert not gone[others].any()
 
 
@@ -194,14 +179,10 @@ def test_batches_hold_each_interaction_once():
     sizes = [len(batch["users"]) for batch in batches]
     assert max(sizes) <= 10
     assert max(sizes) - min(sizes) <= 1
-    pairs = [
-        pair
-        for batch in batches
-        for pair in zip(*(batch[k].tolist() for k in ("users", "items")), strict=True)
-    ]
-    everything = list(zip(log.users.tolist(), log.items.tolist(), strict=True))
-    assert sorted(pairs) == sorted(everything)
-    assert pairs != everything
+    users, items = (torch.cat([batch[name] for batch in batches]).tolist() for name in ("users", "items"))
+    everything = list(zip(log.users, log.items, strict=True))
+    assert sorted(zip(users, items, strict=True)) == sorted(everything)
+    assert list(zip(users, items, strict=True)) != everything
 
 
 def test_vectors_rank_items_that_nobody_took():
@@ -220,13 +201,13 @@ def test_vectors_rank_items_that_nobody_took():
         torch.manual_seed(0)
         model, draw = SLMRec.build(log, settings, given), np.random.default_rng(0)
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-        for batch in (batch for _ in range(10) for batch in model.batches(log, draw)):
-            optimizer.zero_grad()
-            model.loss(batch).backward()
-            optimizer.step()
+        for _ in range(10):
+            for batch in model.batches(log, draw):
+                optimizer.zero_grad()
+                model.loss(batch).backward()
+                optimizer.step()
         scores = model.scorer(log)(np.arange(log.user_count))[:, 1:].reshape(-1, kinds, size)
-        right.append(
-            (scores[:, :, known:].mean(axis=2).argmax(axis=1) == liked[log.user_ids.cast("int64")]).mean()
-        )
+        best = scores[:, :, known:].mean(axis=2).argmax(axis=1)
+        right.append((best == liked[log.user_ids.cast("int64")]).mean())
     assert right[0] < 0.5
     assert right[1] > 0.95

@@ -34,8 +34,7 @@ def planted(users=240, seed=0):
     for user in range(users):
         kind, start = random.integers(KINDS), random.integers(SIZE)
         rows += [(user, kind * SIZE + (start + step) % SIZE) for step in range(random.integers(5, 9))]
-    who, what = zip(*rows, strict=True)
-    return index_interactions(who, what, catalogue=[str(item) for item in range(KINDS * SIZE)])
+    return index_interactions(*zip(*rows, strict=True), catalogue=range(KINDS * SIZE))
 
 
 def vectors_of_kinds():
@@ -43,11 +42,9 @@ def vectors_of_kinds():
     random = np.random.default_rng(1)
     kind, place = np.divmod(np.arange(KINDS * SIZE), SIZE)
     angle = 2 * np.pi * place / SIZE
-    informative = np.concatenate(
-        [np.eye(KINDS)[kind], np.stack([np.cos(angle), np.sin(angle)], axis=1)], axis=1
-    )
+    informative = np.column_stack([np.eye(KINDS)[kind], np.cos(angle), np.sin(angle)])
     vectors = informative @ random.normal(0, 1, (KINDS + 2, 32)) + 40
-    return np.concatenate([np.zeros((1, 32)), vectors]).astype(np.float32)
+    return np.insert(vectors, 0, 0, axis=0).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +74,8 @@ def test_a_seed_repeats_a_run_and_leaves_torch_alone(trained):
     torch.manual_seed(7)
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     short = SETTINGS.model_copy(update={"epochs": 2})
-    results = [
-        train(planted(), short.model_copy(update={"seed": seed}), EVALUATION, progress=False)
-        for seed in (0, 0, 1)
-    ]
+    seeds = [short.model_copy(update={"seed": seed}) for seed in (0, 0, 1)]
+    results = [train(planted(), settings, EVALUATION, progress=False) for settings in seeds]
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
     losses = [[epoch.loss for epoch in result.epochs] for result in results]
@@ -126,13 +121,8 @@ def test_vectors_help_where_data_is_scarce(fusion, loss):
 
 def test_a_run_folder_holds_everything(trained, tmp_path):
     trained.save(tmp_path / "run")
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        "items.parquet",
-        "manifest.json",
-        "model.safetensors",
-        "ranks.npz",
-        "users.safetensors",
-    ]
+    files = {"items.parquet", "manifest.json", "model.safetensors", "ranks.npz", "users.safetensors"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == files
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert RecommenderSettings.parse(**manifest["settings"]) == SETTINGS
     assert EvaluationSettings.parse(**manifest["evaluation"]) == EVALUATION

@@ -1,3 +1,5 @@
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -6,14 +8,8 @@ from sda_features.config import RecommenderSettings
 from sda_features.errors import RankingError
 from sda_features.logs.interactions import index_interactions
 from sda_features.recommenders.vbpr import VBPR
-from tests.contracts.recommender import (
-    ITEMS,
-    USERS,
-    RecommenderContract,
-    assert_gradients,
-    small_log,
-    small_vectors,
-)
+from tests.contracts.recommender import ITEMS, USERS, RecommenderContract, assert_gradients, small_log
+from tests.recommenders.conftest import variant_of
 from tests.reference import vbpr as reference
 
 SETTINGS = RecommenderSettings(hidden_dim=5, batch_size=32, l2=0.03)
@@ -24,19 +20,17 @@ class TestContract(RecommenderContract):
     recommender = VBPR
 
 
-def build(variant="join", settings=SETTINGS, seed=0):
-    torch.manual_seed(seed)
-    vectors = None if variant == "ids" else small_vectors(dim=7)
-    fusion = settings.model_copy(update={"fusion": variant if variant != "ids" else "join"})
-    model = VBPR(USERS, ITEMS, fusion, vectors).double()
+def build(variant="join", **changes):
+    torch.manual_seed(0)
+    model = VBPR(USERS, ITEMS, *variant_of(SETTINGS, variant, **changes)).double()
     for parameter in model.parameters():
         parameter.data += torch.randn_like(parameter)
     return model
 
 
-def triples(count=29, seed=0):
+def triples(count=29):
     """Random (user, taken, other); some repeat a user or an item, the last has one item on both sides."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     rows = np.stack([random.integers(0, USERS, count), *random.integers(1, ITEMS + 1, (2, count))], axis=1)
     rows[-1, 2] = rows[-1, 1]
     batch = dict(zip(("users", "positives", "negatives"), torch.from_numpy(rows.T.copy()), strict=True))
@@ -47,9 +41,8 @@ def triples(count=29, seed=0):
 def test_scores_match_the_slow_twin(variant):
     model = build(variant).eval()
     scores = model.score(torch.arange(USERS), torch.zeros(USERS, 1, dtype=torch.int64))
-    codes = range(1, ITEMS + 1)
-    expected = [torch.stack([reference.score(model, user, item) for item in codes]) for user in range(USERS)]
-    expected = torch.stack(expected)
+    pairs = product(range(USERS), range(1, ITEMS + 1))
+    expected = torch.stack([reference.score(model, *pair) for pair in pairs]).view(USERS, ITEMS)
     assert expected.std() > 0.1
     torch.testing.assert_close(scores[:, 1:], expected, atol=1e-12, rtol=1e-12)
 
@@ -62,19 +55,16 @@ def test_loss_and_gradients_match_the_slow_twin(variant):
     assert_gradients(model, fast, slow, atol=1e-11, rtol=1e-9)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_each_variant_has_the_parameters_of_its_formula(variant):
-    shapes = {name: tuple(parameter.shape) for name, parameter in build(variant).named_parameters()}
-    ids = {"item_factors": (ITEMS + 1, 6)}
-    vectors = {"projection": (6, 7)}
-    assert (
-        shapes
-        == {
-            "ids": {"user_factors": (USERS, 5), **ids},
-            "replace": {"user_factors": (USERS, 5), **vectors},
-            "join": {"user_factors": (USERS, 10), **ids, **vectors},
-        }[variant]
-    )
+@pytest.mark.parametrize(
+    ("variant", "shapes"),
+    [
+        ("ids", {"user_factors": (USERS, 5), "item_factors": (ITEMS + 1, 6)}),
+        ("replace", {"user_factors": (USERS, 5), "projection": (6, 7)}),
+        ("join", {"user_factors": (USERS, 10), "item_factors": (ITEMS + 1, 6), "projection": (6, 7)}),
+    ],
+)
+def test_each_variant_has_the_parameters_of_its_formula(variant, shapes):
+    assert {name: parameter.shape for name, parameter in build(variant).named_parameters()} == shapes
 
 
 def test_an_item_without_a_vector_is_ranked_by_its_factors():
@@ -86,7 +76,7 @@ def test_an_item_without_a_vector_is_ranked_by_its_factors():
 
 def test_the_penalty_is_that_of_the_settings():
     _, batch = triples()
-    losses = {l2: build(settings=SETTINGS.model_copy(update={"l2": l2})).loss(batch) for l2 in (0, 0.1, 0.2)}
+    losses = {l2: build(l2=l2).loss(batch) for l2 in (0, 0.1, 0.2)}
     assert losses[0.1] > losses[0]
     torch.testing.assert_close(losses[0.2] - losses[0.1], losses[0.1] - losses[0])
 

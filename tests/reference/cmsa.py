@@ -1,13 +1,12 @@
 """CMSA (Eq. 1-3) entry by entry, in Python floats. Slow; an oracle only."""
 
-from __future__ import annotations
-
 import math
+from collections.abc import Sequence
 
 Matrix = list[list[float]]
 
 
-def _softmax(row: list[float]) -> list[float]:
+def _softmax(row: Sequence[float]) -> list[float]:
     top = max(row)
     exponentials = [math.exp(value - top) for value in row]
     return [value / sum(exponentials) for value in exponentials]
@@ -15,6 +14,11 @@ def _softmax(row: list[float]) -> list[float]:
 
 def _dot(left: list[float], right: list[float]) -> float:
     return math.fsum(a * b for a, b in zip(left, right, strict=True))
+
+
+def _divergence(p: Sequence[float], q: Sequence[float]) -> float:
+    """sum p (ln p - ln q)."""
+    return sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True))
 
 
 def teacher(text: Matrix, image: Matrix, temperature: float, text_weight: float = 0.5) -> Matrix:
@@ -52,19 +56,16 @@ def kept(vectors: Matrix, base: Matrix, temperature: float) -> float:
         rest = [j for j in range(n) if j != i]
         q = _softmax([_dot(base[i], base[j]) / temperature for j in rest])
         r = _softmax([_dot(vectors[i], vectors[j]) / temperature for j in rest])
-        total += sum(a * (math.log(a) - math.log(b)) for a, b in zip(q, r, strict=True))
+        total += _divergence(q, r)
     return total / n
 
 
 def cmsa(text: Matrix, image: Matrix, tau: float, t: Matrix, literal: bool) -> float:
     """L_CL for raw vectors and T; `literal` compares the second direction with columns of T."""
-    n = len(text)
-    s = [[_dot(text[i], image[j]) / tau for j in range(n)] for i in range(n)]
-    p = [_softmax(row) for row in s]
-    p_back = [_softmax([s[j][i] for j in range(n)]) for i in range(n)]
+    scores = [[_dot(a, b) / tau for b in image] for a in text]
+    backward = list(zip(*scores, strict=True))
+    targets_back = list(zip(*t, strict=True)) if literal else t
     total = 0.0
-    for i in range(n):
-        target_back = [t[j][i] for j in range(n)] if literal else t[i]
-        total += sum(t[i][j] * (math.log(t[i][j]) - math.log(p[i][j])) for j in range(n))
-        total += sum(target_back[j] * (math.log(target_back[j]) - math.log(p_back[i][j])) for j in range(n))
-    return total / (2 * n)
+    for i in range(len(text)):
+        total += _divergence(t[i], _softmax(scores[i])) + _divergence(targets_back[i], _softmax(backward[i]))
+    return total / (2 * len(text))

@@ -1,32 +1,25 @@
 """Slow twins of evaluation/item_vectors.py: loops over users, pairs and candidates."""
 
-from __future__ import annotations
-
 import math
-from itertools import pairwise
+from itertools import pairwise, product
 
-
-def rows(log):
-    """Items of each user, in order, and their times."""
-    bounds = list(zip(log.offsets[:-1].tolist(), log.offsets[1:].tolist(), strict=True))
-    return [list(range(start, end)) for start, end in bounds]
+from tests.reference.metrics import rank_of_target
 
 
 def session_pairs(log, held, window):
     found = set()
-    for user, places in enumerate(rows(log)):
-        for a in places:
-            for b in places:
-                together = str(log.times[a])[:10] == str(log.times[b])[:10]
-                if together and 0 < abs(a - b) <= window and log.items[a] != log.items[b] and held[b]:
-                    found.add((user, int(log.items[a]), int(log.items[b])))
+    for user, (start, end) in enumerate(pairwise(log.offsets.tolist())):
+        for a, b in product(range(start, end), repeat=2):
+            together = str(log.times[a])[:10] == str(log.times[b])[:10]
+            if together and 0 < abs(a - b) <= window and log.items[a] != log.items[b] and held[b]:
+                found.add((user, int(log.items[a]), int(log.items[b])))
     return found
 
 
 def next_pairs(log, held):
     found = set()
-    for user, places in enumerate(rows(log)):
-        for a, b in pairwise(places):
+    for user, (start, end) in enumerate(pairwise(log.offsets.tolist())):
+        for a, b in pairwise(range(start, end)):
             if held[b] and log.items[a] != log.items[b]:
                 found.add((user, int(log.items[a]), int(log.items[b])))
     return found
@@ -38,21 +31,15 @@ def cosine(a, b):
     return product / norms if norms else 0.0
 
 
-def rank(scores, target):
-    """Scores by item; ties at their middle."""
-    mine = scores[target]
-    better = sum(score > mine + 1e-6 for score in scores.values())
-    ties = sum(abs(score - mine) <= 1e-6 for score in scores.values()) - 1
-    return 1 + better + ties / 2
+def rank(units, state, target, others):
+    """Of the target among others; ties, which rounding may hide, at their middle."""
+    scores = [cosine(state, units[item]) if any(units[item]) else -2.0 for item in (target, *others)]
+    return rank_of_target(scores, 0, tolerance=1e-6)
 
 
 def pair_rank(units, query, target, products):
-    candidates = [
-        item
-        for item in range(1, len(units))
-        if item != query and (products is None or products[item] != products[query])
-    ]
-    return rank({item: _score(units, units[query], item) for item in candidates}, target)
+    """The query is a history of one item."""
+    return next_rank(units, [query], target, 1, 1, products)
 
 
 def next_rank(units, history, target, length, decay, products):
@@ -60,13 +47,9 @@ def next_rank(units, history, target, length, decay, products):
     for age, item in enumerate(reversed(history[-length:])):
         state = [x + decay**age * y for x, y in zip(state, units[item], strict=True)]
     taken = {products[item] for item in history} if products is not None else set()
-    candidates = [
+    others = [
         item
         for item in range(1, len(units))
-        if item == target or (item not in history and (products is None or products[item] not in taken))
+        if item not in (target, *history) and (products is None or products[item] not in taken)
     ]
-    return rank({item: _score(units, state, item) for item in candidates}, target)
-
-
-def _score(units, state, item):
-    return cosine(state, units[item]) if any(units[item]) else -2.0
+    return rank(units, state, target, others)

@@ -1,21 +1,14 @@
 """Slow plain twins of the evaluation: one user, one candidate at a time."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
 
-def rank_of_target(scores: Sequence[float], target: int) -> float:
+def rank_of_target(scores: Sequence[float], target: int, tolerance: float = 0) -> float:
     """1 + better candidates + half of the equal ones."""
-    better = ties = 0
-    for column, score in enumerate(scores):
-        if column == target:
-            continue
-        if score > scores[target]:
-            better += 1
-        elif score == scores[target]:
-            ties += 1
+    mine = scores[target]
+    better = sum(score > mine + tolerance for score in scores)
+    ties = sum(abs(score - mine) <= tolerance for score in scores) - 1
     return 1 + better + ties / 2
 
 
@@ -29,8 +22,5 @@ def ndcg(rank: float, k: int) -> float:
 
 def full_rank(scores: Sequence[float], target: int, history: Sequence[int]) -> float:
     """Rank of item code `target` among codes 1.. that are not in `history`, the target always among them."""
-    candidates = [target]
-    for code in range(1, len(scores)):
-        if code != target and code not in history:
-            candidates.append(code)
-    return rank_of_target([scores[code] for code in candidates], 0)
+    others = [code for code in range(1, len(scores)) if code != target and code not in history]
+    return rank_of_target([scores[code] for code in (target, *others)], 0)

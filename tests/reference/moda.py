@@ -1,29 +1,26 @@
 """MoDA as the paper writes it: a loop over experts (Eq. 6 and 7). Slow; an oracle only."""
 
-from __future__ import annotations
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 
 def expert_loop(
-    x: Tensor, a: Tensor, b: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor, alpha: float
+    x: Tensor, tensors: Mapping[str, Tensor], name: str, layer: int, modality: int, alpha: float
 ) -> Tensor:
-    """sum_i omega_i B_i A_i x times alpha / r, for one layer and one modality.
+    """sum_i omega_i B_i A_i x times alpha / r, for one layer and one modality, by their numbers.
 
     Args:
         x: [..., d_in].
-        a: [r, d_in], experts' A_i stacked.
-        b: [d_out, r], experts' B_i side by side.
-        embedding: [G] of the modality.
-        weight: [E, G] of the layer's gate.
-        bias: [E].
+        tensors: of the layer `name`.A [r, d_in], experts' A_i stacked, and `name`.B [d_out, r], experts'
+            B_i side by side; of all gates.embedding [M, G], gates.weight [L, E, G] and gates.bias [L, E].
     """
-    rank, experts = a.shape[0], weight.shape[0]
-    width = rank // experts
-    omega = torch.softmax(weight @ embedding + bias, dim=0)
-    total = torch.zeros(*x.shape[:-1], b.shape[0], dtype=x.dtype)
+    a, b, weight = tensors[f"{name}.A"], tensors[f"{name}.B"], tensors["gates.weight"][layer]
+    omega = torch.softmax(weight @ tensors["gates.embedding"][modality] + tensors["gates.bias"][layer], dim=0)
+    rank, experts = len(a), len(weight)
+    total = torch.zeros(*x.shape[:-1], len(b), dtype=x.dtype)
     for i in range(experts):
-        rows = slice(i * width, (i + 1) * width)
+        rows = slice(i * rank // experts, (i + 1) * rank // experts)
         total = total + omega[i] * (x @ a[rows].T @ b[:, rows].T)
     return total * alpha / rank

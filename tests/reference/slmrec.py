@@ -3,8 +3,6 @@
 It reads the parameters of the fast model by name and shares no code with it.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -13,9 +11,8 @@ def adjacency(log) -> Tensor:
     """D^-1/2 A D^-1/2 over users and then items with padding, float64 [U + I + 1, U + I + 1]."""
     users, size = log.user_count, log.user_count + log.item_count + 1
     links = torch.zeros(size, size, dtype=torch.float64)
-    for user in range(users):
-        for item in log.items[log.offsets[user] : log.offsets[user + 1]]:
-            links[user, users + item] = links[users + item, user] = 1
+    for user, item in zip(log.users, log.items, strict=True):
+        links[user, users + item] = links[users + item, user] = 1
     roots = torch.sqrt(links.sum(dim=1).clamp(min=1))
     return links / roots[:, None] / roots[None, :]
 

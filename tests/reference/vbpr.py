@@ -3,8 +3,6 @@
 It reads the parameters of the fast model by name and shares no code with it.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -15,13 +13,10 @@ def score(model: nn.Module, user: int, item: int) -> Tensor:
     of_user, total = model.user_factors[user], torch.zeros((), dtype=model.user_factors.dtype)
     if model.item_factors is not None:
         latent, bias = model.item_factors[item][:hidden], model.item_factors[item][hidden]
-        total = total + bias
-        for k in range(hidden):
-            total = total + of_user[k] * latent[k]
+        total = total + bias + sum(of_user[k] * latent[k] for k in range(hidden))
     if model.projection is not None:
         vector, tastes = model.values[item], of_user[-hidden:]
-        for k in range(hidden):
-            total = total + tastes[k] * (model.projection[k] * vector).sum()
+        total = total + sum(tastes[k] * (model.projection[k] * vector).sum() for k in range(hidden))
         total = total + (model.projection[hidden] * vector).sum()
     return total
 

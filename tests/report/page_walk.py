@@ -3,8 +3,6 @@
 python -m tests.report.page_walk report.html shots
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys
@@ -56,7 +54,7 @@ def opened(browser: Browser, path: Path, shape: str) -> Iterator[tuple[Page, lis
     scheme, width, height = SHAPES[shape]
     context = browser.new_context(
         viewport={"width": width, "height": height},
-        color_scheme="dark" if scheme == "dark" else "light",
+        color_scheme=scheme,
         reduced_motion="reduce",
     )
     faults: list[str] = []
@@ -78,6 +76,12 @@ def opened(browser: Browser, path: Path, shape: str) -> Iterator[tuple[Page, lis
         context.close()
 
 
+def centred_map(page: Page) -> dict[str, float]:
+    """Where the map is once it stands in the middle of the window."""
+    page.evaluate("canvas.scrollIntoView({ block: 'center', behavior: 'instant' })")
+    return page.locator("#map").bounding_box()
+
+
 def walk(page: Page) -> None:
     """Search, zoom, hover, open an item, its neighbours, another item, the other colours."""
     data = json.loads(page.locator("#data").text_content() or "")
@@ -91,9 +95,7 @@ def walk(page: Page) -> None:
     expect(shown.first).to_have_text(data["ids"][item])
     page.fill("#search", "")
 
-    page.evaluate("canvas.scrollIntoView({ block: 'center', behavior: 'instant' })")
-    box = page.locator("#map").bounding_box()
-    assert box
+    box = centred_map(page)
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.mouse.wheel(0, -800)
     page.wait_for_function("view.zoom > 3")
@@ -102,9 +104,7 @@ def walk(page: Page) -> None:
 
     x, y = page.evaluate(MIDDLE)
     near = page.evaluate(f"nearestOnMap({x}, {y})")  # another item may lie on the same spot
-    page.evaluate("canvas.scrollIntoView({ block: 'center', behavior: 'instant' })")
-    box = page.locator("#map").bounding_box()
-    assert box
+    box = centred_map(page)
     page.mouse.move(box["x"] + x, box["y"] + y)
     expect(page.locator("#tip")).to_be_visible()
     expect(page.locator("#tip div").first).to_have_text(data["names"][near])

@@ -1,7 +1,5 @@
 """The report clicked through in a real browser: no console error, nothing loaded, nothing wider than a phone."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -61,10 +61,15 @@ TABLE = ScoreTable(
 )
 
 
+def cells_of(markdown):
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
 def test_markdown_marks_best_second_and_significant():
     lines = TABLE.markdown().splitlines()
     assert lines[0] == "**ranking full, 100% of users**"
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    cells = cells_of(TABLE.markdown())
     assert cells[0] == ["model", "features", "overall H@10", "overall N@10", "tail H@10"]
     assert cells[2] == ["sasrec", "id", "0.1000", "<u>0.2500</u> ±0.0100", "-"]
     assert cells[3] == ["sasrec", "sda_2", r"**0.2000**\* ±0.0020", "**0.5000**", "-12.50%"]
@@ -106,19 +111,9 @@ def test_differences_show_interval_and_p_value():
     found |= {"won": 9, "pairs": 9}
     torn = found | {"won": 8}
     nobody = dict.fromkeys(found) | {"metric": "ndcg@10/full/tail", "users": 0, "model": "vbpr"}
-    lines = differences_table([found, torn, nobody], ("sda", "id"), ("model",)).splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert cells[0] == [
-        "model",
-        "metric",
-        "users",
-        "sda",
-        "id",
-        "difference",
-        "95% interval",
-        "p (paired t)",
-        "seeds won",
-    ]
+    cells = cells_of(differences_table([found, torn, nobody], ("sda", "id"), ("model",)))
+    columns = "model|metric|users|sda|id|difference|95% interval|p (paired t)|seeds won"
+    assert cells[0] == columns.split("|")
     assert cells[2][1:] == [
         *("ndcg@10/full/all", "1,234", "0.2000", "0.1500", "+0.0500"),
         *("+0.0100 to +0.0900", r"0.004\*", "9 of 9"),
