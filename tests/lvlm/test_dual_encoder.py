@@ -146,7 +146,7 @@ def test_a_version_follows_weights_preprocessing_and_the_length_of_fields(
 ) -> None:
     version = load_dual(clip).version
     assert load_dual(clip).version == version
-    weights, pictures, tokens = folders = [tmp_path / name for name in ("weights", "pictures", "tokens")]
+    weights, pictures, tokens = (tmp_path / name for name in ("weights", "pictures", "tokens"))
     build_dual_model(weights, "clip", seed=1)
     shutil.copytree(clip, pictures)
     processor = pictures / "preprocessor_config.json"
@@ -155,8 +155,9 @@ def test_a_version_follows_weights_preprocessing_and_the_length_of_fields(
     content = json.loads((tokens / "tokenizer.json").read_text())
     content["model"]["merges"].pop()
     (tokens / "tokenizer.json").write_text(json.dumps(content))
-    folders += [dual_models[kind] for kind in KINDS if kind != "clip"]
-    others = [load_dual(folder).version for folder in folders] + [load_dual(clip, max_field_chars=50).version]
+    others = [load_dual(folder).version for folder in (weights, pictures, tokens)]
+    others += [load_dual(dual_models[kind]).version for kind in KINDS if kind != "clip"]
+    others += [load_dual(clip, max_field_chars=50).version]
     assert len({version, *others}) == 1 + len(others)
     assert load_dual(clip, max_image_side=100).version == version  # is for LVMs
 

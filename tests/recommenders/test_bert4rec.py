@@ -31,11 +31,8 @@ def sequences(lengths):
     masked = [(random.random(n) < 0.5).tolist() for n in lengths]
     masked[0][-1] = True
     width = max(lengths)
-    return (
-        items,
-        masked,
-        {"histories": left_padded(items, width), "masked": left_padded(masked, width).bool()},
-    )
+    padded = {"histories": left_padded(items, width), "masked": left_padded(masked, width).bool()}
+    return items, masked, padded
 
 
 @pytest.mark.parametrize("variant", ["ids", "replace", "join"])

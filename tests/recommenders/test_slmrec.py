@@ -133,21 +133,20 @@ def test_the_task_decides_what_views_lose(task, values):
     assert (masked > 0.9) == ("fm" in task)  # a modality is gone as a whole
 
 
-def test_modalities_stand_in_the_order_of_the_chain():
-    for fusion, names in {
-        "join": ("id", "image", "text"),
-        "replace": ("image", "text"),
-        "ids": ("id",),
-    }.items():
-        model, _ = build(fusion=fusion)
-        assert model.items.names == names
-        gone = (model.items() == 0).all(dim=2).T
-        assert gone[0].all()
-        if len(names) > 1:
-            assert gone[NO_TEXT].tolist() == [name == "text" for name in names]
-            assert gone[NO_VECTOR].tolist() == [name != "id" for name in names]
-        others = np.setdiff1d(np.arange(ITEMS + 1), [0, NO_TEXT, NO_VECTOR])
-        assert not gone[others].any()
+@pytest.mark.parametrize(
+    ("fusion", "names"),
+    [("join", ("id", "image", "text")), ("replace", ("image", "text")), ("ids", ("id",))],
+)
+def test_modalities_stand_in_the_order_of_the_chain(fusion, names):
+    model, _ = build(fusion=fusion)
+    assert model.items.names == names
+    gone = (model.items() == 0).all(dim=2).T
+    assert gone[0].all()
+    if len(names) > 1:
+        assert gone[NO_TEXT].tolist() == [name == "text" for name in names]
+        assert gone[NO_VECTOR].tolist() == [name != "id" for name in names]
+    others = np.setdiff1d(np.arange(ITEMS + 1), [0, NO_TEXT, NO_VECTOR])
+    assert not gone[others].any()
 
 
 def test_a_graph_of_three_links():
