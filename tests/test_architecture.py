@@ -47,9 +47,8 @@ HEAVY = {
     "lvlm": {"feast", "redis"},
     "recommenders": {"feast", "redis", "transformers"},
 }
-ALLOWED = {
-    "sda_features/serving/snapshot.py": {"pyarrow"}
-}  # a module -> what it alone of its unit may import
+# A module -> what it alone of its unit may import.
+ALLOWED = {"sda_features/serving/snapshot.py": {"pyarrow"}}
 
 
 def modules() -> list[tuple[str, Path]]:

@@ -105,7 +105,7 @@ def fail() -> LoadedEncoder:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory, new_repo: Callable[..., Path]) -> Path:
-    """A folder with a partitioned catalogue before/ and after/ a change, model/, and the repos local/ and ray/."""
+    """A folder with a partitioned catalogue before/ and after/ a change, model/, and repos for both engines."""
     folder = tmp_path_factory.mktemp("shop")
     make_catalogue(ITEMS).write(folder / "items.parquet")
     table = pq.read_table(folder / "items.parquet")
@@ -119,7 +119,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory, new_repo: Callable[..., Path]
             part.parent.mkdir(parents=True)
             pq.write_table(rows.slice(number * len(rows) // 3, len(rows) // 3), part, row_group_size=6)
     tiny_encoder(folder / "model")
-    for name in ("local", "ray"):
+    for name in ("local", "ray", "dual-local", "dual-ray"):
         new_repo(folder / name, feature_sets=["sda"])
     return folder
 
@@ -155,9 +155,9 @@ def ray_engine(cluster: None) -> Engine:
     return partial(ray_engine, workers=2)
 
 
-def run(shop, engine, catalogue, loader, repo="ray") -> MaterializeResult:
+def run(shop, engine, catalogue, loader, repo=None) -> MaterializeResult:
     return materialize(
-        shop / ("local" if engine is local_engine else repo),
+        shop / (repo or ("local" if engine is local_engine else "ray")),
         "sda",
         CatalogSettings.parse(path=f"file://{shop / catalogue}"),
         loader,
@@ -173,15 +173,14 @@ def test_a_dual_encoder_runs_there_too(shop, ray_engine):
     """Texts that were cut are counted in the workers."""
     build_dual_model(shop / "clip", "clip")
     settings = on_cpu(shop / "clip", dtype="float32")
-    local, ray = (
-        run(shop, engine, "before", partial(pretrained, settings, PromptSettings()))
-        for engine in (local_engine, ray_engine)
-    )
+    loader = partial(pretrained, settings, PromptSettings())
+    local = run(shop, local_engine, "before", loader, "dual-local")
+    ray = run(shop, ray_engine, "before", loader, "dual-ray")
     assert local.encoded > 0, "vacuous"
     assert local.texts_cut > 0, "vacuous"
     assert (ray.version, ray.encoded, ray.texts_cut) == (local.version, local.encoded, local.texts_cut)
     ids = sorted(set(filter(None, Catalog(CatalogSettings.parse(path=shop / "before")).ids())))
-    want, got = (served(shop / name, "sda", ids, local.version) for name in ("local", "ray"))
+    want, got = (served(shop / f"dual-{name}", "sda", ids, local.version) for name in ("local", "ray"))
     assert want.text_found.sum() > local.texts_cut
     assert_alike(got, want)
 

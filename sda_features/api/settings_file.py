@@ -231,9 +231,8 @@ def write_settings_file(folder: Path) -> Path | None:
         lines += ["", f"[{section}]"]
         for name, setting in model.model_fields.items():
             default = "" if setting.is_required() or setting.default is None else setting.default
-            lines.append(
-                f"# {name} = {json.dumps(default)}  # {setting.description}"
-            )  # TOML writes these alike
+            value = json.dumps(default)  # TOML writes these alike
+            lines.append(f"# {name} = {value}  # {setting.description}")
     with atomic_file(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path

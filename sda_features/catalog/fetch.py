@@ -31,9 +31,8 @@ CONNECTIONS = 32  # kept open to a host
 LONGEST_URL = 8192
 PORTS = {"http": 80, "https": 443}
 TRY_AGAIN = {408, 425, 429, 500, 502, 503, 504}
-PAGE = re.compile(
-    rb"(?:\xef\xbb\xbf)?\s*(?:<(?!svg|\?xml)|\{)", re.IGNORECASE
-)  # of an error, said to be fine
+# Of an error, said to be fine.
+PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<(?!svg|\?xml)|\{)", re.IGNORECASE)
 REFUSED = {401, 403, 407}  # of us, which says nothing about the picture
 
 

@@ -51,9 +51,8 @@ def join_features(
     if join_key not in frame.column_names:
         raise Unsupported("an entity frame without the join key")
     if len(frame.group_by([join_key, ENTITY_TIME]).aggregate([])) < len(frame):
-        raise Unsupported(
-            "entity rows that repeat"
-        )  # stock Feast keeps one, which is a matter of its sorting
+        # Stock Feast keeps one of them, which is a matter of its sorting.
+        raise Unsupported("entity rows that repeat")
     wanted_times = epoch_nanoseconds(frame[ENTITY_TIME])
     kept = np.ones(len(frame), np.bool_)
     found: list[tuple[str, pa.Table, str, Integers]] = []

@@ -26,9 +26,8 @@ class Recorded:
     join_key: str  # name of the ids in the response
     ids: Sequence[str | int]  # n
     features: Mapping[str, int]  # names in the response -> position in a row
-    rows: (
-        Sequence[Row] | Block
-    )  # values of each id, [n]; None where the hash has no such field. A block has all
+    # Values of each id, [n]; None where the hash has no such field. A block has all.
+    rows: Sequence[Row] | Block
     to_proto: Callable[[], GetOnlineFeaturesResponse]  # makes of the rows what stock Feast makes of them
 
 

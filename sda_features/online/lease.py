@@ -195,8 +195,10 @@ def _is_dead(writer: Writer) -> bool:
         return False
     try:
         os.kill(int(writer.owner.rpartition(":")[2]), 0)
-    except OSError as error:
-        return isinstance(error, ProcessLookupError)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
     return False
 
 

@@ -311,13 +311,11 @@ def _plain_type(column: pa.Array) -> pa.Array:
     if kinds.is_binary_view(kind):
         return column.cast(pa.large_binary())
     if kinds.is_map(kind):
-        return column.take(
-            pa.array(range(len(column)), pa.int64())
-        )  # a slice would bring all values of its column
+        # A slice would bring all values of its column.
+        return column.take(pa.array(range(len(column)), pa.int64()))
     if kinds.is_list_view(kind) or kinds.is_large_list_view(kind):
-        return pa.array(
-            column.to_pylist(), pa.list_(kind.value_type)
-        )  # Arrow 26 casts some to invalid arrays
+        # Arrow 26 casts some to invalid arrays.
+        return pa.array(column.to_pylist(), pa.list_(kind.value_type))
     if kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind):
         return column.cast(pa.list_(kind.value_type)).take(pa.array(range(len(column)), pa.int64()))
     return column
