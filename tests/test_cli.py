@@ -148,6 +148,11 @@ def test_all_faults_of_settings_are_reported_together() -> None:
         (["materialize", "items.parquet"], "Give --checkpoint"),
         (["materialize", "items.parquet", "--model", "m", "--repo", "nowhere"], "nowhere"),
         (["lookup", "a", "--repo", "nowhere"], "nowhere"),
+        (
+            ["stream", "items", "--model", "m", "--kafka", "k:9092", "--url", "redis://r"],
+            "leave out the other",
+        ),
+        (["stream", "items", "--model", "m", "--kafka-config", "client.conf"], "leave out the other"),
         (["init", "nowhere"], "nowhere"),
         (["train", "none.parquet"], "none.parquet does not exist"),
         (["demo", "--output", "."], "holds no earlier demo"),

@@ -170,6 +170,10 @@ class VectorSet:
         """
         if checkpoint is None and model is None:
             raise SettingsError("Give --checkpoint (adapted vectors) or --model (vanilla vectors).")
+        if (kafka and url) or (kafka_config and not kafka):
+            raise SettingsError(
+                "The stream is in Redis (--url) or in Kafka (--kafka, with --kafka-config): leave out the other."
+            )
         from sda_features.workflows.stream import redis_stream, stream
 
         overrides = overrides_of(model, quantization, None, device, False)
