@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # A process a core, which takes whole files of tests: fixtures of a file are made once.
-PYTEST := $(BIN)/python -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile
+PYTEST_ARGS := -q --numprocesses logical --maxprocesses 4 --dist loadfile
+PYTEST := $(BIN)/python -m pytest $(PYTEST_ARGS)
 # Empty where download.pytorch.org cannot be reached: the package index has torch with CUDA, some gigabytes.
 LOWEST_TORCH ?= --torch-backend cpu
 
@@ -27,7 +28,7 @@ test-lowest: ## the lowest versions that pyproject.toml claims, in an environmen
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet uv
 	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest --resolution lowest-direct $(LOWEST_TORCH) --editable '.[dev]'
-	.venv-lowest/bin/python -m pytest -q -m "not slow" tests/serving tests/feature_store tests/offline tests/online tests/recommenders tests/test_cli.py
+	.venv-lowest/bin/python -m pytest $(PYTEST_ARGS) -m "not slow"
 
 check: $(VENV)/.installed ## formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import shutil
 import subprocess
 import sys
 import venv
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,3 +54,18 @@ def link(sites: Path, *needs: str) -> None:
         for name in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
             if not (sites / name).exists():  # two packages may share a folder
                 (sites / name).symlink_to(Path(str(found.locate_file(name))).resolve())
+
+
+def with_dependencies(*names: str) -> set[str]:
+    """These distributions and all that they need, by normalised name."""
+    found, waiting = set(), list(names)
+    while waiting:
+        key = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
+        if key in found:
+            continue
+        found.add(key)
+        for line in importlib.metadata.requires(key) or ():
+            needed = Requirement(line)
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                waiting.append(needed.name)
+    return found

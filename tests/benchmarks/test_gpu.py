@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
-from importlib.metadata import distribution
 from typing import Any
 
 import pytest
-from packaging.requirements import Requirement
 
-from tests.installed import ROOT, link
+from tests.installed import ROOT, link, with_dependencies
 
 pytestmark = pytest.mark.timeout(900)  # of a loaded machine
 LISTED = [
@@ -21,21 +18,6 @@ LISTED = [
     for line in (ROOT / "benchmarks" / "gpu_requirements.txt").read_text(encoding="utf-8").splitlines()
     if line and not line.startswith("#")
 ]
-
-
-def with_dependencies(name: str) -> set[str]:
-    """The distribution and all it needs, by normalised name."""
-    found, waiting = set(), [name]
-    while waiting:
-        key = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
-        if key in found:
-            continue
-        found.add(key)
-        for line in distribution(key).requires or ():
-            needed = Requirement(line)
-            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
-                waiting.append(needed.name)
-    return found
 
 
 @pytest.fixture(scope="module")

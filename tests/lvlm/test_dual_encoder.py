@@ -77,7 +77,7 @@ def test_any_batching_gives_the_published_vectors(dual_models: Models, kind: str
     expected = published_vectors(dual_models[kind], texts, [item.image for item in items])
     for vectors in expected:
         nearest = (vectors @ vectors.T - 2 * np.eye(len(vectors))).max()
-        assert nearest < 0.9999, "vacuous: two items are alike"
+        assert nearest < 0.99999, "vacuous: two items are alike"
     for batch_size, shard_rows in ((32, 1024), (4, 6), (1, 1)):
         shards = list(encode_items(encoder, items, batch_size, shard_rows))
         assert sum(shard.texts_cut for shard in shards) == 1

@@ -9,7 +9,7 @@ import pytest
 
 from sda_features.cli.failures import _extra_with
 from tests.feast_repo import config
-from tests.installed import ROOT, install, link
+from tests.installed import ROOT, install, link, with_dependencies
 from tests.serving.stored import put
 
 FEATURES = {"text": [3, 0, 4], "image": [0, 1, 0]}
@@ -37,7 +37,7 @@ assert (again.text == found.text).all() and (again.image == found.image).all()
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return install(tmp_path_factory.mktemp("slim"), "numpy", "redis")
+    return install(tmp_path_factory.mktemp("slim"), *with_dependencies("numpy", "redis"))
 
 
 @pytest.fixture
@@ -82,8 +82,7 @@ def test_the_command_says_in_one_line_which_extra_it_needs(programs, project, re
     )
     (sites,) = (programs.parent / "lib").glob("python*/site-packages")
     cli = ("click", "fsspec", "jinja2", "pillow", "pyarrow", "pydantic", "pyyaml", "scipy", "tqdm", "urllib3")
-    of_pydantic = ("pydantic_core", "annotated_types", "typing_extensions", "typing_inspection")
-    link(sites, *cli, *of_pydantic)
+    link(sites, *with_dependencies(*cli))
     (tmp_path / "feature_store.yaml").write_text(config(project, redis_server))
     found = json.loads(run(programs / "sda-features", "lookup", "a", "--repo", tmp_path, "--json").stdout)
     assert found["items"][0]["text"] == {"dim": 3, "norm": 5.0, "values": [3, 0, 4]}
