@@ -89,7 +89,10 @@ def padded_loss(model: SASRec, batch: Batch) -> Tensor:
     """`SASRec.loss` of one head over `padded_states`."""
     states, real = padded_states(model, batch["histories"]), batch["histories"] > 0
     if model.settings.loss == "ce":
-        return F.cross_entropy(states[real] @ model.item_table()[1:].T, batch["targets"][real] - 1)
+        table, wanted = model.item_table(), batch["targets"][real]
+        if (candidates := model.items.candidates) is not None:  # items of the test alone do not compete
+            table, wanted = table[candidates], torch.searchsorted(candidates, wanted)
+        return F.cross_entropy(states[real] @ table[1:].T, wanted - 1)
     positive = (states * model.items(batch["targets"])).sum(-1)[real]
     negative = (states * model.items(batch["negatives"])).sum(-1)[real]
     return F.softplus(-positive).mean() + F.softplus(negative).mean()
