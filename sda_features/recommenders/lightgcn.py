@@ -41,7 +41,8 @@ class BipartiteGraph(nn.Module):
         super().__init__()
         shape = (train.user_count, train.item_count + 1)
         pairs = (train.users.astype(np.int32), train.items)  # 32 bits are what MKL takes without a copy
-        links = csr_array((np.ones(len(train.items)), pairs), shape)  # each pair once
+        links = csr_array((np.ones(len(train.items)), pairs), shape)
+        links.sum_duplicates()  # each pair once, which SciPy before 1.15 leaves to the caller
         taken = np.diff(links.indptr)
         weights = np.repeat(taken, taken) * np.bincount(links.indices)[links.indices]
         links.data = (1 / np.sqrt(weights)).astype(np.float32)
