@@ -176,6 +176,7 @@ def test_similar_is_exact_search(shop):
     assert similar.near[0].name in output
 
 
+@pytest.mark.filterwarnings("ignore:numpy.core:DeprecationWarning")  # of faiss before 1.12
 def test_an_index_finds_the_neighbours_and_its_codes_stay(shop):
     output = shop / "index"
     printed = run(shop, "index", "-o", str(output), "--codes", "2x8")
