@@ -16,6 +16,10 @@ from .ranges import COUNT, FOLDER, NAMES, PATH, SEEDS, Device, FiniteRange, Outp
 
 QUANTIZATION = click.Choice(["nf4", "int8", "none"])
 DTYPE = click.Choice(["auto", "float32", "bfloat16", "float16"])
+TRUST_REMOTE_CODE = click.option(
+    "--trust-remote-code", is_flag=True, help="Run Python code that ships with the model."
+)
+DEVICE = click.option("--device", type=Device(), help="Torch device.")
 
 
 @verb(functions.adapt)
@@ -59,8 +63,8 @@ def adapt(as_json: bool, **values: Any) -> None:
 @click.option("--model", help="Base model; with checkpoints only if it moved.")
 @click.option("--quantization", type=QUANTIZATION, help="Default: as in training, or nf4.")
 @click.option("--dtype", type=DTYPE, help="Activations.")
-@click.option("--trust-remote-code", is_flag=True, help="Run Python code that ships with the model.")
-@click.option("--device", type=Device(), help="Torch device.")
+@TRUST_REMOTE_CODE
+@DEVICE
 @click.option("--modules", type=NAMES, help="Linears whose B is examined.")
 @click.option("--items", type=click.IntRange(2, MANY), help="Items to use.")
 @click.option("--batch-size", type=click.IntRange(2, MANY), help="Items of one loss.")
@@ -111,8 +115,8 @@ def diagnose(as_json: bool, **values: Any) -> None:
     type=click.Choice(["auto", "fast", "float32", "bfloat16", "float16"]),
     help="Activations; fast: bfloat16 where the processor multiplies it.",
 )
-@click.option("--trust-remote-code", is_flag=True, help="Run Python code that ships with the model.")
-@click.option("--device", type=Device(), help="Torch device.")
+@TRUST_REMOTE_CODE
+@DEVICE
 @click.option(
     "--dim",
     type=click.IntRange(1, WIDEST),
@@ -178,7 +182,7 @@ def materialize(repo: Path, feature_set: str | None, as_json: bool, **values: An
 @click.option("--checkpoint", type=PATH, help="Checkpoint that `adapt` wrote.")
 @click.option("--model", help="Base model; see `materialize`.")
 @click.option("--quantization", type=QUANTIZATION, help="See `materialize`.")
-@click.option("--device", type=Device(), help="Torch device.")
+@DEVICE
 @click.option("--url", help="Redis server with the stream.  [default: the repo's online store]")
 @click.option("--group", help="Consumer group.")
 @click.option("--consumer", help="Name of this process in the group.")
@@ -219,7 +223,7 @@ def stream(repo: Path, feature_set: str, as_json: bool, once: bool, **values: An
     help="Class to load over: AutoModelForImageTextToText, as vLLM does, or AutoModel.",
 )
 @click.option("--model", help="Base model, if it moved since training.")
-@click.option("--trust-remote-code", is_flag=True, help="Run Python code that ships with the model.")
+@TRUST_REMOTE_CODE
 @click.option("--merged", is_flag=True, help="Also write the base model with each adapter merged in.")
 @click.option("--dtype", type=DTYPE, help="Dtype of merged weights; auto: the base model's.")
 @JSON

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 from redis.exceptions import ResponseError
 
 from sda_features.errors import FeatureStoreError, OnlineStoreError
-from sda_features.feature_store.online_rows import nodes_of, online_server
+from sda_features.feature_store.online_rows import online_server
 from sda_features.feature_store.repo import FeatureSet
 from sda_features.offline.location import is_url
+from sda_features.online.pipelines import nodes_of
 
 ROW_BYTES = 500  # of a hash besides its vectors: key, fields, times, what the allocator rounds up
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,7 +14,7 @@ from redis.cluster import RedisCluster
 from sda_features.feature_store.repo import FeatureSet
 from sda_features.offline.schema import EVENT_TIMESTAMP, ITEM_ID, typed_ids
 from sda_features.online.lease import RETRIES, TIMEOUT, current_lease
-from sda_features.online.pipelines import Guard, patience
+from sda_features.online.pipelines import Guard, nodes_of, patience
 from sda_features.online.writer import OnlineView, delete_view_keys, write_batches
 from sda_features.serving import codec, layout
 from sda_features.serving.connection import RedisAddress, redis_errors
@@ -61,13 +60,6 @@ def online_server(opened: FeatureSet) -> Iterator[redis.Redis | None]:
         return
     with redis_errors(address), address.connect(timeout=TIMEOUT, retries=RETRIES) as server:
         yield server
-
-
-def nodes_of(server: Any) -> dict[str, Any]:
-    """A client of each node of a cluster, by its address; of one server, that server's."""
-    if isinstance(server, RedisCluster):
-        return {node.name: server.get_redis_connection(node) for node in server.get_primaries()}  # type: ignore[no-untyped-call]
-    return {"server": server}
 
 
 def missing_online(server: redis.Redis, opened: FeatureSet, rows: pa.Table) -> tuple[list[int], list[int]]:

@@ -19,12 +19,11 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import redis
-from redis.cluster import RedisCluster
 
 from sda_features.errors import FeatureStoreError, OnlineStoreError
+from sda_features.online.pipelines import nodes_of
 from sda_features.serving.connection import RedisAddress
 from sda_features.serving.pointer import Pointer, Writer, move_pointer, whoami
 
@@ -208,10 +207,7 @@ def _connection_name(writer: Writer) -> str:
 
 def _close_connections(server: redis.Redis, name: str) -> None:
     """Close what an earlier writer has left open at the server, or at each node of a cluster."""
-    nodes: list[Any] = [server]
-    if isinstance(server, RedisCluster):
-        nodes = [server.get_redis_connection(node) for node in server.get_primaries()]
-    for node in nodes:
+    for node in nodes_of(server).values():
         try:
             for client in node.client_list():
                 if client.get("name") == name:

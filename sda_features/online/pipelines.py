@@ -141,6 +141,13 @@ class NodePipeline(Pipeline):
         return patience().call_with_retry(attempt, lambda _: None)
 
 
+def nodes_of(server: Any) -> dict[str, Any]:
+    """A client of each node of a cluster, by its address; of one server, that server's."""
+    if isinstance(server, RedisCluster):
+        return {node.name: server.get_redis_connection(node) for node in server.get_primaries()}  # type: ignore[no-untyped-call]
+    return {"server": server}
+
+
 def patience() -> Retry:
     """Until a replica has taken over."""
     return Retry(ExponentialBackoff(cap=2, base=0.1), CLUSTER_RETRIES, (*GONE, *ELSEWHERE))  # type: ignore[no-untyped-call]
@@ -156,7 +163,7 @@ class Pipelines(contextlib.ExitStack):
         super().__init__()
         self._client, self._guard = client, guard
         self._open: dict[str, Pipeline] = {}
-        self.nodes = len(client.get_primaries()) if isinstance(client, RedisCluster) else 1
+        self.nodes = len(nodes_of(client))
 
     def of(self, keys: Sequence[bytes]) -> Iterator[tuple[Pipeline, list[int]]]:
         """The pipelines for keys, each with the rows of its keys; without rows: all."""

@@ -2,11 +2,11 @@
 
 import shutil
 import ssl
-import subprocess
 
 import pytest
 
 from tests.hostile.test_pictures import PNG, Server, get, problem_of
+from tests.serving.servers import make_certificate
 
 NAME = "img.shop.test"
 
@@ -18,18 +18,14 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    return tmp_path_factory.mktemp("tls") / "server.crt"
+    """One for `NAME` alone, and its key."""
+    return make_certificate(tmp_path_factory.mktemp("tls"), f"DNS:{NAME}")
 
 
 @pytest.fixture(scope="module")
 def server(certificate):
-    """A server whose certificate names `NAME` alone."""
-    key = certificate.with_suffix(".key")
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"]
-    files = ["-addext", f"subjectAltName=DNS:{NAME}", "-keyout", key, "-out", certificate]
-    subprocess.run([*command, *files], check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    context.load_cert_chain(*certificate)
     server = Server()
     server.socket = context.wrap_socket(server.socket, server_side=True)
     with server.running():
@@ -38,7 +34,7 @@ def server(certificate):
 
 @pytest.fixture
 def trusted(certificate, monkeypatch):
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
 
 
 def fetch(server, name):

@@ -165,10 +165,10 @@ def tls_end(port: int, certificate: Path, key: Path) -> Iterator[int]:
             end.shutdown()
 
 
-def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """A self-signed certificate for the loopback address, and its key."""
+def make_certificate(folder: Path, name: str = f"IP:{HOST}") -> tuple[Path, Path]:
+    """A self-signed certificate for a name, or for the loopback address, and its key."""
     certificate, key = folder / "server.crt", folder / "server.key"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"]
-    files = ["-addext", f"subjectAltName=IP:{HOST}", "-keyout", key, "-out", certificate]
+    files = ["-addext", f"subjectAltName={name}", "-keyout", key, "-out", certificate]
     subprocess.run([*command, *files], check=True, capture_output=True)
     return certificate, key
